@@ -1,0 +1,159 @@
+"""From ragged rows to a batch: each distinct document once, and where each query's list finds its own."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+from sentence_transformers.sentence_transformer.data_collator import SentenceTransformerDataCollator
+
+__all__ = ["DistillationCollator"]
+
+COLUMNS = ("query", "documents", "scores")
+IGNORED = ("positives", "dataset_name", "query_id", "document_ids")
+
+
+@dataclass
+class DistillationCollator(SentenceTransformerDataCollator):
+    """Collate rows of ``query``, ``documents``, ``scores`` and, if wished, ``positives`` into a distillation batch.
+
+    ======================  =====================================================================================
+    Column                  Content
+    ======================  =====================================================================================
+    ``query``               str
+    ``documents``           list of str, of any length per row
+    ``scores``              list of float, the teacher's score of each document; None or NaN where not scored
+    ``positives``           optional list of bool, the relevant documents; without the column, document 0 is it
+    ======================  =====================================================================================
+
+    ``query_id`` and ``document_ids`` may stand beside them and are left alone. A text that occurs in several lists is
+    tokenised and encoded once.
+
+    Args:
+        preprocess_fn: ``model.preprocess``.
+        router_mapping: As in the training arguments, for the columns ``query`` and ``documents``.
+        prompts: As in the training arguments, for the columns ``query`` and ``documents``. A trainer does not hand
+            its own ``prompts``, ``router_mapping`` or ``max_length`` to a collator that you pass: give them here.
+        max_length: As in the training arguments.
+
+    Returns:
+        ``query_*`` and ``document_*`` features (``Q`` and ``U`` rows), and ``label``: the mapping of ``scores``,
+        ``positives``, ``mask`` and ``index``, each ``[Q, D]``, that the losses of this package take.
+
+    Raises:
+        ValueError: On rows that do not have this form, with the row's place in the batch.
+    """
+
+    valid_label_columns: list[str] = field(default_factory=lambda: ["scores"])
+
+    def __call__(self, features: list[dict[str, Any]]) -> dict[str, Any]:
+        """Collate the rows of one batch."""
+        if not features:
+            return {}
+        has_positives = "positives" in features[0]
+        for place, row in enumerate(features):
+            _check_row(place, row, has_positives)
+
+        batch: dict[str, Any] = {}
+        if "dataset_name" in features[0]:
+            batch["dataset_name"] = features[0]["dataset_name"]
+        texts: dict[str, int] = {}
+        for row in features:
+            for text in row["documents"]:
+                texts.setdefault(text, len(texts))
+        self._preprocess(batch, "query", "query", [row["query"] for row in features])
+        self._preprocess(batch, "documents", "document", list(texts))
+
+        shape = (len(features), max(len(row["documents"]) for row in features))
+        scores = torch.full(shape, torch.nan)
+        positives = torch.zeros(shape, dtype=torch.bool)
+        mask = torch.zeros(shape, dtype=torch.bool)
+        index = torch.zeros(shape, dtype=torch.int64)
+        for place, row in enumerate(features):
+            count = len(row["documents"])
+            scores[place, :count] = torch.tensor([math.nan if s is None else float(s) for s in row["scores"]])
+            positives[place, :count] = torch.tensor(
+                row["positives"] if has_positives else [True] + [False] * (count - 1)
+            )
+            mask[place, :count] = True
+            index[place, :count] = torch.tensor([texts[text] for text in row["documents"]])
+        batch["label"] = {"scores": scores, "positives": positives, "mask": mask, "index": index}
+        return batch
+
+    def _preprocess(self, batch: dict[str, Any], column: str, prefix: str, texts: list[str]) -> None:
+        """Add the features of one column, as the stock collator does: prompt, task and length are the column's."""
+        prompts, router_mapping = self._resolve_prompts(batch), self._resolve_router_mapping(batch)
+        for name, mapping in (("prompts", prompts), ("router_mapping", router_mapping)):
+            if isinstance(mapping, Mapping) and (unknown := set(mapping) - {"query", "documents"}):
+                raise ValueError(
+                    f"{name} names the column(s) {sorted(unknown)}, but the text columns of a distillation dataset are "
+                    "'query' and 'documents'; these entries would have no effect. Rename them."
+                )
+        task = router_mapping.get(column)
+        options: dict[str, Any] = {"prompt": self._get_prompt_for_column(prompts or {}, column), "task": task}
+        if (max_length := self._get_max_length_for_task(task)) is not None:
+            options["max_length"] = max_length
+        for key, value in self.preprocess_fn(texts, **options).items():
+            batch[f"{prefix}_{key}"] = value
+        if task is not None:
+            batch[f"{prefix}_task"] = task
+
+
+def _positives(row: dict[str, Any]) -> Any:
+    """The row's flags; without the column, the first document is the positive."""
+    return row["positives"] if "positives" in row else [True] + [False] * (len(row["documents"]) - 1)
+
+
+def _is_list(value: Any) -> bool:
+    return isinstance(value, Sequence) and not isinstance(value, (str, bytes))
+
+
+def _check_row(place: int, row: dict[str, Any], has_positives: bool) -> None:
+    """Refuse a row that is not of the documented form.
+
+    Raises:
+        ValueError: With the row's place in the batch, what was expected, what came, and the remedy.
+    """
+    if missing := [column for column in COLUMNS if column not in row]:
+        raise ValueError(
+            f"DistillationCollator expects the columns {list(COLUMNS)}, and row {place} lacks {missing} (it has "
+            f"{list(row)}). Rename the dataset's columns; for one column per document use the stock collator."
+        )
+    if unknown := set(row) - {*COLUMNS, *IGNORED}:
+        raise ValueError(
+            f"DistillationCollator does not know the column(s) {sorted(unknown)} and would leave them out of "
+            "training. Remove them with dataset.remove_columns, or rename them."
+        )
+    if ("positives" in row) != has_positives:
+        raise ValueError(f"row {place}: either every row has `positives` or none has.")
+    query, documents, scores = row["query"], row["documents"], row["scores"]
+    if not isinstance(query, str):
+        raise ValueError(f"row {place}: `query` must be a str, got {type(query).__name__}. Look ids up first.")
+    if not _is_list(documents) or not documents or not all(isinstance(text, str) for text in documents):
+        raise ValueError(f"row {place}: `documents` must be a list of at least one str, got {documents!r:.200}.")
+    if not _is_list(scores) or len(scores) != len(documents):
+        came = f"{len(scores)} scores" if _is_list(scores) else type(scores).__name__
+        raise ValueError(
+            f"row {place}: `scores` must be a list with one teacher score for each of the {len(documents)} documents, "
+            f"got {came}. A score for the wrong document would be learned."
+        )
+    for score in scores:
+        if score is not None and (isinstance(score, (bool, str)) or not isinstance(score, (int, float))):
+            raise ValueError(f"row {place}: a teacher score must be a float, or None if not scored, got {score!r}.")
+        if score is not None and math.isinf(score):
+            raise ValueError(f"row {place}: an infinite teacher score has no margin. Use None for 'not scored'.")
+    positives = _positives(row)
+    if not _is_list(positives) or len(positives) != len(documents):
+        raise ValueError(f"row {place}: `positives` must be a list of {len(documents)} bools, got {positives!r:.200}.")
+    if not all(isinstance(flag, bool) for flag in positives):
+        raise ValueError(f"row {place}: `positives` must hold bools, one per document, got {positives!r:.200}.")
+    relevant = {text for text, flag in zip(documents, positives, strict=True) if flag}
+    for text, flag in zip(documents, positives, strict=True):
+        if not flag and text in relevant:
+            raise ValueError(
+                f"row {place}: the document {text!r:.80} is in the list as a positive and as a negative. The two "
+                "copies have one embedding, so no margin between them can be learned. Keep the positive one."
+            )

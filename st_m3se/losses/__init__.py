@@ -1,0 +1,18 @@
+"""Distillation losses for sentence-transformers, over one shared base."""
+
+from __future__ import annotations
+
+from st_m3se.losses.base import DistillationLoss
+from st_m3se.losses.baselines import MarginMSELoss, ScoreMSELoss, SoftmaxCrossEntropyLoss
+from st_m3se.losses.m3se import M3SELoss
+from st_m3se.losses.rank_distil import CoupledRankDistilLoss, RankDistilLoss
+
+__all__ = [
+    "CoupledRankDistilLoss",
+    "DistillationLoss",
+    "M3SELoss",
+    "MarginMSELoss",
+    "RankDistilLoss",
+    "ScoreMSELoss",
+    "SoftmaxCrossEntropyLoss",
+]

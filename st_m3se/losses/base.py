@@ -1,0 +1,255 @@
+"""What the losses share: from the trainer's features and labels to student scores ``[Q, D]``."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass, replace
+from typing import Any, ClassVar
+
+import torch
+from sentence_transformers import SentenceTransformer
+from sentence_transformers.util import SimilarityFunction, cos_sim, similarity_fct_name
+from torch import Tensor, nn
+
+from st_m3se.encoding import (
+    CachedLossMixin,
+    Features,
+    check_caching,
+    distinct_rows,
+    encode,
+    is_sliceable,
+    merge_columns,
+    sort_by_length,
+)
+from st_m3se.losses.scale import ScaleCheck
+
+__all__ = ["DistillationLoss"]
+
+LABEL_KEYS = ("scores", "positives", "mask", "index")
+COLLATOR_HINT = "Pass data_collator=DistillationCollator(preprocess_fn=model.preprocess) to the trainer"
+
+
+@dataclass(frozen=True)
+class Lists:
+    """The candidate lists of one batch, each tensor ``[Q, D]``."""
+
+    scores: Tensor  # teacher scores, NaN where unscored
+    positives: Tensor  # bool
+    mask: Tensor  # bool, True for real documents
+    index: Tensor  # int64, rows of the U document embeddings
+
+
+class DistillationLoss(CachedLossMixin, nn.Module):
+    """Base of the losses: encodes a batch, scores it with the student, and leaves the rest to :meth:`score_loss`.
+
+    Labels come in two forms:
+
+    - a float tensor ``[Q, D]`` of teacher scores with ``1 + D`` columns (query, document_1 ... document_D), from the
+      stock collator or ``model.fit``; document_1 is the positive, NaN marks an unscored negative; or
+    - the mapping that :class:`~st_m3se.DistillationCollator` makes from ragged lists, with two columns: the queries
+      and the batch's distinct documents.
+
+    Args:
+        model: The student.
+        similarity_fct: From query embeddings ``[Q, dim]`` and document embeddings ``[U, dim]`` to student scores
+            ``[Q, U]``, e.g. ``util.dot_score``. None: the model's own similarity.
+        scale: Multiplies the similarity. A cosine lies in [-1, 1], cross-encoder margins reach 20: ``scale`` must
+            bridge the two. 1.0 suits dot products.
+        in_batch_negatives: Let the other queries' documents join as unscored negatives, except those that are in the
+            query's own list. Only for losses in which an unscored document has a part.
+        mini_batch_num_tokens: Cache gradients over mini-batches of at most this many tokens, so that memory does
+            not grow with the list length. None: no caching, which is faster where memory allows.
+
+    Raises:
+        ValueError: On an option out of range, and in :meth:`forward` on columns or labels that do not fit.
+    """
+
+    uses_unscored: ClassVar[bool] = True
+    """Whether an unscored document takes part in the loss, so that in-batch negatives make sense."""
+    needs_positives: ClassVar[bool] = False
+    """Whether every list must hold a positive."""
+    matches_margins: ClassVar[bool] = False
+    """Whether the loss compares student scores with teacher scores in absolute units, so that ``scale`` must fit."""
+
+    def __init__(
+        self,
+        model: SentenceTransformer,
+        similarity_fct: Callable[[Tensor, Tensor], Tensor] | None = None,
+        scale: float = 1.0,
+        in_batch_negatives: bool = False,
+        mini_batch_num_tokens: int | None = None,
+    ) -> None:
+        super().__init__()
+        if isinstance(scale, bool) or not isinstance(scale, (int, float)) or not 0 < scale < math.inf:
+            raise ValueError(f"scale must be a positive finite number, got {scale!r}: it multiplies the similarity.")
+        if in_batch_negatives and not self.uses_unscored:
+            raise ValueError(
+                f"{type(self).__name__} leaves documents without a teacher score out, so in_batch_negatives=True would "
+                "change nothing. Use M3SELoss, RankDistilLoss, CoupledRankDistilLoss or SoftmaxCrossEntropyLoss."
+            )
+        check_caching(model, mini_batch_num_tokens)
+        self.model = model
+        # Resolved now: the trainer replaces self.model by a wrapper that may have no similarity of its own.
+        self.similarity_fct = similarity_fct or SimilarityFunction.to_similarity_fn(model.similarity_fn_name)
+        self.scale = scale
+        self.in_batch_negatives = in_batch_negatives
+        self.mini_batch_num_tokens = mini_batch_num_tokens
+        self.mini_batch_size = 1  # CachedLossMixin asks for it; the token budget decides
+        self.uses_gradient_cache = mini_batch_num_tokens is not None
+        bounded = self.matches_margins and self.similarity_fct is cos_sim
+        self._scale_check = ScaleCheck(type(self).__name__, scale) if bounded else None
+
+    def score_loss(self, student_scores: Tensor, teacher_scores: Tensor, positives: Tensor, mask: Tensor) -> Tensor:
+        """The loss of scores, each tensor ``[Q, D]``; one call of a function of :mod:`st_m3se.functional`."""
+        raise NotImplementedError
+
+    def forward(self, sentence_features: Iterable[Features], labels: Tensor | Mapping[str, Tensor]) -> Tensor:
+        """Return the batch's loss, a scalar.
+
+        Args:
+            sentence_features: One feature dict per column, the queries first.
+            labels: Teacher scores ``[Q, D]``, or the mapping of :class:`~st_m3se.DistillationCollator`.
+        """
+        columns = list(sentence_features)
+        if isinstance(labels, Mapping):
+            documents, lists = self._from_collator(columns, labels)
+        else:
+            documents, lists = self._from_columns(columns, labels)
+        if self.needs_positives and not bool((lists.positives & lists.mask).any(1).all()):
+            rows = (~(lists.positives & lists.mask).any(1)).nonzero().flatten().tolist()
+            raise ValueError(
+                f"{type(self).__name__} compares positives with negatives, but row(s) {rows} of the batch have no "
+                "positive. Mark at least one document of each list in `positives`, or drop these lists."
+            )
+        if self.training and self._scale_check is not None:
+            self._scale_check(lists.scores, lists.mask)
+
+        if len(documents) == 1 and is_sliceable(documents[0]):
+            features, place = sort_by_length(documents[0])
+            documents, lists = [features], replace(lists, index=place[lists.index])
+        elif self.uses_gradient_cache:
+            raise ValueError(
+                "mini_batch_num_tokens needs features with one padded row per text, and these cannot be split: they "
+                "are flattened, hold images, differ between columns, or a wrapper such as AdaptiveLayerLoss hands "
+                "state on through them. Leave mini_batch_num_tokens=None."
+            )
+        if self.uses_gradient_cache:
+            return self.forward_cached([columns[0], *documents], lists)  # type: ignore[arg-type]
+        queries = self._embed_queries(columns[0])
+        embeddings = [embedding for features in documents for embedding in encode(self.model, features)]
+        return self.calculate_loss([queries, embeddings], lists)
+
+    def _embed_queries(self, features: Features) -> list[Tensor]:
+        if not is_sliceable(features):
+            return encode(self.model, features)
+        features, place = sort_by_length(features)
+        return [torch.cat(encode(self.model, features))[place]]
+
+    def calculate_loss(  # type: ignore[override]  # the host types labels as a tensor
+        self, reps: list[list[Tensor]], labels: Lists, *, with_backward: bool = False
+    ) -> Tensor:
+        """The loss of embeddings: ``reps`` holds the queries' chunks and the documents' chunks."""
+        queries, documents = torch.cat(reps[0]), torch.cat(reps[1])
+        dtype = torch.promote_types(queries.dtype, torch.float32)
+        # Half precision has three digits: a cosine times a scale of 20 would be off by 0.1.
+        with torch.autocast(queries.device.type, enabled=False):
+            similarity = self.similarity_fct(queries.to(dtype), documents.to(dtype)) * self.scale
+            if similarity.shape != (len(queries), len(documents)):
+                raise ValueError(
+                    f"similarity_fct must return a matrix [Q, U] = {[len(queries), len(documents)]} of every query "
+                    f"with every document, got {list(similarity.shape)}. Use a matrix function such as util.cos_sim, "
+                    "not a pairwise one."
+                )
+            student_scores = similarity.gather(1, labels.index)
+            teacher_scores, positives, mask = labels.scores, labels.positives, labels.mask
+            if self.in_batch_negatives:
+                # A query's own documents stand in its list already; 0 keeps masked entries from hiding column 0.
+                listed = torch.zeros_like(similarity, dtype=torch.int8)
+                listed = listed.scatter_reduce(1, labels.index, mask.to(torch.int8), "amax").bool()
+                student_scores = torch.cat([student_scores, similarity], dim=1)
+                teacher_scores = torch.cat([teacher_scores, torch.full_like(similarity, torch.nan)], dim=1)
+                positives = torch.cat([positives, torch.zeros_like(listed)], dim=1)
+                mask = torch.cat([mask, ~listed], dim=1)
+            loss = self.score_loss(student_scores, teacher_scores, positives, mask)
+        if with_backward:
+            torch.autograd.backward(loss)
+            return loss.detach()
+        return loss
+
+    def _from_collator(self, columns: list[Features], labels: Mapping[str, Tensor]) -> tuple[list[Features], Lists]:
+        name = type(self).__name__
+        if set(labels) != set(LABEL_KEYS) or not all(isinstance(value, Tensor) for value in labels.values()):
+            raise ValueError(f"{name} expects the labels {list(LABEL_KEYS)}, got {list(labels)}. {COLLATOR_HINT}.")
+        if len(columns) != 2:
+            raise ValueError(
+                f"{name} expects two columns beside list labels, the queries and the batch's distinct documents, got "
+                f"{len(columns)}. {COLLATOR_HINT}."
+            )
+        lists = Lists(*(labels[key] for key in LABEL_KEYS))
+        shapes = {key: list(labels[key].shape) for key in LABEL_KEYS}
+        if lists.scores.ndim != 2 or any(shape != shapes["scores"] for shape in shapes.values()):
+            raise ValueError(f"{name} expects labels of one shape [Q, D], got {shapes}. {COLLATOR_HINT}.")
+        return [columns[1]], lists
+
+    def _from_columns(self, columns: list[Features], labels: Any) -> tuple[list[Features], Lists]:
+        """Read the stock collator's form: a tensor of scores and one column per document."""
+        name, count = type(self).__name__, len(columns) - 1
+        if not isinstance(labels, Tensor):
+            raise ValueError(
+                f"{name} expects teacher scores as labels, a float tensor [Q, D], got {type(labels).__name__}. Add a "
+                "column `label` with a list of scores per row, one for each document column."
+            )
+        if count < 2:
+            raise ValueError(
+                f"{name} expects at least 3 columns (query, document_1, document_2, ...), got {len(columns)}. One "
+                "document per query leaves nothing to compare: add a negative."
+            )
+        if labels.ndim != 2 or labels.shape[1] != count:
+            hint = (
+                "A margin per row is the label of sentence-transformers' MarginMSELoss with one negative; this loss "
+                "needs the scores themselves."
+                if labels.ndim < 2
+                else "Every document column needs its score, in the order of the columns. (MatryoshkaLoss cuts a label "
+                "whose width equals the embedding size: use DistillationCollator, or another list length.)"
+            )
+            raise ValueError(
+                f"{name} expects teacher scores of shape [Q, D] with D = {count}, one score for each document column, "
+                f"got {list(labels.shape)}. {hint}"
+            )
+        if not labels.is_floating_point():
+            raise ValueError(
+                f"{name} expects floating point teacher scores, got {labels.dtype}. Relevance grades are not teacher "
+                "scores: a loss on them would train towards the wrong margins. Score the documents with the teacher, "
+                "or convert scores that happen to be whole numbers to floats."
+            )
+        if bool(labels.isinf().any()) or bool(labels[:, 0].isnan().any()):
+            bad = (labels.isinf().any(1) | labels[:, 0].isnan()).nonzero().flatten().tolist()
+            raise ValueError(
+                f"{name}: row(s) {bad} of the batch hold an infinite teacher score, or NaN for document_1, the "
+                "positive. The loss of these rows would be infinite or empty. Score these documents again or drop the "
+                "rows; NaN is allowed for negatives, as 'not scored'."
+            )
+        positives = torch.zeros_like(labels, dtype=torch.bool)
+        positives[:, 0] = True
+        mask = torch.ones_like(positives)
+        documents, index = columns[1:], torch.arange(labels.numel(), device=labels.device)
+        merged = merge_columns(columns[1:])
+        if merged is not None:
+            features, index = distinct_rows(merged)
+            documents = [features]
+        elif self.in_batch_negatives:
+            raise ValueError(
+                "in_batch_negatives must know which documents are the same text, which it cannot see in these "
+                f"features (flattened, static or unlike between columns). {COLLATOR_HINT}: it compares the texts."
+            )
+        return documents, Lists(labels, positives, mask, index.reshape(count, -1).T)
+
+    def get_config_dict(self) -> dict[str, Any]:
+        """The options, as the model card shows them."""
+        return {
+            "similarity_fct": similarity_fct_name(self.similarity_fct),
+            "scale": self.scale,
+            "in_batch_negatives": self.in_batch_negatives,
+            "mini_batch_num_tokens": self.mini_batch_num_tokens,
+        }

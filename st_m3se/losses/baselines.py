@@ -1,0 +1,157 @@
+"""The losses that M3SE is compared with, over the same lists, masks and caching."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+from sentence_transformers import SentenceTransformer
+from torch import Tensor
+
+from st_m3se import functional
+from st_m3se.losses.base import DistillationLoss
+
+
+class MarginMSELoss(DistillationLoss):
+    """Margin MSE over all pairs of a positive and a negative.
+
+    The definition is in :func:`st_m3se.functional.margin_mse_loss`. Unlike sentence-transformers' loss of the same
+    name it takes scores and not margins as labels, ragged lists, and several positives per query.
+
+    Args:
+        model: The student.
+        similarity_fct: Matrix function ``([Q, dim], [U, dim]) -> [Q, U]``. None: the model's own similarity.
+        scale: Multiplies the similarity; see :class:`M3SELoss`.
+        in_batch_negatives: Refused: an unscored document has no margin to match.
+        mini_batch_num_tokens: Gradient caching over mini-batches of so many tokens. None: none.
+
+    Inputs:
+        As :class:`M3SELoss`.
+    """
+
+    uses_unscored = False
+    needs_positives = True
+    matches_margins = True
+
+    def score_loss(self, student_scores: Tensor, teacher_scores: Tensor, positives: Tensor, mask: Tensor) -> Tensor:
+        """See :func:`st_m3se.functional.margin_mse_loss`."""
+        return functional.margin_mse_loss(student_scores, teacher_scores, positives=positives, mask=mask)
+
+    @property
+    def citation(self) -> str:
+        """BibTeX for the model card."""
+        return """
+@misc{hofstatter2020improving,
+    title={Improving Efficient Neural Ranking Models with Cross-Architecture Knowledge Distillation},
+    author={Sebastian Hofst{\\"a}tter and Sophia Althammer and Michael Schr{\\"o}der and Mete Sertkan and Allan Hanbury},
+    year={2020},
+    eprint={2010.02666},
+    archivePrefix={arXiv},
+    primaryClass={cs.IR}
+}
+"""
+
+
+class ScoreMSELoss(DistillationLoss):
+    """Score MSE: the student's scores are the teacher's.
+
+    The definition is in :func:`st_m3se.functional.score_mse_loss`. It pins the scores themselves and not only their
+    differences, which a bi-encoder finds hard: in the paper it is below the plain bi-encoder.
+
+    Args:
+        model: The student.
+        similarity_fct: Matrix function ``([Q, dim], [U, dim]) -> [Q, U]``. None: the model's own similarity.
+        scale: Multiplies the similarity; see :class:`M3SELoss`.
+        in_batch_negatives: Refused: an unscored document has no score to match.
+        mini_batch_num_tokens: Gradient caching over mini-batches of so many tokens. None: none.
+
+    Inputs:
+        As :class:`M3SELoss`. Positives are not used.
+    """
+
+    uses_unscored = False
+    matches_margins = True
+
+    def score_loss(self, student_scores: Tensor, teacher_scores: Tensor, positives: Tensor, mask: Tensor) -> Tensor:
+        """See :func:`st_m3se.functional.score_mse_loss`."""
+        return functional.score_mse_loss(student_scores, teacher_scores, mask=mask)
+
+    @property
+    def citation(self) -> str:
+        """BibTeX for the model card."""
+        return """
+@misc{ba2014deep,
+    title={Do Deep Nets Really Need to be Deep?},
+    author={Lei Jimmy Ba and Rich Caruana},
+    year={2014},
+    eprint={1312.6184},
+    archivePrefix={arXiv},
+    primaryClass={cs.LG}
+}
+"""
+
+
+class SoftmaxCrossEntropyLoss(DistillationLoss):
+    """Softmax cross-entropy between the teacher's and the student's distribution over a query's documents.
+
+    The definition is in :func:`st_m3se.functional.softmax_cross_entropy_loss`. It compares distributions, so a
+    teacher's scale matters less than for the losses on margins.
+
+    Args:
+        model: The student.
+        similarity_fct: Matrix function ``([Q, dim], [U, dim]) -> [Q, U]``. None: the model's own similarity.
+        scale: Multiplies the similarity; 20 is usual for cosine, as in :class:`MultipleNegativesRankingLoss`.
+        in_batch_negatives: Let the other queries' documents join the student's denominator.
+        mini_batch_num_tokens: Gradient caching over mini-batches of so many tokens. None: none.
+        student_temperature: Divides the student scores (after ``scale``).
+        teacher_temperature: Divides the teacher scores; raise it where the teacher is too sure.
+
+    Inputs:
+        As :class:`M3SELoss`. Positives are not used: the teacher's scores decide.
+    """
+
+    def __init__(
+        self,
+        model: SentenceTransformer,
+        similarity_fct: Callable[[Tensor, Tensor], Tensor] | None = None,
+        scale: float = 1.0,
+        in_batch_negatives: bool = False,
+        mini_batch_num_tokens: int | None = None,
+        *,
+        student_temperature: float = 1.0,
+        teacher_temperature: float = 1.0,
+    ) -> None:
+        functional._check_temperature("student_temperature", student_temperature)
+        functional._check_temperature("teacher_temperature", teacher_temperature)
+        super().__init__(model, similarity_fct, scale, in_batch_negatives, mini_batch_num_tokens)
+        self.student_temperature = student_temperature
+        self.teacher_temperature = teacher_temperature
+
+    def score_loss(self, student_scores: Tensor, teacher_scores: Tensor, positives: Tensor, mask: Tensor) -> Tensor:
+        """See :func:`st_m3se.functional.softmax_cross_entropy_loss`."""
+        return functional.softmax_cross_entropy_loss(
+            student_scores,
+            teacher_scores,
+            student_temperature=self.student_temperature,
+            teacher_temperature=self.teacher_temperature,
+            mask=mask,
+        )
+
+    def get_config_dict(self) -> dict[str, Any]:
+        """The options, as the model card shows them."""
+        own = {"student_temperature": self.student_temperature, "teacher_temperature": self.teacher_temperature}
+        return super().get_config_dict() | own
+
+    @property
+    def citation(self) -> str:
+        """BibTeX for the model card."""
+        return """
+@misc{hinton2015distilling,
+    title={Distilling the Knowledge in a Neural Network},
+    author={Geoffrey Hinton and Oriol Vinyals and Jeff Dean},
+    year={2015},
+    eprint={1503.02531},
+    archivePrefix={arXiv},
+    primaryClass={stat.ML}
+}
+"""
