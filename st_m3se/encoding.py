@@ -105,9 +105,11 @@ def distinct_rows(features: Features) -> tuple[Features, Tensor]:
         The features of the ``U`` distinct rows, and int64 ``[rows]``: which of them each row is.
     """
     mask = features["attention_mask"].bool()
-    tokens = features["input_ids"].masked_fill(~mask, -1) if "input_ids" in features else None
-    if tokens is None:
+    if "input_ids" not in features:
         return features, torch.arange(len(mask), device=mask.device)
+    # Tokens first, padding behind: columns that were padded on the left to their own widths agree only then.
+    order = (~mask).to(torch.int8).argsort(1, stable=True)
+    tokens = features["input_ids"].masked_fill(~mask, -1).gather(1, order)
     distinct, inverse = torch.unique(tokens, dim=0, return_inverse=True)
     rows = torch.arange(len(tokens), device=tokens.device)
     first = rows.new_full((len(distinct),), len(tokens)).scatter_reduce_(0, inverse, rows, "amin")

@@ -22,6 +22,7 @@ from st_m3se.encoding import (
     merge_columns,
     sort_by_length,
 )
+from st_m3se.losses.gather import gather_documents, text_keys, unlisted
 from st_m3se.losses.scale import ScaleCheck
 
 __all__ = ["DistillationLoss"]
@@ -38,6 +39,7 @@ class Lists:
     positives: Tensor  # bool
     mask: Tensor  # bool, True for real documents
     index: Tensor  # int64, rows of the U document embeddings
+    keys: Tensor | None = None  # int64 [U], where documents of other processes are to join
 
 
 class DistillationLoss(CachedLossMixin, nn.Module):
@@ -60,6 +62,8 @@ class DistillationLoss(CachedLossMixin, nn.Module):
             query's own list. Only for losses in which an unscored document has a part.
         mini_batch_num_tokens: Cache gradients over mini-batches of at most this many tokens, so that memory does
             not grow with the list length. None: no caching, which is faster where memory allows.
+        gather_across_devices: Let the documents of all processes' batches join, not only this one's; needs
+            ``in_batch_negatives``. Every process must then encode a batch at every step.
 
     Raises:
         ValueError: On an option out of range, and in :meth:`forward` on columns or labels that do not fit.
@@ -79,6 +83,7 @@ class DistillationLoss(CachedLossMixin, nn.Module):
         scale: float = 1.0,
         in_batch_negatives: bool = False,
         mini_batch_num_tokens: int | None = None,
+        gather_across_devices: bool = False,
     ) -> None:
         super().__init__()
         if isinstance(scale, bool) or not isinstance(scale, (int, float)) or not 0 < scale < math.inf:
@@ -88,12 +93,18 @@ class DistillationLoss(CachedLossMixin, nn.Module):
                 f"{type(self).__name__} leaves documents without a teacher score out, so in_batch_negatives=True would "
                 "change nothing. Use M3SELoss, RankDistilLoss, CoupledRankDistilLoss or SoftmaxCrossEntropyLoss."
             )
+        if gather_across_devices and not in_batch_negatives:
+            raise ValueError(
+                "gather_across_devices=True gathers in-batch negatives, and in_batch_negatives is False: nothing "
+                "would be gathered. Set in_batch_negatives=True too."
+            )
         check_caching(model, mini_batch_num_tokens)
         self.model = model
         # Resolved now: the trainer replaces self.model by a wrapper that may have no similarity of its own.
         self.similarity_fct = similarity_fct or SimilarityFunction.to_similarity_fn(model.similarity_fn_name)
         self.scale = scale
         self.in_batch_negatives = in_batch_negatives
+        self.gather_across_devices = gather_across_devices
         self.mini_batch_num_tokens = mini_batch_num_tokens
         self.mini_batch_size = 1  # CachedLossMixin asks for it; the token budget decides
         self.uses_gradient_cache = mini_batch_num_tokens is not None
@@ -122,12 +133,18 @@ class DistillationLoss(CachedLossMixin, nn.Module):
                 f"{type(self).__name__} compares positives with negatives, but row(s) {rows} of the batch have no "
                 "positive. Mark at least one document of each list in `positives`, or drop these lists."
             )
-        if self.training and self._scale_check is not None:
+        if torch.is_grad_enabled() and self._scale_check is not None:  # the trainer never puts a loss in eval mode
             self._scale_check(lists.scores, lists.mask)
 
         if len(documents) == 1 and is_sliceable(documents[0]):
             features, place = sort_by_length(documents[0])
-            documents, lists = [features], replace(lists, index=place[lists.index])
+            keys = text_keys(features) if self.gather_across_devices else None
+            documents, lists = [features], replace(lists, index=place[lists.index], keys=keys)
+        elif self.gather_across_devices:
+            raise ValueError(
+                "gather_across_devices compares the tokens of documents between processes, and these features have "
+                "no padded rows of tokens (flattened, static or images). Leave gather_across_devices=False."
+            )
         elif self.uses_gradient_cache:
             raise ValueError(
                 "mini_batch_num_tokens needs features with one padded row per text, and these cannot be split: they "
@@ -152,25 +169,29 @@ class DistillationLoss(CachedLossMixin, nn.Module):
         """The loss of embeddings: ``reps`` holds the queries' chunks and the documents' chunks."""
         queries, documents = torch.cat(reps[0]), torch.cat(reps[1])
         dtype = torch.promote_types(queries.dtype, torch.float32)
+        queries, documents = queries.to(dtype), documents.to(dtype)
+        index, mask = labels.index, labels.mask
+        numbers = torch.arange(len(documents), device=index.device)
+        if labels.keys is not None:
+            documents, numbers, begin = gather_documents(documents, labels.keys)
+            index = index + begin
         # Half precision has three digits: a cosine times a scale of 20 would be off by 0.1.
         with torch.autocast(queries.device.type, enabled=False):
-            similarity = self.similarity_fct(queries.to(dtype), documents.to(dtype)) * self.scale
+            similarity = self.similarity_fct(queries, documents) * self.scale
             if similarity.shape != (len(queries), len(documents)):
                 raise ValueError(
                     f"similarity_fct must return a matrix [Q, U] = {[len(queries), len(documents)]} of every query "
                     f"with every document, got {list(similarity.shape)}. Use a matrix function such as util.cos_sim, "
                     "not a pairwise one."
                 )
-            student_scores = similarity.gather(1, labels.index)
-            teacher_scores, positives, mask = labels.scores, labels.positives, labels.mask
+            student_scores = similarity.gather(1, index)
+            teacher_scores, positives = labels.scores, labels.positives
             if self.in_batch_negatives:
-                # A query's own documents stand in its list already; 0 keeps masked entries from hiding column 0.
-                listed = torch.zeros_like(similarity, dtype=torch.int8)
-                listed = listed.scatter_reduce(1, labels.index, mask.to(torch.int8), "amax").bool()
+                joining = unlisted(numbers, index, mask)
                 student_scores = torch.cat([student_scores, similarity], dim=1)
                 teacher_scores = torch.cat([teacher_scores, torch.full_like(similarity, torch.nan)], dim=1)
-                positives = torch.cat([positives, torch.zeros_like(listed)], dim=1)
-                mask = torch.cat([mask, ~listed], dim=1)
+                positives = torch.cat([positives, torch.zeros_like(joining)], dim=1)
+                mask = torch.cat([mask, joining], dim=1)
             loss = self.score_loss(student_scores, teacher_scores, positives, mask)
         if with_backward:
             torch.autograd.backward(loss)
@@ -252,4 +273,5 @@ class DistillationLoss(CachedLossMixin, nn.Module):
             "scale": self.scale,
             "in_batch_negatives": self.in_batch_negatives,
             "mini_batch_num_tokens": self.mini_batch_num_tokens,
+            "gather_across_devices": self.gather_across_devices,
         }

@@ -24,6 +24,7 @@ class MarginMSELoss(DistillationLoss):
         scale: Multiplies the similarity; see :class:`M3SELoss`.
         in_batch_negatives: Refused: an unscored document has no margin to match.
         mini_batch_num_tokens: Gradient caching over mini-batches of so many tokens. None: none.
+        gather_across_devices: Refused, like in_batch_negatives.
 
     Inputs:
         As :class:`M3SELoss`.
@@ -64,6 +65,7 @@ class ScoreMSELoss(DistillationLoss):
         scale: Multiplies the similarity; see :class:`M3SELoss`.
         in_batch_negatives: Refused: an unscored document has no score to match.
         mini_batch_num_tokens: Gradient caching over mini-batches of so many tokens. None: none.
+        gather_across_devices: Refused, like in_batch_negatives.
 
     Inputs:
         As :class:`M3SELoss`. Positives are not used.
@@ -103,6 +105,7 @@ class SoftmaxCrossEntropyLoss(DistillationLoss):
         scale: Multiplies the similarity; 20 is usual for cosine, as in :class:`MultipleNegativesRankingLoss`.
         in_batch_negatives: Let the other queries' documents join the student's denominator.
         mini_batch_num_tokens: Gradient caching over mini-batches of so many tokens. None: none.
+        gather_across_devices: Let the documents of all processes' batches join, with ``in_batch_negatives``.
         student_temperature: Divides the student scores (after ``scale``).
         teacher_temperature: Divides the teacher scores; raise it where the teacher is too sure.
 
@@ -117,13 +120,14 @@ class SoftmaxCrossEntropyLoss(DistillationLoss):
         scale: float = 1.0,
         in_batch_negatives: bool = False,
         mini_batch_num_tokens: int | None = None,
+        gather_across_devices: bool = False,
         *,
         student_temperature: float = 1.0,
         teacher_temperature: float = 1.0,
     ) -> None:
         functional._check_temperature("student_temperature", student_temperature)
         functional._check_temperature("teacher_temperature", teacher_temperature)
-        super().__init__(model, similarity_fct, scale, in_batch_negatives, mini_batch_num_tokens)
+        super().__init__(model, similarity_fct, scale, in_batch_negatives, mini_batch_num_tokens, gather_across_devices)
         self.student_temperature = student_temperature
         self.teacher_temperature = teacher_temperature
 

@@ -21,6 +21,7 @@ class M3SELoss(DistillationLoss):
             within a list, 10 to 20; the loss warns once where the two cannot meet.
         in_batch_negatives: Let the other queries' documents join the second term. Default False, as in the paper.
         mini_batch_num_tokens: Gradient caching over mini-batches of so many tokens. None: none.
+        gather_across_devices: Let the documents of all processes' batches join, with ``in_batch_negatives``.
 
     References:
         - In Defense of Dual-Encoders for Neural Ranking: https://proceedings.mlr.press/v162/menon22a.html

@@ -33,6 +33,7 @@ class RankDistilLoss(DistillationLoss):
         scale: Multiplies the similarity; see :class:`M3SELoss`.
         in_batch_negatives: Let the other queries' documents join below the top k.
         mini_batch_num_tokens: Gradient caching over mini-batches of so many tokens. None: none.
+        gather_across_devices: Let the documents of all processes' batches join, with ``in_batch_negatives``.
         top_k: How many of the teacher's documents to match; 8 is half of a usual list of 16.
         match: "binary" reads scores as log-odds, "score" matches them as they are.
         penalty_weight: Weight of the documents below the top k.
@@ -48,6 +49,7 @@ class RankDistilLoss(DistillationLoss):
         scale: float = 1.0,
         in_batch_negatives: bool = False,
         mini_batch_num_tokens: int | None = None,
+        gather_across_devices: bool = False,
         *,
         top_k: int = 8,
         match: functional.Match = "binary",
@@ -58,7 +60,7 @@ class RankDistilLoss(DistillationLoss):
         functional._check_positive_int("top_k", top_k)
         functional._check_penalty_weight(penalty_weight)
         self.matches_margins = match == "score"  # type: ignore[misc]
-        super().__init__(model, similarity_fct, scale, in_batch_negatives, mini_batch_num_tokens)
+        super().__init__(model, similarity_fct, scale, in_batch_negatives, mini_batch_num_tokens, gather_across_devices)
         self.top_k = top_k
         self.match = match
         self.penalty_weight = penalty_weight
@@ -97,6 +99,7 @@ class CoupledRankDistilLoss(DistillationLoss):
         scale: Multiplies the similarity; an inverse student temperature, as in :class:`MultipleNegativesRankingLoss`.
         in_batch_negatives: Let the other queries' documents join behind the ranked ones, in every denominator.
         mini_batch_num_tokens: Gradient caching over mini-batches of so many tokens. None: none.
+        gather_across_devices: Let the documents of all processes' batches join, with ``in_batch_negatives``.
         top_k: The number of places that count. None: all scored documents.
         num_samples: Rankings per query and step.
 
@@ -111,6 +114,7 @@ class CoupledRankDistilLoss(DistillationLoss):
         scale: float = 1.0,
         in_batch_negatives: bool = False,
         mini_batch_num_tokens: int | None = None,
+        gather_across_devices: bool = False,
         *,
         top_k: int | None = None,
         num_samples: int = 8,
@@ -118,7 +122,7 @@ class CoupledRankDistilLoss(DistillationLoss):
         if top_k is not None:
             functional._check_positive_int("top_k", top_k)
         functional._check_positive_int("num_samples", num_samples)
-        super().__init__(model, similarity_fct, scale, in_batch_negatives, mini_batch_num_tokens)
+        super().__init__(model, similarity_fct, scale, in_batch_negatives, mini_batch_num_tokens, gather_across_devices)
         self.top_k = top_k
         self.num_samples = num_samples
 

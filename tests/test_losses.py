@@ -1,0 +1,612 @@
+"""The loss modules on real models: the scores that reach the functions, the two label forms, caching, and refusals."""
+
+from __future__ import annotations
+
+import logging
+import math
+import re
+from typing import Any
+
+import pytest
+import torch
+from conftest import (
+    LOSSES,
+    M3SE,
+    MARGIN_LOSSES,
+    UNSCORED_LOSSES,
+    Batch,
+    LossSpec,
+    assert_same_gradients,
+    collate,
+    collate_columns,
+    gradients,
+)
+from sentence_transformers import util
+from torch import Tensor
+
+from st_m3se import CoupledRankDistilLoss, M3SELoss, RankDistilLoss, SoftmaxCrossEntropyLoss
+
+NAN, INF = math.nan, math.inf
+SEED = 0
+
+
+def embed(model: Any, texts: list[str]) -> Tensor:
+    """Each text through the model alone: no padding, no batch, no code of this package."""
+    return torch.cat([model(model.preprocess([text]))["sentence_embedding"] for text in texts])
+
+
+def expected_loss(model: Any, spec: LossSpec, rows: list[dict[str, Any]], scale: float, in_batch: bool = False) -> Any:
+    """The loss by hand: one row of scores per query, over all distinct documents with ``in_batch``."""
+    texts = list(dict.fromkeys(text for row in rows for text in row["documents"]))
+    cosines = util.cos_sim(embed(model, [row["query"] for row in rows]), embed(model, texts))
+    values = []
+    for row, cosine in zip(rows, cosines, strict=True):
+        listed = [texts.index(text) for text in row["documents"]]
+        others = [place for place in range(len(texts)) if place not in listed] if in_batch else []
+        teacher = torch.tensor([[*row["scores"], *[NAN] * len(others)]])
+        positives = torch.zeros(teacher.shape, dtype=torch.bool)
+        positives[0, 0] = True
+        values.append(spec.functional(scale * cosine[None, listed + others], teacher, positives))
+    return torch.stack(values).mean()
+
+
+# What reaches the functions
+
+
+@pytest.mark.parametrize("spec", [spec for spec in LOSSES if "Coupled" not in spec.name], ids=str)
+def test_a_ragged_batch_gives_the_mean_of_its_lists_done_by_hand(
+    model: Any, ragged_rows: list[dict[str, Any]], spec: LossSpec
+) -> None:
+    """Prevents a score that lands in another query's list, a padded place that counts, or a lost scale."""
+    rows = ragged_rows[:7]
+    batch = collate(model, rows)
+    actual = spec.build(model, scale=3.0)(batch.fresh(), batch.labels)
+    assert actual.shape == ()
+    torch.testing.assert_close(actual, expected_loss(model, spec, rows, 3.0), rtol=1e-4, atol=1e-5)
+
+
+def test_the_coupled_loss_is_its_function_on_the_batch(model: Any, even_rows: list[dict[str, Any]]) -> None:
+    """With one seed: the rankings are drawn from torch's global generator, and from nowhere else."""
+    rows = even_rows[:5]
+    spec = next(spec for spec in LOSSES if "Coupled" in spec.name)
+    batch = collate_columns(model, rows)
+    scores = torch.stack(
+        [util.cos_sim(embed(model, [row["query"]]), embed(model, row["documents"]))[0] for row in rows]
+    )
+    loss = spec.build(model, scale=3.0)
+    torch.manual_seed(SEED)
+    actual = loss(batch.fresh(), batch.labels)
+    torch.manual_seed(SEED)
+    expected = spec.functional(3.0 * scores, torch.tensor([row["scores"] for row in rows]), torch.ones(5, 3).bool())
+    torch.testing.assert_close(actual, expected, rtol=1e-4, atol=1e-5)
+
+
+@pytest.mark.parametrize("spec", [spec for spec in UNSCORED_LOSSES if "Coupled" not in spec.name], ids=str)
+@pytest.mark.parametrize("form", [collate, collate_columns])
+def test_in_batch_negatives_join_once_and_never_the_own_list(
+    model: Any, even_rows: list[dict[str, Any]], spec: LossSpec, form: Any
+) -> None:
+    """Prevents the quiet poison of in-batch negatives: a query's own positive, from a neighbour's list, pushed down.
+
+    Each positive here is a negative of two other queries, in other places of their lists.
+    """
+    rows = even_rows[:6]
+    batch = form(model, rows)
+    with_others = spec.build(model, scale=3.0, in_batch_negatives=True)(batch.fresh(), batch.labels)
+    torch.testing.assert_close(with_others, expected_loss(model, spec, rows, 3.0, True), rtol=1e-4, atol=1e-5)
+    alone = spec.build(model, scale=3.0)(batch.fresh(), batch.labels)
+    assert (with_others - alone).abs() > 1e-4, "the other queries' documents changed nothing"
+
+
+def test_in_batch_negatives_keep_every_positive_of_the_query_out(
+    model: Any, ragged_rows: list[dict[str, Any]]
+) -> None:
+    """Prevents a second positive, or a masked entry that points to document 0, from hiding or adding a negative."""
+    rows = ragged_rows[:5]
+    for row in rows:
+        row["positives"] = [place < 2 for place in range(len(row["documents"]))]
+    rows = [row for row in rows if not all(row["positives"])]
+    batch = collate(model, rows)
+    actual = M3SELoss(model, scale=3.0, in_batch_negatives=True)(batch.fresh(), batch.labels)
+
+    texts = list(dict.fromkeys(text for row in rows for text in row["documents"]))
+    student = 3.0 * util.cos_sim(embed(model, [row["query"] for row in rows]), embed(model, texts))
+    total = 0.0
+    for row, scores in zip(rows, student.tolist(), strict=True):
+        own = dict(zip(row["documents"], row["scores"], strict=True))
+        positives = set(row["documents"][:2])
+        top = max((text for text in own if text not in positives), key=own.__getitem__)
+        by_text = dict(zip(texts, scores, strict=True))
+        total += sum(((own[p] - own[top]) - (by_text[p] - by_text[top])) ** 2 for p in positives)
+        total += sum(max(0.0, by_text[n] - by_text[top]) ** 2 for n in texts if n not in positives)
+    assert actual.item() == pytest.approx(total / len(rows), rel=1e-4)
+
+
+@pytest.mark.parametrize("cached", [False, True])
+def test_in_batch_negatives_know_equal_texts_under_left_padding(
+    model: Any, even_rows: list[dict[str, Any]], cached: bool
+) -> None:
+    """Prevents a text from looking like another one because its column is wider: decoder students pad on the left."""
+    model.tokenizer.padding_side = "left"
+    rows = even_rows[:6]
+    options = {"scale": 3.0, "in_batch_negatives": True, "mini_batch_num_tokens": 40 if cached else None}
+    lists, columns = collate(model, rows), collate_columns(model, rows)
+    assert not columns.features[1]["attention_mask"][:, 0].all(), "the tokenizer did not pad on the left"
+
+    def distinct(batch: Batch) -> int:
+        seen = []
+        handle = model.register_forward_pre_hook(lambda _, args: seen.append(len(args[0]["input_ids"])))
+        with torch.no_grad():
+            M3SELoss(model, **options)(batch.fresh(), batch.labels)
+        handle.remove()
+        return sum(seen)
+
+    assert distinct(columns) == distinct(lists)
+
+
+def test_a_dot_product_and_the_models_own_similarity(make_model: Any, even_rows: list[dict[str, Any]]) -> None:
+    """Prevents a student that is trained for cosine and searched with dot products."""
+    rows = even_rows[:4]
+    for options, model in (
+        ({"similarity_fct": util.dot_score}, make_model()),
+        ({}, make_model(similarity_fn_name="dot")),
+    ):
+        batch = collate(model, rows)
+        actual = M3SELoss(model, scale=0.1, **options)(batch.fresh(), batch.labels)
+        student = torch.stack(
+            [0.1 * embed(model, [row["query"]])[0] @ embed(model, row["documents"]).T for row in rows]
+        )
+        positives = torch.tensor([[True, False, False]] * 4)
+        expected = M3SE.functional(student, torch.tensor([row["scores"] for row in rows]), positives)
+        torch.testing.assert_close(actual, expected, rtol=1e-4, atol=1e-5)
+
+
+def test_a_pairwise_similarity_is_refused(model: Any, even_rows: list[dict[str, Any]]) -> None:
+    """Prevents a vector of pair similarities from being broadcast over the lists."""
+    batch = collate(model, [{**row, "documents": row["documents"][:1] * 1, "scores": [1.0]} for row in even_rows[:4]])
+    loss = SoftmaxCrossEntropyLoss(model, similarity_fct=util.pairwise_cos_sim)
+    with pytest.raises(ValueError, match=r"matrix \[Q, U\].*pairwise"):
+        loss(batch.fresh(), batch.labels)
+
+
+# Two forms, one gradient
+
+
+@pytest.mark.parametrize("in_batch", [False, True])
+def test_both_label_forms_give_one_gradient(
+    model: Any, even_rows: list[dict[str, Any]], spec: LossSpec, in_batch: bool
+) -> None:
+    """Prevents a de-duplicated document from losing the gradient of all lists but one."""
+    if in_batch and spec not in UNSCORED_LOSSES:
+        pytest.skip("an unscored document has no part in this loss")
+    loss = spec.build(model, scale=3.0, in_batch_negatives=in_batch)
+    lists, columns = collate(model, even_rows[:8]), collate_columns(model, even_rows[:8])
+    if spec.name == "CoupledRankDistilLoss":  # rankings of a sure teacher do not depend on the order of the columns
+        lists = Batch(lists.features, lists.labels | {"scores": 100 * lists.labels["scores"]})
+        columns = Batch(columns.features, 100 * columns.labels)
+    value, grads = gradients(loss, model, lists)
+    other_value, other_grads = gradients(loss, model, columns)
+    torch.testing.assert_close(value, other_value, rtol=1e-5, atol=1e-5)
+    assert_same_gradients(grads, other_grads)
+
+
+def test_a_batch_of_lists_has_the_mean_gradient_of_its_lists(model: Any, ragged_rows: list[dict[str, Any]]) -> None:
+    """Prevents padding, or a neighbour's longer list, from changing what a list teaches."""
+    rows = ragged_rows[:4]
+    loss = M3SELoss(model, scale=3.0)
+    _, together = gradients(loss, model, collate(model, rows))
+    singles = [gradients(loss, model, collate(model, [row]))[1] for row in rows]
+    mean = {name: torch.stack([grads[name] for grads in singles]).mean(0) for name in together}
+    assert_same_gradients(together, mean)
+
+
+def test_an_unscored_positive_or_lone_document_gives_zero_and_no_nan(model: Any, spec: LossSpec) -> None:
+    """Prevents one list without anything to learn from turning the weights into NaN."""
+    rows = [{"query": "sort objects", "documents": ["a key function"], "scores": [None]}]
+    value, grads = gradients(spec.build(model), model, collate(model, rows))
+    assert value == 0.0
+    assert all((grad == 0.0).all() for grad in grads.values())
+
+
+def test_several_positives_change_the_loss(model: Any, ragged_rows: list[dict[str, Any]]) -> None:
+    """Prevents the flags from being dropped on the way, with document 0 as the only positive."""
+    rows = [row for row in ragged_rows if len(row["documents"]) == 4]
+    flagged = [row | {"positives": [True, True, False, False]} for row in rows]
+    one, two = collate(model, rows), collate(model, flagged)
+    loss = M3SELoss(model, scale=3.0)
+    assert (loss(one.fresh(), one.labels) - loss(two.fresh(), two.labels)).abs() > 1e-3
+
+
+# Gradient caching
+
+
+@pytest.mark.parametrize("tokens", [8, 60])
+@pytest.mark.parametrize("form", [collate, collate_columns])
+def test_caching_does_not_change_the_gradient(
+    model: Any, even_rows: list[dict[str, Any]], spec: LossSpec, form: Any, tokens: int
+) -> None:
+    """Prevents mini-batches that are put together in another order than they were cut; 8 tokens is less than a row."""
+    batch = form(model, even_rows[:6])
+    in_batch = spec in UNSCORED_LOSSES
+    plain = spec.build(model, scale=3.0, in_batch_negatives=in_batch)
+    cached = spec.build(model, scale=3.0, in_batch_negatives=in_batch, mini_batch_num_tokens=tokens)
+    assert cached.uses_gradient_cache
+    assert not plain.uses_gradient_cache
+    value, grads = gradients(plain, model, batch)
+    cached_value, cached_grads = gradients(cached, model, batch)
+    torch.testing.assert_close(cached_value, value, rtol=1e-5, atol=1e-5)
+    assert_same_gradients(grads, cached_grads)
+
+
+def test_caching_does_not_change_the_gradient_of_ragged_lists(
+    model: Any, ragged_rows: list[dict[str, Any]], spec: LossSpec
+) -> None:
+    batch = collate(model, ragged_rows[:6])
+    _, grads = gradients(spec.build(model, scale=3.0), model, batch)
+    _, cached = gradients(spec.build(model, scale=3.0, mini_batch_num_tokens=30), model, batch)
+    assert_same_gradients(grads, cached)
+
+
+def test_caching_replays_dropout(make_model: Any, ragged_rows: list[dict[str, Any]]) -> None:
+    """Prevents gradients cached under one dropout mask from being applied under another.
+
+    A directional derivative settles it: with the generator reset, the loss is a fixed function of the weights.
+    """
+    model = make_model(dropout=0.3).train().double()
+    batch = collate(model, ragged_rows[:4])
+    loss = M3SELoss(model, scale=3.0, mini_batch_num_tokens=30)
+    value, grads = gradients(loss, model, batch, seed=3)
+    again, grads_again = gradients(loss, model, batch, seed=3)
+    other, _ = gradients(loss, model, batch, seed=4)
+    assert value == again
+    assert value != other, "no dropout was drawn"
+    assert_same_gradients(grads, grads_again, tolerance=1e-12)
+
+    step = 1e-6
+    torch.manual_seed(1)
+    directions = {name: torch.randn_like(grad) for name, grad in grads.items()}
+    expected = sum(float((grad * directions[name]).sum()) for name, grad in grads.items())
+    values = []
+    for sign in (1.0, -2.0):
+        with torch.no_grad():
+            for name, parameter in model.named_parameters():
+                if name in directions:
+                    parameter.add_(directions[name], alpha=sign * step)
+            torch.manual_seed(3)
+            values.append(float(loss(batch.fresh(), batch.labels)))
+    assert (values[0] - values[1]) / (2 * step) == pytest.approx(expected, rel=1e-3, abs=1e-3)
+
+
+def test_caching_keeps_each_forward_pass_within_its_tokens(model: Any, ragged_rows: list[dict[str, Any]]) -> None:
+    """Prevents a budget that is accepted and not kept: memory is what it is for."""
+    batch = collate(model, ragged_rows)
+    seen: list[int] = []
+    handle = model.register_forward_pre_hook(lambda _, args: seen.append(int(args[0]["attention_mask"].sum())))
+    loss = M3SELoss(model, mini_batch_num_tokens=50)(batch.fresh(), batch.labels)
+    loss.backward()
+    handle.remove()
+    assert max(seen) <= 50
+    assert len(seen) > 8
+
+
+@pytest.mark.parametrize("tokens", [None, 40])
+def test_evaluation_without_gradients(model: Any, ragged_rows: list[dict[str, Any]], tokens: int | None) -> None:
+    """Prevents a cached loss from asking for a backward pass where there is none."""
+    model.eval()
+    batch = collate(model, ragged_rows[:5])
+    loss = M3SELoss(model, scale=3.0, mini_batch_num_tokens=tokens)
+    with torch.no_grad():
+        value = loss(batch.fresh(), batch.labels)
+    assert not value.requires_grad
+    torch.testing.assert_close(value, expected_loss(model, M3SE, ragged_rows[:5], 3.0), rtol=1e-4, atol=1e-5)
+
+
+@pytest.mark.parametrize("form", [collate, collate_columns])
+def test_a_static_embedding_trains_without_caching(
+    static_model: Any, even_rows: list[dict[str, Any]], form: Any
+) -> None:
+    """Prevents a token stream from being cut as if it had rows: the loss would be that of other texts."""
+    batch = form(static_model, even_rows[:6])
+    loss = M3SELoss(static_model, scale=3.0)
+    value, grads = gradients(loss, static_model, batch)
+    torch.testing.assert_close(value, expected_loss(static_model, M3SE, even_rows[:6], 3.0).detach())
+    assert any(float(grad.abs().max()) > 0.0 for grad in grads.values())
+    with pytest.raises(ValueError, match="StaticEmbedding"):
+        M3SELoss(static_model, mini_batch_num_tokens=64)
+
+
+def test_a_bfloat16_model_is_scored_in_single_precision(make_model: Any, even_rows: list[dict[str, Any]]) -> None:
+    """Prevents margins of a tenth from drowning: a bfloat16 score near 20 has steps of 0.125."""
+    model = make_model().train().bfloat16()
+    batch = collate(model, even_rows[:4])
+    loss = M3SELoss(model, scale=20.0)
+    assert loss(batch.fresh(), batch.labels).dtype == torch.float32
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        assert loss(batch.fresh(), batch.labels).dtype == torch.float32
+    single = make_model().train()
+    batch = collate(single, even_rows[:4])
+    full = M3SELoss(single, scale=20.0)
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        mixed = full(batch.fresh(), batch.labels)
+    assert mixed.dtype == torch.float32
+    torch.testing.assert_close(mixed, full(batch.fresh(), batch.labels), rtol=0.1, atol=0.1)
+
+
+# Refusals: never a silent different loss
+
+
+def _scores(*shape: int) -> Tensor:
+    return torch.linspace(1.0, -1.0, math.prod(shape)).reshape(shape)
+
+
+@pytest.mark.parametrize(
+    ("labels", "message"),
+    [
+        (None, r"float tensor \[Q, D\].*NoneType.*`label`"),
+        (_scores(4), r"\[Q, D\] with D = 3.*got \[4\].*MarginMSELoss"),
+        (_scores(4, 2), r"D = 3.*got \[4, 2\].*column needs its score"),
+        (_scores(4, 4), r"D = 3.*got \[4, 4\]"),
+        (_scores(4, 3, 1), r"D = 3.*got \[4, 3, 1\]"),
+        (_scores(4, 3).round().long(), r"floating point.*int64.*floats"),
+        (_scores(4, 3) > 0, r"floating point.*bool"),
+        (torch.tensor([[1.0, 0.0, -1.0]] * 3 + [[NAN, 0.0, 1.0]]), r"row\(s\) \[3\].*NaN for document_1"),
+        (torch.tensor([[1.0, 0.0, -1.0]] * 3 + [[1.0, INF, 1.0]]), r"row\(s\) \[3\].*infinite"),
+        (torch.tensor([[1.0, 0.0, -INF]] + [[1.0, 0.0, 1.0]] * 3), r"row\(s\) \[0\].*infinite"),
+    ],
+    ids=["none", "1-d", "too few", "too many", "3-d", "integers", "flags", "NaN positive", "infinite", "-infinite"],
+)
+def test_labels_that_do_not_fit_are_refused(
+    model: Any, even_rows: list[dict[str, Any]], spec: LossSpec, labels: Tensor | None, message: str
+) -> None:
+    batch = collate_columns(model, even_rows[:4])
+    with pytest.raises(ValueError, match=message):
+        spec.build(model)(batch.fresh(), labels)
+
+
+def test_a_label_with_fewer_rows_than_queries_is_refused(model: Any, even_rows: list[dict[str, Any]]) -> None:
+    """Prevents an IndexError without a hint, or scores of other queries."""
+    batch = collate_columns(model, even_rows[:4])
+    with pytest.raises(ValueError, match=r"\[3, 3\]|Q = 4|4 queries"):
+        M3SELoss(model)(batch.fresh(), _scores(3, 3))
+
+
+def test_an_unscored_negative_is_allowed(model: Any, even_rows: list[dict[str, Any]], spec: LossSpec) -> None:
+    """NaN among the negatives means 'not scored', in both forms, and no NaN comes out."""
+    batch = collate_columns(model, even_rows[:4])
+    batch.labels[:, 2] = NAN
+    value, grads = gradients(spec.build(model, scale=3.0), model, batch)
+    rows = [row | {"scores": [*row["scores"][:2], None]} for row in even_rows[:4]]
+    other, _ = gradients(spec.build(model, scale=3.0), model, collate(model, rows))
+    assert value.isfinite()
+    assert all(grad.isfinite().all() for grad in grads.values())
+    if spec.name != "CoupledRankDistilLoss":
+        torch.testing.assert_close(value, other)
+
+
+@pytest.mark.parametrize("count", [1, 2])
+def test_too_few_columns_are_refused(model: Any, even_rows: list[dict[str, Any]], spec: LossSpec, count: int) -> None:
+    """Prevents a loss over one document, which is constant or empty, from running to the end of training."""
+    batch = collate_columns(model, even_rows[:4])
+    with pytest.raises(ValueError, match=rf"at least 3 columns.*got {count}"):
+        spec.build(model)(batch.fresh()[:count], batch.labels[:, : count - 1])
+
+
+def test_list_labels_beside_document_columns_are_refused(model: Any, even_rows: list[dict[str, Any]]) -> None:
+    """Prevents an index into the distinct documents from being read against a column."""
+    columns, lists = collate_columns(model, even_rows[:4]), collate(model, even_rows[:4])
+    with pytest.raises(ValueError, match=r"two columns.*got 4.*DistillationCollator"):
+        M3SELoss(model)(columns.fresh(), lists.labels)
+    with pytest.raises(ValueError, match=r"labels \['scores', 'positives', 'mask', 'index'\].*DistillationCollator"):
+        M3SELoss(model)(lists.fresh(), {"scores": lists.labels["scores"]})
+    short = lists.labels | {"mask": lists.labels["mask"][:, :2]}
+    with pytest.raises(ValueError, match=r"one shape \[Q, D\]"):
+        M3SELoss(model)(lists.fresh(), short)
+
+
+def test_lists_of_other_queries_are_refused(model: Any, even_rows: list[dict[str, Any]]) -> None:
+    """Prevents labels of a larger or smaller batch from pairing lists with the wrong queries."""
+    lists = collate(model, even_rows[:4])
+    short = {key: value[:3] for key, value in lists.labels.items()}
+    with pytest.raises(ValueError, match=r"3|4"):
+        M3SELoss(model)(lists.fresh(), short)
+
+
+@pytest.mark.parametrize("name", ["M3SELoss", "MarginMSELoss"])
+def test_a_list_without_a_positive_is_refused_where_one_is_needed(
+    model: Any, even_rows: list[dict[str, Any]], name: str
+) -> None:
+    """Prevents lists that silently teach nothing."""
+    rows = [row | {"positives": [place != 2, False, False]} for place, row in enumerate(even_rows[:4])]
+    batch = collate(model, rows)
+    with pytest.raises(ValueError, match=rf"{name}.*row\(s\) \[2\].*no positive.*`positives`"):
+        LossSpec(name).build(model)(batch.fresh(), batch.labels)
+
+
+@pytest.mark.parametrize("name", ["ScoreMSELoss", "SoftmaxCrossEntropyLoss", "RankDistilLoss"])
+def test_a_list_without_a_positive_is_fine_where_none_is_needed(
+    model: Any, even_rows: list[dict[str, Any]], name: str
+) -> None:
+    batch = collate(model, [row | {"positives": [False] * 3} for row in even_rows[:4]])
+    assert LossSpec(name).build(model)(batch.fresh(), batch.labels) > 0.0
+
+
+@pytest.mark.parametrize("scale", [0, 0.0, -1.0, NAN, INF, None, "20", True])
+def test_a_bad_scale_is_refused(model: Any, spec: LossSpec, scale: Any) -> None:
+    """Prevents a sign or a NaN that turns the ranking round, or every weight to NaN."""
+    with pytest.raises(ValueError, match=r"scale must be a positive finite number, got"):
+        spec.build(model, scale=scale)
+
+
+@pytest.mark.parametrize("tokens", [0, -5])
+def test_a_bad_token_budget_is_refused(model: Any, spec: LossSpec, tokens: int) -> None:
+    with pytest.raises(ValueError, match="mini_batch_num_tokens"):
+        spec.build(model, mini_batch_num_tokens=tokens)
+
+
+@pytest.mark.parametrize(
+    ("build", "message"),
+    [
+        (lambda model: RankDistilLoss(model, top_k=0), "top_k"),
+        (lambda model: RankDistilLoss(model, top_k=2, match="rank"), "match"),
+        (lambda model: RankDistilLoss(model, top_k=2, penalty_weight=-1.0), "penalty_weight"),
+        (lambda model: CoupledRankDistilLoss(model, top_k=0), "top_k"),
+        (lambda model: CoupledRankDistilLoss(model, num_samples=0), "num_samples"),
+        (lambda model: SoftmaxCrossEntropyLoss(model, student_temperature=0.0), "student_temperature"),
+        (lambda model: SoftmaxCrossEntropyLoss(model, teacher_temperature=-1.0), "teacher_temperature"),
+    ],
+)
+def test_bad_options_are_refused_before_training(model: Any, build: Any, message: str) -> None:
+    """At construction: hours of data preparation may lie between that and the first batch."""
+    with pytest.raises(ValueError, match=message):
+        build(model)
+
+
+@pytest.mark.parametrize("spec", [spec for spec in LOSSES if spec not in UNSCORED_LOSSES], ids=str)
+def test_in_batch_negatives_are_refused_where_they_would_do_nothing(model: Any, spec: LossSpec) -> None:
+    """Prevents an option that is accepted and ignored."""
+    with pytest.raises(ValueError, match="in_batch_negatives=True"):
+        spec.build(model, in_batch_negatives=True)
+
+
+def test_in_batch_negatives_are_refused_where_equal_texts_cannot_be_seen(
+    static_model: Any, even_rows: list[dict[str, Any]]
+) -> None:
+    """A token stream does not show which columns hold the same text; the collator knows."""
+    loss = M3SELoss(static_model, scale=3.0, in_batch_negatives=True)
+    columns, lists = collate_columns(static_model, even_rows[:6]), collate(static_model, even_rows[:6])
+    with pytest.raises(ValueError, match="DistillationCollator"):
+        loss(columns.fresh(), columns.labels)
+    expected = expected_loss(static_model, M3SE, even_rows[:6], 3.0, in_batch=True)
+    torch.testing.assert_close(loss(lists.fresh(), lists.labels), expected)
+
+
+# Scale guidance
+
+
+def _stretched(model: Any, rows: list[dict[str, Any]], by: float) -> Batch:
+    return collate(model, [row | {"scores": [by * score for score in row["scores"]]} for row in rows])
+
+
+def _warnings(caplog: pytest.LogCaptureFixture) -> list[str]:
+    """This package's warnings, which come from the loss and nothing below it."""
+    records = [record for record in caplog.records if record.name.startswith("st_m3se.losses")]
+    assert all(record.levelno == logging.WARNING for record in records)
+    return [record.getMessage() for record in records]
+
+
+@pytest.mark.parametrize("spec", MARGIN_LOSSES, ids=str)
+@pytest.mark.parametrize("by", [8.0, 1e-3], ids=["raw logits", "hardly any margin"])
+def test_a_scale_that_cannot_fit_is_named_once_with_one_that_does(
+    model: Any, ragged_rows: list[dict[str, Any]], spec: LossSpec, by: float, caplog: pytest.LogCaptureFixture
+) -> None:
+    """Prevents a long run that cannot work: margins of 10 to 20 are out of reach of a cosine in [-1, 1]."""
+    batch = _stretched(model, ragged_rows[4:8], by)
+    loss = spec.build(model, scale=1.0)
+    for _ in range(6):
+        loss(batch.fresh(), batch.labels)
+    messages = _warnings(caplog)
+    assert len(messages) == 1
+    assert spec.name in messages[0]
+    named = re.search(r"scale=([0-9.e+-]*[0-9])", messages[0])
+    assert named, messages[0]
+
+    caplog.clear()
+    fitting = spec.build(model, scale=float(named[1]))
+    for _ in range(6):
+        fitting(batch.fresh(), batch.labels)
+    assert _warnings(caplog) == []
+
+
+@pytest.mark.parametrize("form", [collate, collate_columns])
+def test_each_loss_warns_for_itself_in_both_forms(
+    model: Any, even_rows: list[dict[str, Any]], form: Any, caplog: pytest.LogCaptureFixture
+) -> None:
+    """Prevents the second loss of a dict of losses from being silent because the first one spoke."""
+    batch = form(model, [row | {"scores": [12.0, 1.0, -3.0]} for row in even_rows[:4]])
+    for loss in (M3SELoss(model), M3SELoss(model), M3SELoss(model, mini_batch_num_tokens=40)):
+        loss(batch.fresh(), batch.labels)
+        loss(batch.fresh(), batch.labels)
+    assert len(_warnings(caplog)) == 3
+
+
+@pytest.mark.parametrize("spec", [spec for spec in LOSSES if spec not in MARGIN_LOSSES], ids=str)
+def test_losses_on_distributions_do_not_warn(
+    model: Any, ragged_rows: list[dict[str, Any]], spec: LossSpec, caplog: pytest.LogCaptureFixture
+) -> None:
+    batch = _stretched(model, ragged_rows[:8], 8.0)
+    spec.build(model, scale=1.0)(batch.fresh(), batch.labels)
+    assert _warnings(caplog) == []
+
+
+@pytest.mark.parametrize("options", [{"scale": 3.0}, {"scale": 2.0}, {"similarity_fct": util.dot_score}], ids=str)
+def test_no_warning_where_the_scale_fits_or_is_unbounded(
+    model: Any, ragged_rows: list[dict[str, Any]], options: dict[str, Any], caplog: pytest.LogCaptureFixture
+) -> None:
+    """Prevents false alarms, after which the true one is not read."""
+    batch = collate(model, ragged_rows)
+    loss = M3SELoss(model, **options)
+    for _ in range(6):
+        loss(batch.fresh(), batch.labels)
+    assert _warnings(caplog) == []
+
+
+def test_an_unscored_batch_does_not_end_the_check(
+    model: Any, ragged_rows: list[dict[str, Any]], caplog: pytest.LogCaptureFixture
+) -> None:
+    """Lists of which at most one document is scored have no margin, and say nothing about the scale."""
+    empty = collate(model, [row | {"scores": [5.0] + [None] * (len(row["scores"]) - 1)} for row in ragged_rows[:4]])
+    loss = M3SELoss(model)
+    for _ in range(8):
+        loss(empty.fresh(), empty.labels)
+    assert _warnings(caplog) == []
+    batch = _stretched(model, ragged_rows[4:8], 8.0)
+    loss(batch.fresh(), batch.labels)
+    assert len(_warnings(caplog)) == 1
+
+
+def test_evaluation_does_not_use_up_the_check(
+    model: Any, ragged_rows: list[dict[str, Any]], caplog: pytest.LogCaptureFixture
+) -> None:
+    """The trainer puts the model into evaluation mode, and not the loss."""
+    model.eval()
+    fitting, batch = collate(model, ragged_rows[4:8]), _stretched(model, ragged_rows[4:8], 8.0)
+    loss = M3SELoss(model, scale=1.5)
+    with torch.no_grad():
+        for _ in range(6):
+            loss(fitting.fresh(), fitting.labels)
+    model.train()
+    loss(batch.fresh(), batch.labels)
+    assert len(_warnings(caplog)) == 1
+
+
+# What the loss says of itself
+
+
+def test_the_config_holds_every_option(model: Any, spec: LossSpec) -> None:
+    """Prevents a model card that leaves out what a reader needs to train the same model."""
+    in_batch = spec in UNSCORED_LOSSES
+    loss = spec.build(model, scale=7.0, in_batch_negatives=in_batch, mini_batch_num_tokens=64)
+    config = loss.get_config_dict()
+    common = {"similarity_fct": "cos_sim", "scale": 7.0, "in_batch_negatives": in_batch, "mini_batch_num_tokens": 64}
+    assert common.items() <= config.items()
+    assert dict(spec.options).items() <= config.items()
+
+
+def test_the_citation_is_bibtex(model: Any, spec: LossSpec) -> None:
+    citation = spec.build(model).citation
+    assert re.match(r"\s*@(inproceedings|misc|article)\{\w+,", citation)
+    assert citation.count("{") == citation.count("}")
+    assert "title={" in citation
+
+
+def test_own_options_are_keyword_only(model: Any) -> None:
+    """Prevents ``RankDistilLoss(model, 8)`` from taking 8 for a similarity, or a budget for top_k."""
+    for build in (RankDistilLoss, CoupledRankDistilLoss, SoftmaxCrossEntropyLoss):
+        with pytest.raises(TypeError, match="positional"):
+            build(model, None, 1.0, False, None, 8, 8)
+
+
+def test_a_loss_owns_no_weights_but_the_models(model: Any, spec: LossSpec) -> None:
+    """Weights of a loss would be neither saved nor kept equal between processes."""
+    assert spec.build(model).model is model
+    assert {id(p) for p in spec.build(model).parameters()} == {id(p) for p in model.parameters()}
