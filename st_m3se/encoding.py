@@ -108,7 +108,7 @@ def distinct_rows(features: Features) -> tuple[Features, Tensor]:
     if "input_ids" not in features:
         return features, torch.arange(len(mask), device=mask.device)
     # Tokens first, padding behind: columns that were padded on the left to their own widths agree only then.
-    order = (~mask).to(torch.int8).argsort(1, stable=True)
+    order = (~mask).to(torch.int8).argsort(dim=1, stable=True)
     tokens = features["input_ids"].masked_fill(~mask, -1).gather(1, order)
     distinct, inverse = torch.unique(tokens, dim=0, return_inverse=True)
     rows = torch.arange(len(tokens), device=tokens.device)

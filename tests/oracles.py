@@ -4,7 +4,7 @@ A query is a list of student scores and a list of teacher scores, one entry per 
 which columns are real documents (`mask`) and, where the loss needs it, one that says which are relevant (`positives`).
 A teacher score of NaN means that the teacher never scored the document. Columns outside the mask are never read.
 
-Each reference returns None where nothing of the loss is left for the query. `reduce` turns the rows into a batch's loss.
+Each reference returns None where nothing of the loss is left for the query. `reduce` turns rows into a batch's loss.
 """
 
 from __future__ import annotations
@@ -63,7 +63,7 @@ def binary_cross_entropy(logit: float, target: float) -> float:
 
 
 def m3se(student: Scores, teacher: Scores, positives: Flags, mask: Flags) -> float | None:
-    """Margins of the scored positives over j*, and the squared hinge of every negative over the student's score of j*."""
+    """Margins of the scored positives over j*, and the squared hinge of each negative over the student's score of j*."""
     negatives = [column for column in real_columns(mask) if not positives[column]]
     scored_negatives = [column for column in negatives if not math.isnan(teacher[column])]
     scored_positives = [column for column in scored_columns(teacher, mask) if positives[column]]
@@ -164,9 +164,7 @@ def full_ranking(teacher: Scores, mask: Flags) -> list[int]:
     return best_first(teacher, scored) + unscored + padding
 
 
-def most_probable_rank_distil(
-    student: Scores, teacher: Scores, mask: Flags, top_k: int | None = None
-) -> float | None:
+def most_probable_rank_distil(student: Scores, teacher: Scores, mask: Flags, top_k: int | None = None) -> float | None:
     """The coupled loss where the teacher is so sure that every sample is its own ranking."""
     scored = scored_columns(teacher, mask)
     if not scored:
