@@ -170,6 +170,11 @@ class DistillationLoss(CachedLossMixin, nn.Module):
         queries, documents = torch.cat(reps[0]), torch.cat(reps[1])
         dtype = torch.promote_types(queries.dtype, torch.float32)
         queries, documents = queries.to(dtype), documents.to(dtype)
+        if len(labels.index) != len(queries):
+            raise ValueError(
+                f"{type(self).__name__} expects labels with one row per query, got {len(labels.index)} rows for "
+                f"{len(queries)} queries: a query would be trained on another one's list. Check the collator."
+            )
         index, mask = labels.index, labels.mask
         numbers = torch.arange(len(documents), device=index.device)
         if labels.keys is not None:

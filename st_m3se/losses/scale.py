@@ -53,9 +53,11 @@ class ScaleCheck:
         """Look at one training batch, each tensor ``[Q, D]``."""
         if self.batches_left == 0:
             return
-        self.batches_left -= 1
         spread = teacher_spread(scores.detach(), mask)
-        if not spread or TOO_SMALL * self.scale <= spread <= 2 * self.scale:
+        if not spread:  # nothing to see: unscored, or a teacher that gives all documents one score
+            return
+        self.batches_left -= 1
+        if TOO_SMALL * self.scale <= spread <= 2 * self.scale:
             return
         self.batches_left = 0
         reason = (
