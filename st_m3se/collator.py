@@ -5,8 +5,10 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
+from numbers import Real
 from typing import Any
 
+import numpy as np
 import torch
 from sentence_transformers.sentence_transformer.data_collator import SentenceTransformerDataCollator
 
@@ -138,17 +140,19 @@ def _check_row(place: int, row: dict[str, Any], has_positives: bool) -> None:
         came = f"{len(scores)} scores" if _is_list(scores) else type(scores).__name__
         raise ValueError(
             f"row {place}: `scores` must be a list with one teacher score for each of the {len(documents)} documents, "
-            f"got {came}. A score for the wrong document would be learned."
+            f"got {came}. A score for the wrong document would be learned. (Arrays and tensors: pass lists, e.g. "
+            "with dataset.with_format(None).)"
         )
     for score in scores:
-        if score is not None and (isinstance(score, (bool, str)) or not isinstance(score, (int, float))):
+        # A Real is also the numpy.float32 that CrossEncoder.predict returns.
+        if score is not None and (isinstance(score, bool) or not isinstance(score, Real)):
             raise ValueError(f"row {place}: a teacher score must be a float, or None if not scored, got {score!r}.")
         if score is not None and math.isinf(score):
             raise ValueError(f"row {place}: an infinite teacher score has no margin. Use None for 'not scored'.")
     positives = _positives(row)
     if not _is_list(positives) or len(positives) != len(documents):
         raise ValueError(f"row {place}: `positives` must be a list of {len(documents)} bools, got {positives!r:.200}.")
-    if not all(isinstance(flag, bool) for flag in positives):
+    if not all(isinstance(flag, (bool, np.bool_)) for flag in positives):
         raise ValueError(f"row {place}: `positives` must hold bools, one per document, got {positives!r:.200}.")
     relevant = {text for text, flag in zip(documents, positives, strict=True) if flag}
     for text, flag in zip(documents, positives, strict=True):
