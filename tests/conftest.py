@@ -7,7 +7,7 @@ import os
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
 os.environ.setdefault("HF_DATASETS_OFFLINE", "1")
 os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
-os.environ.setdefault("DISABLE_MLFLOW_INTEGRATION", "true")
+os.environ.setdefault("ACCELERATE_USE_CPU", "true")  # model.fit, unlike training arguments, cannot be told
 
 import copy
 import re

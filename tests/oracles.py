@@ -63,7 +63,7 @@ def binary_cross_entropy(logit: float, target: float) -> float:
 
 
 def m3se(student: Scores, teacher: Scores, positives: Flags, mask: Flags) -> float | None:
-    """Margins of the scored positives over j*, and the squared hinge of each negative over the student's score of j*."""
+    """Margins of scored positives over j*, and the squared hinge of each negative over the student's score of j*."""
     negatives = [column for column in real_columns(mask) if not positives[column]]
     scored_negatives = [column for column in negatives if not math.isnan(teacher[column])]
     scored_positives = [column for column in scored_columns(teacher, mask) if positives[column]]

@@ -94,13 +94,26 @@ def test_in_batch_negatives_join_once_and_never_the_own_list(
     batch = form(model, rows)
     with_others = spec.build(model, scale=3.0, in_batch_negatives=True)(batch.fresh(), batch.labels)
     torch.testing.assert_close(with_others, expected_loss(model, spec, rows, 3.0, True), rtol=1e-4, atol=1e-5)
+    gathering = spec.build(model, scale=3.0, in_batch_negatives=True, gather_across_devices=True)
+    torch.testing.assert_close(gathering(batch.fresh(), batch.labels), with_others)  # one process: nothing to gather
     alone = spec.build(model, scale=3.0)(batch.fresh(), batch.labels)
     assert (with_others - alone).abs() > 1e-4, "the other queries' documents changed nothing"
 
 
-def test_in_batch_negatives_keep_every_positive_of_the_query_out(
-    model: Any, ragged_rows: list[dict[str, Any]]
-) -> None:
+def test_padded_places_do_not_let_a_listed_document_in(model: Any, ragged_rows: list[dict[str, Any]]) -> None:
+    """Prevents the arbitrary index of a padded place, document 0, from undoing that document 0 is in the list.
+
+    The first list is the shortest one, and document 0 is its positive.
+    """
+    rows = ragged_rows[:4]
+    batch = collate(model, rows)
+    assert batch.labels["index"][0].tolist() == [0, 1, 0, 0, 0]
+    spec = next(spec for spec in LOSSES if "Softmax" in spec.name)  # every document is in its denominator
+    actual = spec.build(model, scale=3.0, in_batch_negatives=True)(batch.fresh(), batch.labels)
+    torch.testing.assert_close(actual, expected_loss(model, spec, rows, 3.0, True), rtol=1e-4, atol=1e-5)
+
+
+def test_in_batch_negatives_keep_every_positive_of_the_query_out(model: Any, ragged_rows: list[dict[str, Any]]) -> None:
     """Prevents a second positive, or a masked entry that points to document 0, from hiding or adding a negative."""
     rows = ragged_rows[:5]
     for row in rows:
@@ -163,7 +176,7 @@ def test_a_dot_product_and_the_models_own_similarity(make_model: Any, even_rows:
 
 def test_a_pairwise_similarity_is_refused(model: Any, even_rows: list[dict[str, Any]]) -> None:
     """Prevents a vector of pair similarities from being broadcast over the lists."""
-    batch = collate(model, [{**row, "documents": row["documents"][:1] * 1, "scores": [1.0]} for row in even_rows[:4]])
+    batch = collate(model, [{**row, "documents": row["documents"][:1], "scores": [1.0]} for row in even_rows[:4]])
     loss = SoftmaxCrossEntropyLoss(model, similarity_fct=util.pairwise_cos_sim)
     with pytest.raises(ValueError, match=r"matrix \[Q, U\].*pairwise"):
         loss(batch.fresh(), batch.labels)
@@ -315,21 +328,39 @@ def test_a_static_embedding_trains_without_caching(
         M3SELoss(static_model, mini_batch_num_tokens=64)
 
 
-def test_a_bfloat16_model_is_scored_in_single_precision(make_model: Any, even_rows: list[dict[str, Any]]) -> None:
-    """Prevents margins of a tenth from drowning: a bfloat16 score near 20 has steps of 0.125."""
-    model = make_model().train().bfloat16()
+def test_a_bfloat16_model_is_scored_in_single_precision(static_model: Any, even_rows: list[dict[str, Any]]) -> None:
+    """Prevents margins of a tenth from drowning: a bfloat16 score near 20 has steps of 0.125.
+
+    The host's similarities see to it themselves; a user's own matrix product does not.
+    """
+    model = static_model.bfloat16()
     batch = collate(model, even_rows[:4])
-    loss = M3SELoss(model, scale=20.0)
-    assert loss(batch.fresh(), batch.labels).dtype == torch.float32
+    queries, documents = (model(features)["sentence_embedding"] for features in batch.fresh())
+    assert queries.dtype == torch.bfloat16
+    student = 0.5 * (queries.float() @ documents.float().T).gather(1, batch.labels["index"])
+    expected = M3SE.functional(student, batch.labels["scores"], batch.labels["positives"])
+    actual = M3SELoss(model, lambda a, b: a @ b.T, scale=0.5)(batch.fresh(), batch.labels)
+    torch.testing.assert_close(actual, expected, rtol=1e-5, atol=0.0)
+
+
+@pytest.mark.parametrize("in_batch", [False, True])
+def test_autocast_does_not_reach_the_scores(static_model: Any, even_rows: list[dict[str, Any]], in_batch: bool) -> None:
+    """Prevents mixed precision from rounding the matrix product of the similarity, which it would do by default.
+
+    A StaticEmbedding has no matrix product of its own, so the loss must be the very same.
+    """
+    batch = collate(static_model, even_rows[:6])
+    loss = M3SELoss(static_model, scale=20.0, in_batch_negatives=in_batch)
     with torch.autocast("cpu", dtype=torch.bfloat16):
-        assert loss(batch.fresh(), batch.labels).dtype == torch.float32
-    single = make_model().train()
-    batch = collate(single, even_rows[:4])
-    full = M3SELoss(single, scale=20.0)
-    with torch.autocast("cpu", dtype=torch.bfloat16):
-        mixed = full(batch.fresh(), batch.labels)
+        mixed = loss(batch.fresh(), batch.labels)
     assert mixed.dtype == torch.float32
-    torch.testing.assert_close(mixed, full(batch.fresh(), batch.labels), rtol=0.1, atol=0.1)
+    torch.testing.assert_close(mixed, loss(batch.fresh(), batch.labels), rtol=1e-6, atol=0.0)
+
+
+def test_double_precision_is_kept(make_model: Any, even_rows: list[dict[str, Any]]) -> None:
+    model = make_model().train().double()
+    batch = collate(model, even_rows[:4])
+    assert M3SELoss(model, scale=20.0)(batch.fresh(), batch.labels).dtype == torch.float64
 
 
 # Refusals: never a silent different loss

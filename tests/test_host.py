@@ -1,0 +1,567 @@
+"""The losses inside sentence-transformers: its trainer, ``fit``, wrapper losses, adapters, routers and model cards.
+
+Nothing here is mocked: small real models are trained for a few steps, and must have learned something.
+"""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from conftest import (
+    DIMENSION,
+    LOSSES,
+    M3SE,
+    UNSCORED_LOSSES,
+    LossSpec,
+    as_columns,
+    assert_same_gradients,
+    collate,
+    collate_columns,
+    gradients,
+)
+from datasets import Dataset, DatasetDict
+from sentence_transformers import InputExample, SentenceTransformer, SentenceTransformerTrainer
+from sentence_transformers.base.modules import Dense, Router, Transformer
+from sentence_transformers.sentence_transformer.losses import AdaptiveLayerLoss, Matryoshka2dLoss, MatryoshkaLoss
+from sentence_transformers.sentence_transformer.modules import Pooling
+from torch.utils.data import DataLoader
+
+from st_m3se import CoupledRankDistilLoss, DistillationCollator, M3SELoss, ScoreMSELoss, SoftmaxCrossEntropyLoss
+from st_m3se.functional import m3se_loss
+
+Rows = list[dict[str, Any]]
+Arguments = Callable[..., Any]
+CACHING = pytest.mark.parametrize("tokens", [None, 60], ids=["plain", "cached"])
+
+
+def weights(model: Any) -> dict[str, torch.Tensor]:
+    return {name: parameter.detach().clone() for name, parameter in model.named_parameters()}
+
+
+def assert_changed(before: dict[str, torch.Tensor], model: Any, part: str = "") -> None:
+    """Guards against a pass in which nothing was trained, and against weights that ran away."""
+    after = weights(model)
+    changed = [name for name in before if part in name and not torch.equal(before[name], after[name])]
+    assert changed, f"no parameter of {part or 'the model'} changed"
+    assert all(value.isfinite().all() for value in after.values())
+
+
+def train(model: Any, args: Any, loss: Any, rows: Rows | Any, **options: Any) -> SentenceTransformerTrainer:
+    """Train with this package's collator, or with ``data_collator=None`` for the stock one; weights must change."""
+    options.setdefault("data_collator", DistillationCollator(preprocess_fn=model.preprocess))
+    dataset = Dataset.from_list(rows) if isinstance(rows, list) else rows
+    before = weights(model)
+    trainer = SentenceTransformerTrainer(model=model, args=args, train_dataset=dataset, loss=loss, **options)
+    trainer.train()
+    assert_changed(before, trainer.model)
+    losses = [entry["loss"] for entry in trainer.state.log_history if "loss" in entry]
+    assert losses
+    assert all(value == value and value > 0.0 for value in losses), losses
+    return trainer
+
+
+def value_of(loss: Any, model: Any, rows: Rows) -> float:
+    """The loss over all rows, without dropout."""
+    was_training = model.training
+    model.eval()
+    batch = collate(model, rows)
+    torch.manual_seed(0)
+    with torch.no_grad():
+        value = loss(batch.fresh(), batch.labels).item()
+    model.train(was_training)
+    return value
+
+
+# The trainer
+
+
+@CACHING
+def test_each_loss_falls_in_the_trainer_with_ragged_lists(
+    model: Any, arguments: Arguments, ragged_rows: Rows, spec: LossSpec, tokens: int | None
+) -> None:
+    """Prevents a loss that runs and does not learn: it must be clearly lower after a few epochs on sixteen lists."""
+    loss = spec.build(model, scale=3.0, mini_batch_num_tokens=tokens, in_batch_negatives=spec in UNSCORED_LOSSES)
+    before = value_of(loss, model, ragged_rows)
+    floor = 0.0
+    if spec.name in ("SoftmaxCrossEntropyLoss", "CoupledRankDistilLoss", "RankDistilLoss"):
+        floor = 0.5 * before  # cross-entropies end at the teacher's entropy and not at 0
+    args = arguments(max_steps=25, eval_strategy="steps", eval_steps=25, per_device_train_batch_size=8)
+    trainer = train(model, args, loss, ragged_rows, eval_dataset=Dataset.from_list(ragged_rows))
+    after = value_of(loss, model, ragged_rows)
+    assert after - floor < 0.8 * (before - floor), (before, after)
+    evaluated = [entry["eval_loss"] for entry in trainer.state.log_history if "eval_loss" in entry]
+    assert len(evaluated) == 1
+    assert 0.0 < evaluated[0] < before
+
+
+def test_each_loss_trains_on_columns(model: Any, arguments: Arguments, even_rows: Rows, spec: LossSpec) -> None:
+    """The stock collator, train and eval."""
+    dataset = Dataset.from_list(as_columns(even_rows))
+    loss = spec.build(model, scale=3.0)
+    trainer = train(model, arguments(), loss, dataset, data_collator=None, eval_dataset=dataset)
+    assert trainer.evaluate()["eval_loss"] > 0.0
+
+
+def test_the_trainer_computes_the_loss_of_its_batch(model: Any, arguments: Arguments, ragged_rows: Rows) -> None:
+    """Prevents something between dataset and loss (column order, dtype, device moves) from changing the numbers."""
+    loss = M3SELoss(model, scale=3.0)
+    expected = value_of(loss, model, ragged_rows[:4])
+    args = arguments(max_steps=1, learning_rate=1e-9)
+    trainer = SentenceTransformerTrainer(
+        model=model,
+        args=args,
+        train_dataset=Dataset.from_list(ragged_rows[:4]),
+        eval_dataset=Dataset.from_list(ragged_rows[:4]),
+        loss=loss,
+        data_collator=DistillationCollator(preprocess_fn=model.preprocess),
+    )
+    trainer.train()
+    assert trainer.evaluate()["eval_loss"] == pytest.approx(expected, rel=1e-3)
+    assert trainer.state.log_history[0]["loss"] == pytest.approx(expected, rel=1e-3)
+
+
+def test_a_loss_class_is_built_by_the_trainer(model: Any, arguments: Arguments, ragged_rows: Rows) -> None:
+    """The trainer takes a function of the model as well as a loss."""
+    train(model, arguments(max_steps=1), M3SELoss, ragged_rows)
+
+
+def test_a_dict_of_losses_over_lists(model: Any, arguments: Arguments, ragged_rows: Rows) -> None:
+    """One collator, two datasets, a loss for each."""
+    datasets = DatasetDict({"docs": Dataset.from_list(ragged_rows[:8]), "code": Dataset.from_list(ragged_rows[8:])})
+    losses = {"docs": M3SELoss(model, scale=3.0), "code": SoftmaxCrossEntropyLoss(model, scale=3.0)}
+    trainer = train(model, arguments(max_steps=4), losses, datasets, eval_dataset=copy.deepcopy(datasets))
+    metrics = {key for entry in trainer.evaluate().items() for key in entry[:1]}
+    assert {"eval_docs_loss", "eval_code_loss"} <= metrics
+
+
+def test_a_dict_of_losses_over_columns(model: Any, arguments: Arguments, even_rows: Rows) -> None:
+    """Lists of two lengths in one run need one column dataset each."""
+    columns = as_columns(even_rows)
+    pairs = [{**row, "label": row["label"][:2]} for row in columns]
+    datasets = DatasetDict(
+        {"three": Dataset.from_list(columns), "two": Dataset.from_list(pairs).remove_columns("document_3")}
+    )
+    losses = {"three": ScoreMSELoss(model, scale=3.0), "two": M3SELoss(model, scale=3.0)}
+    train(model, arguments(max_steps=4), losses, datasets, data_collator=None)
+
+
+def test_workers_that_persist(model: Any, arguments: Arguments, ragged_rows: Rows) -> None:
+    args = arguments(
+        max_steps=6, per_device_train_batch_size=8, dataloader_num_workers=2, dataloader_persistent_workers=True
+    )
+    train(model, args, M3SELoss(model, scale=3.0), ragged_rows)
+
+
+def test_no_duplicates_sampling_over_lists(model: Any, arguments: Arguments, ragged_rows: Rows) -> None:
+    """The host's sampler compares the rows' values, which are lists here."""
+    train(model, arguments(batch_sampler="no_duplicates"), M3SELoss(model, scale=3.0), ragged_rows)
+
+
+@CACHING
+def test_gradient_accumulation_gives_the_large_batchs_gradient(
+    make_model: Any, arguments: Arguments, even_rows: Rows, tokens: int | None
+) -> None:
+    """Prevents gradients of cached mini-batches from missing the division by the number of accumulated steps."""
+    ends = []
+    for size, steps in ((8, 1), (4, 2)):
+        model = make_model()
+        args = arguments(
+            max_steps=1,
+            per_device_train_batch_size=size,
+            gradient_accumulation_steps=steps,
+            optim="sgd",
+            max_grad_norm=0.0,
+        )
+        train(model, args, M3SELoss(model, scale=3.0, mini_batch_num_tokens=tokens), even_rows[:8])
+        ends.append(weights(model))
+    start = weights(make_model())
+    moved = [{name: end[name] - start[name] for name in end} for end in ends]
+    assert_same_gradients(*moved, tolerance=1e-4 * max(float(m.abs().max()) for m in moved[0].values()))
+
+
+@CACHING
+def test_bf16(model: Any, arguments: Arguments, ragged_rows: Rows, tokens: int | None) -> None:
+    """Mixed precision as the training arguments switch it on."""
+    loss = M3SELoss(model, scale=3.0, mini_batch_num_tokens=tokens)
+    before = value_of(loss, model, ragged_rows)
+    train(model, arguments(bf16=True, max_steps=8), loss, ragged_rows)
+    assert value_of(loss, model, ragged_rows) < before
+
+
+@CACHING
+def test_gradient_checkpointing(model: Any, arguments: Arguments, ragged_rows: Rows, tokens: int | None) -> None:
+    """Prevents checkpointed layers from dropping the gradient where the loss cuts the batch."""
+    loss = M3SELoss(model, scale=3.0, mini_batch_num_tokens=tokens)
+    before = weights(model)
+    train(model, arguments(gradient_checkpointing=True), loss, ragged_rows)
+    assert model[0].auto_model.is_gradient_checkpointing
+    assert_changed(before, model, "layer.0")
+
+
+@CACHING
+def test_lora(make_model: Any, arguments: Arguments, ragged_rows: Rows, tokens: int | None) -> None:
+    """Only the adapter learns, and it does."""
+    peft = pytest.importorskip("peft")
+    model = make_model()
+    model.add_adapter(peft.LoraConfig(task_type="FEATURE_EXTRACTION", r=4, target_modules=["query", "value"]))
+    before = weights(model)
+    train(model, arguments(), M3SELoss(model, scale=3.0, mini_batch_num_tokens=tokens), ragged_rows)
+    assert_changed(before, model, "lora_")
+    frozen = [name for name in before if "lora_" not in name]
+    assert frozen
+    assert all(torch.equal(before[name], weights(model)[name]) for name in frozen)
+
+
+def test_a_compiled_or_wrapped_model_needs_no_similarity(model: Any, ragged_rows: Rows) -> None:
+    """The trainer swaps in a wrapper that has only ``forward``: DDP knows no ``similarity``."""
+
+    class Wrapper(torch.nn.Module):
+        def __init__(self, module: Any) -> None:
+            super().__init__()
+            self.module = module
+
+        def forward(self, features: Any) -> Any:
+            return self.module(features)
+
+    for tokens in (None, 60):
+        loss = M3SELoss(model, scale=3.0, mini_batch_num_tokens=tokens)
+        expected = value_of(loss, model, ragged_rows)
+        loss.model = Wrapper(model)
+        assert value_of(loss, model, ragged_rows) == pytest.approx(expected, rel=1e-6)
+
+
+# model.fit
+
+
+@CACHING
+def test_fit(model: Any, even_rows: Rows, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, tokens: int | None) -> None:
+    """The older way in: a DataLoader of InputExamples whose label is the list of scores."""
+    monkeypatch.chdir(tmp_path)
+    examples = [InputExample(texts=[row["query"], *row["documents"]], label=row["scores"]) for row in even_rows]
+    loss = M3SELoss(model, scale=3.0, mini_batch_num_tokens=tokens)
+    before, start = weights(model), value_of(loss, model, even_rows)
+    model.fit(
+        train_objectives=[(DataLoader(examples, shuffle=True, batch_size=4), loss)],
+        epochs=2,
+        warmup_steps=0,
+        optimizer_params={"lr": 5e-3},
+        show_progress_bar=False,
+        output_path=str(tmp_path / "model"),
+    )
+    assert_changed(before, model)
+    assert value_of(loss, model, even_rows) < start
+    assert "M3SELoss" in (tmp_path / "model" / "README.md").read_text(encoding="utf-8")
+
+
+@pytest.mark.parametrize(
+    ("short", "message"),
+    [
+        (lambda e: InputExample(texts=e.texts[:-1], label=e.label), r"got \[4, 3\]"),
+        (lambda e: InputExample(texts=e.texts, label=e.label[:-1]), r"length|size|shape"),
+    ],
+    ids=["a text", "a score"],
+)
+def test_fit_refuses_one_short_row(
+    model: Any, even_rows: Rows, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, short: Any, message: str
+) -> None:
+    """Prevents one row with a document too few from taking that column away from all rows, without a word."""
+    monkeypatch.chdir(tmp_path)
+    examples = [InputExample(texts=[row["query"], *row["documents"]], label=row["scores"]) for row in even_rows[:8]]
+    examples[5] = short(examples[5])
+    with pytest.raises(ValueError, match=message):
+        model.fit([(DataLoader(examples, batch_size=4), M3SELoss(model))], show_progress_bar=False)
+
+
+def test_fit_refuses_whole_number_scores(
+    model: Any, even_rows: Rows, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Grades typed as integers look like scores."""
+    monkeypatch.chdir(tmp_path)
+    examples = [InputExample(texts=[row["query"], *row["documents"]], label=[2, 1, 0]) for row in even_rows[:8]]
+    with pytest.raises(ValueError, match=r"floating point teacher scores, got torch.int64"):
+        model.fit([(DataLoader(examples, batch_size=4), M3SELoss(model))], show_progress_bar=False)
+
+
+def test_fit_refuses_examples_without_scores(
+    model: Any, even_rows: Rows, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """``fit`` drops labels that are all 0, the default: no label reaches the loss."""
+    monkeypatch.chdir(tmp_path)
+    examples = [InputExample(texts=[row["query"], *row["documents"]]) for row in even_rows[:8]]
+    with pytest.raises(ValueError, match=r"expects teacher scores as labels.*NoneType"):
+        model.fit([(DataLoader(examples, batch_size=4), M3SELoss(model))], show_progress_bar=False)
+
+
+# Wrapper losses
+
+
+@pytest.mark.parametrize("form", [collate, collate_columns])
+@CACHING
+def test_matryoshka_is_the_sum_over_its_dimensions(
+    model: Any, even_rows: Rows, form: Any, tokens: int | None, spec: LossSpec
+) -> None:
+    """Prevents the wrapper's cache of forward passes from handing one chunk's embeddings to another."""
+    batch = form(model, even_rows[:6])
+    in_batch = spec in UNSCORED_LOSSES and "Coupled" not in spec.name
+    build = {"scale": 3.0, "in_batch_negatives": in_batch, "mini_batch_num_tokens": tokens}
+    expected = 0.0
+    whole = [model(features)["sentence_embedding"] for features in batch.fresh()]
+    plain = spec.build(model, **build | {"mini_batch_num_tokens": None})
+
+    class Cut(torch.nn.Module):
+        """The model with its embeddings cut, and nothing of the wrapper."""
+
+        def __init__(self, size: int) -> None:
+            super().__init__()
+            self.size = size
+
+        def forward(self, features: Any) -> Any:
+            embedding = model(features)["sentence_embedding"][:, : self.size]
+            return {"sentence_embedding": torch.nn.functional.normalize(embedding, dim=-1)}
+
+    assert len(whole) == len(batch.features)
+    torch.manual_seed(0)
+    for size, weight in ((DIMENSION, 1.0), (8, 0.5)):
+        plain.model = Cut(size)
+        expected = expected + weight * plain(batch.fresh(), batch.labels)
+    wrapped = MatryoshkaLoss(model, spec.build(model, **build), [8, DIMENSION], matryoshka_weights=[0.5, 1.0])
+    value, grads = gradients(wrapped, model, batch)
+    torch.testing.assert_close(value, expected.detach(), rtol=1e-4, atol=1e-5)
+    model.zero_grad()
+    expected.backward()
+    assert_same_gradients({name: p.grad for name, p in model.named_parameters() if p.grad is not None}, grads)
+
+
+@CACHING
+def test_matryoshka_in_the_trainer(model: Any, arguments: Arguments, ragged_rows: Rows, tokens: int | None) -> None:
+    loss = MatryoshkaLoss(model, M3SELoss(model, scale=3.0, mini_batch_num_tokens=tokens), [DIMENSION, 16, 8])
+    before = value_of(loss, model, ragged_rows)
+    train(model, arguments(max_steps=8), loss, ragged_rows, eval_dataset=Dataset.from_list(ragged_rows)).evaluate()
+    assert value_of(loss, model, ragged_rows) < before
+
+
+def test_matryoshka_with_as_many_documents_as_dimensions(model: Any) -> None:
+    """The wrapper takes a label as wide as the embedding for an embedding, and cuts it.
+
+    In the column form that must be an error which says so; the collator's labels are no tensor and pass.
+    """
+    texts = [f"copy {count} files" + " again" * count for count in range(DIMENSION)]
+    scores = [float(score) for score in torch.linspace(1.0, -1.0, DIMENSION)]
+    rows = [{"query": "copy a file", "documents": texts, "scores": scores}]
+    columns, lists = collate_columns(model, rows), collate(model, rows)
+    assert columns.labels.shape == (1, DIMENSION)
+    wrapped = MatryoshkaLoss(model, M3SELoss(model, scale=3.0), [DIMENSION, 8])
+    with pytest.raises(ValueError, match=r"(?s)D = 32.*got \[1, 8\].*MatryoshkaLoss.*DistillationCollator"):
+        wrapped(columns.fresh(), columns.labels)
+    expected = M3SELoss(model, scale=3.0)(lists.fresh(), lists.labels)
+    assert wrapped(lists.fresh(), lists.labels) > expected
+    cached = MatryoshkaLoss(model, M3SELoss(model, scale=3.0, mini_batch_num_tokens=64), [DIMENSION, 8])
+    torch.testing.assert_close(
+        cached(columns.fresh(), columns.labels), wrapped(lists.fresh(), lists.labels), rtol=1e-4, atol=1e-5
+    )
+
+
+@pytest.mark.parametrize("form", [collate, collate_columns])
+def test_adaptive_layers(model: Any, even_rows: Rows, form: Any) -> None:
+    """Prevents one layer's embeddings, handed on through the features, from being read for another text's.
+
+    The reference runs a model whose top layers are really gone.
+    """
+    batch = form(model, even_rows[:6])
+    loss = M3SELoss(model, scale=3.0)
+    options = {"n_layers_per_step": -1, "kl_temperature": 0.0, "kl_div_weight": 0.0}
+    wrapped = AdaptiveLayerLoss(model, loss, last_layer_weight=2.0, prior_layers_weight=0.5, **options)
+    value, grads = gradients(wrapped, model, batch)
+
+    layers = model[0].auto_model.encoder.layer
+    values = []
+    for count in range(len(layers) + 1):
+        model[0].auto_model.encoder.layer = layers[:count]
+        values.append(loss(batch.fresh(), batch.labels).detach())
+    model[0].auto_model.encoder.layer = layers
+    expected = 2.0 * values[-1] + 0.5 * torch.stack(values[:-1]).mean()
+    torch.testing.assert_close(value, expected, rtol=1e-4, atol=1e-5)
+    assert any(float(grad.abs().max()) > 0.0 for grad in grads.values())
+    again, _ = gradients(loss, model, batch)
+    torch.testing.assert_close(again, values[-1], rtol=1e-4, atol=1e-5)
+
+
+@pytest.mark.parametrize("wrapper", [AdaptiveLayerLoss, Matryoshka2dLoss])
+def test_adaptive_layers_in_the_trainer(model: Any, arguments: Arguments, ragged_rows: Rows, wrapper: Any) -> None:
+    """With the self-distillation between layers, which concatenates all embeddings of a call in order."""
+    options = {"matryoshka_dims": [DIMENSION, 8]} if wrapper is Matryoshka2dLoss else {}
+    loss = wrapper(model, M3SELoss(model, scale=3.0), **options)
+    train(model, arguments(), loss, ragged_rows)
+
+
+def test_adaptive_layers_refuse_a_cached_loss(model: Any, even_rows: Rows) -> None:
+    """Prevents mini-batches that are embedded again after the wrapper has gone, with the last layer's output."""
+    batch = collate(model, even_rows[:4])
+    with pytest.warns(UserWarning, match="AdaptiveLayerLoss is not compatible with M3SELoss"):
+        wrapped = AdaptiveLayerLoss(model, M3SELoss(model, mini_batch_num_tokens=64))
+    with pytest.raises(ValueError, match=r"AdaptiveLayerLoss.*mini_batch_num_tokens=None"):
+        wrapped(batch.fresh(), batch.labels)
+    assert model(batch.fresh()[0])["sentence_embedding"].shape == (4, DIMENSION)
+
+
+# Prompts and routes
+
+
+def test_prompts_by_column_in_the_training_arguments(make_model: Any, arguments: Arguments, even_rows: Rows) -> None:
+    """The stock collator and a prompt per column: the run differs from one without prompts."""
+    ends = []
+    for prompts in (None, {"query": "find: "}, {"query": "find: ", "document_1": "text: ", "document_2": "text: "}):
+        model = make_model(include_prompt=False)
+        dataset = Dataset.from_list(as_columns(even_rows))
+        trainer = train(
+            model, arguments(max_steps=1, prompts=prompts), M3SELoss(model, scale=3.0), dataset, data_collator=None
+        )
+        ends.append(trainer.state.log_history[0]["loss"])
+    assert len(set(ends)) == 3
+
+
+def test_prompts_of_the_collator_in_the_trainer(model: Any, arguments: Arguments, ragged_rows: Rows) -> None:
+    """What was trained is what is searched with: the eval loss is that of the prompted texts."""
+    prompts = {"query": "find: ", "documents": "text: "}
+    collator = DistillationCollator(preprocess_fn=model.preprocess, prompts=prompts)
+    loss = M3SELoss(model, scale=3.0)
+    trainer = train(
+        model, arguments(), loss, ragged_rows, data_collator=collator, eval_dataset=Dataset.from_list(ragged_rows[:4])
+    )
+    prompted = [
+        row | {"query": "find: " + row["query"], "documents": [f"text: {text}" for text in row["documents"]]}
+        for row in ragged_rows[:4]
+    ]
+    assert trainer.evaluate()["eval_loss"] == pytest.approx(value_of(loss, model, prompted), rel=1e-3)
+    assert value_of(loss, model, prompted) != pytest.approx(value_of(loss, model, ragged_rows[:4]), rel=1e-3)
+
+
+@pytest.fixture
+def routed(checkpoint: Path) -> SentenceTransformer:
+    """Two towers: one BERT for queries, another one with a dense layer on top for documents."""
+
+    def tower() -> list[Any]:
+        config = {"hidden_dropout_prob": 0.0, "attention_probs_dropout_prob": 0.0}
+        return [Transformer(str(checkpoint), config_kwargs=config), Pooling(DIMENSION, "mean")]
+
+    torch.manual_seed(0)
+    router = Router.for_query_document(tower(), [*tower(), Dense(DIMENSION, DIMENSION)])
+    return SentenceTransformer(modules=[router], device="cpu").train()
+
+
+MAPPING = {"query": "query", "documents": "document"}
+
+
+@CACHING
+def test_a_router_over_lists(routed: Any, arguments: Arguments, ragged_rows: Rows, tokens: int | None) -> None:
+    """Prevents queries from being encoded by the document tower, the router's default."""
+    collator = DistillationCollator(preprocess_fn=routed.preprocess, router_mapping=MAPPING)
+    loss = M3SELoss(routed, scale=3.0, mini_batch_num_tokens=tokens)
+    rows = ragged_rows[:5]
+    batch = collate(routed, rows, router_mapping=MAPPING)
+    texts = list(dict.fromkeys(text for row in rows for text in row["documents"]))
+    student = 3.0 * routed.similarity(
+        routed.encode_query([row["query"] for row in rows], convert_to_tensor=True),
+        routed.encode_document(texts, convert_to_tensor=True),
+    )
+    labels = batch.labels
+    expected = m3se_loss(
+        student.gather(1, labels["index"]), labels["scores"], positives=labels["positives"], mask=labels["mask"]
+    )
+    routed.train()
+    torch.testing.assert_close(loss(batch.fresh(), labels).detach(), expected, rtol=1e-4, atol=1e-5)
+    before = weights(routed)
+    train(routed, arguments(router_mapping=MAPPING), loss, ragged_rows, data_collator=collator)
+    for tower in ("query.0", "document.0", "document.2"):
+        assert_changed(before, routed, tower)
+
+
+def test_a_router_over_columns(routed: Any, arguments: Arguments, even_rows: Rows) -> None:
+    """The stock collator takes the mapping from the training arguments."""
+    mapping = {"query": "query"} | {f"document_{place}": "document" for place in (1, 2, 3)}
+    dataset = Dataset.from_list(as_columns(even_rows))
+    before = weights(routed)
+    loss = M3SELoss(routed, scale=3.0, in_batch_negatives=True)
+    train(routed, arguments(router_mapping=mapping), loss, dataset, data_collator=None)
+    for tower in ("query.0", "document.2"):
+        assert_changed(before, routed, tower)
+
+
+# Save, reload, and the card
+
+
+def test_a_saved_model_gives_the_same_embeddings(
+    model: Any, arguments: Arguments, ragged_rows: Rows, tmp_path: Path
+) -> None:
+    """Prevents a part of the student from living in the loss, and being lost."""
+    train(model, arguments(), M3SELoss(model, scale=3.0), ragged_rows)
+    model.save_pretrained(str(tmp_path / "model"))
+    again = SentenceTransformer(str(tmp_path / "model"), device="cpu")
+    texts = [row["query"] for row in ragged_rows]
+    torch.testing.assert_close(
+        again.encode(texts, convert_to_tensor=True), model.encode(texts, convert_to_tensor=True), rtol=1e-6, atol=1e-6
+    )
+
+
+@pytest.mark.parametrize("ragged", [True, False], ids=["lists", "columns"])
+def test_the_model_card_tells_what_was_trained(
+    model: Any, arguments: Arguments, even_rows: Rows, tmp_path: Path, spec: LossSpec, ragged: bool
+) -> None:
+    """The loss, each of its options and the paper to cite."""
+    loss = spec.build(model, scale=7.25, mini_batch_num_tokens=96)
+    options = {} if ragged else {"data_collator": None}
+    rows = even_rows if ragged else as_columns(even_rows)
+    train(model, arguments(max_steps=1), loss, Dataset.from_list(rows), **options)
+    model.save_pretrained(str(tmp_path / "model"))
+    card = (tmp_path / "model" / "README.md").read_text(encoding="utf-8")
+    assert f"loss:{spec.name}" in card
+    assert f"#### {spec.name}" in card
+    assert loss.citation.strip() in card
+    for name, value in loss.get_config_dict().items():
+        assert f'"{name}": ' in card, name
+        if value is not None and not isinstance(value, bool):
+            assert str(value) in card, name
+
+
+def test_a_run_resumes_from_its_checkpoint(make_model: Any, arguments: Arguments, ragged_rows: Rows) -> None:
+    """Four steps are four steps, with or without a break after the second."""
+    options = {"save_strategy": "steps", "save_steps": 2, "seed": 3}
+    straight = make_model()
+    train(straight, arguments(max_steps=4, **options), M3SELoss(straight, scale=3.0), ragged_rows)
+    resumed = make_model()
+    args = arguments(max_steps=4, **options)
+    trainer = SentenceTransformerTrainer(
+        model=resumed,
+        args=args,
+        train_dataset=Dataset.from_list(ragged_rows),
+        loss=M3SELoss(resumed, scale=3.0),
+        data_collator=DistillationCollator(preprocess_fn=resumed.preprocess),
+    )
+    trainer.train(resume_from_checkpoint=str(Path(args.output_dir) / "checkpoint-2"))
+    for name, value in weights(straight).items():
+        torch.testing.assert_close(weights(trainer.model)[name], value, rtol=1e-4, atol=1e-5, msg=name)
+
+
+def test_sampled_rankings_follow_the_trainers_seed(make_model: Any, arguments: Arguments, ragged_rows: Rows) -> None:
+    """Prevents two runs of one seed from ending at two models."""
+    ends = []
+    for seed in (5, 5, 6):
+        model = make_model()
+        train(model, arguments(seed=seed), CoupledRankDistilLoss(model, scale=3.0, num_samples=2), ragged_rows)
+        ends.append(torch.cat([value.flatten() for value in weights(model).values()]))
+    assert torch.equal(ends[0], ends[1])
+    assert not torch.equal(ends[0], ends[2])
+
+
+def test_every_loss_is_covered() -> None:
+    """Prevents a new loss from coming in without these tests."""
+    import st_m3se
+
+    names = {name for name in st_m3se.__all__ if name.endswith("Loss")} - {"DistillationLoss"}
+    assert {spec.name for spec in LOSSES} == names
+    assert M3SE.name == "M3SELoss"
