@@ -77,7 +77,14 @@ def training_rows(
         dropped = set(listed).union(relevant)  # a filtered negative must not come back unscored
         more = [d for d in extra.get(query, {}) if d not in dropped]
         chooser.shuffle(more)
-        chosen = [*positives[: max(1, list_size // 2)], *negatives, *more][:list_size]
+        ordered = [*positives[: max(1, list_size // 2)], *negatives, *more]
+        # A corpus may hold one text twice: beside the relevant copy, the other one is no negative.
+        first: dict[str, str] = {}
+        for document in ordered:
+            first.setdefault(data.corpus[document], document)
+        chosen = list(first.values())[:list_size]
+        if not any(d not in relevant and not math.isnan(listed.get(d, math.nan)) for d in chosen):
+            continue
         rows.append(
             {
                 "query": data.queries[query],

@@ -352,3 +352,13 @@ def test_the_demo_student_keeps_its_trunk(tmp_path):
     assert vectors.shape == (2, 128)
     assert abs(again.encode(["read a file", "open a socket"]) - vectors).max() < 1e-5
     assert abs(vectors[0] - vectors[1]).max() > 0.01
+
+
+def test_a_copy_of_the_relevant_text_is_no_negative():
+    """Real corpora hold texts twice; the collator refuses a list with one text on both sides, in mid-training."""
+    corpus = {"a": "same text", "b": "another text", "copy": "same text"}
+    data = RetrievalData("copies", corpus, {"q": "query"}, {})
+    (row,) = training.training_rows(data, {"q": {"b": 1.0, "copy": 2.9, "a": 3.0}}, {"q": {"a": 1}}, {}, 2, True, 0)
+    assert row["documents"] == ["same text", "another text"]
+    assert row["positives"] == [True, False]
+    assert training.training_rows(data, {"q": {"copy": 2.9, "a": 3.0}}, {"q": {"a": 1}}, {}, 2, True, 0) == []
