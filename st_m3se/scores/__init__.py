@@ -1,0 +1,26 @@
+"""Teacher scores: a store on disk, and readers and writers of the formats in which others publish them."""
+
+from __future__ import annotations
+
+from st_m3se.scores.convert import Conversion, convert
+from st_m3se.scores.describe import Histogram, ScoreSummary
+from st_m3se.scores.errors import FormatError
+from st_m3se.scores.formats import read_qrels, sniff, text_id
+from st_m3se.scores.rows import Id, ScoredList
+from st_m3se.scores.store import TeacherScores
+from st_m3se.scores.writer import TeacherScoresWriter
+
+__all__ = [
+    "Conversion",
+    "FormatError",
+    "Histogram",
+    "Id",
+    "ScoreSummary",
+    "ScoredList",
+    "TeacherScores",
+    "TeacherScoresWriter",
+    "convert",
+    "read_qrels",
+    "sniff",
+    "text_id",
+]

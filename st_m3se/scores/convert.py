@@ -1,0 +1,256 @@
+"""From any format to any other, by way of the store's rows."""
+
+from __future__ import annotations
+
+import csv
+import tempfile
+from collections.abc import Iterator, Mapping
+from contextlib import closing, contextmanager
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from st_m3se.scores.errors import FormatError
+from st_m3se.scores.formats import READERS, WRITERS, IdType, OnError, Qrels, Reading, read_qrels, sniff
+from st_m3se.scores.formats.grouping import TextStore
+from st_m3se.scores.rows import Id, ScoredList
+from st_m3se.scores.store import TeacherScores
+from st_m3se.scores.writer import MANIFEST, MANIFEST_FIELDS, TeacherScoresWriter
+
+__all__ = ["DESTINATIONS", "SOURCES", "Conversion", "convert"]
+
+STORE = "store"
+SOURCES = (STORE, *READERS)
+DESTINATIONS = (STORE, *WRITERS)
+SUFFIXES = {".run": "trec", ".trec": "trec", ".jsonl": "pylate", ".csv": "csv", ".tsv": "marginmse", "": STORE}
+
+
+@dataclass
+class Conversion:
+    """What :func:`convert` did.
+
+    Attributes:
+        source_format: The format it read.
+        destination_format: The format it wrote.
+        queries: Rows read.
+        scores: Scores read.
+        skipped: Lines, or documents, left out under ``on_error="skip"``.
+        messages: The first of the reasons.
+        files: What was written beside the shards of a store: texts and positives.
+        notes: What the user should know.
+    """
+
+    source_format: str
+    destination_format: str
+    queries: int = 0
+    scores: int = 0
+    skipped: int = 0
+    messages: list[str] = field(default_factory=list)
+    files: list[str] = field(default_factory=list)
+    notes: list[str] = field(default_factory=list)
+
+
+def convert(
+    source: str | Path,
+    destination: str | Path,
+    *,
+    source_format: str | None = None,
+    destination_format: str | None = None,
+    on_error: OnError = "raise",
+    id_type: IdType | None = None,
+    scores: str | Path | None = None,
+    qrels: str | Path | None = None,
+    columns: Mapping[str, str] | None = None,
+    manifest: Mapping[str, Any] | None = None,
+    overwrite: bool = False,
+) -> Conversion:
+    """Convert teacher scores, in a stream: neither side has to fit into memory, and the result appears only whole.
+
+    A store also gets what else the source knows, as files of the BEIR layout: ``queries.jsonl`` and ``corpus.jsonl``
+    from formats with texts, and ``qrels/train.tsv`` from formats that say which documents are the positives.
+
+    Args:
+        source: A file in one of :data:`SOURCES`, plain, gz or zst, or a store.
+        destination: A folder for a store, or a file.
+        source_format: None recognises it by the content.
+        destination_format: One of :data:`DESTINATIONS`. None goes by the name: ``.run``, ``.trec``, ``.jsonl``
+            (PyLate), ``.csv``, ``.tsv`` (MarginMSE), with ``.gz`` or ``.zst`` behind it, and no suffix for a store.
+        on_error: "raise" at the first bad line with ``file:line``, or "skip" bad lines and count them.
+        id_type: "str" or "int" converts the ids. None leaves them; those of text formats are strings.
+        scores: For ``hard-negatives``: the score pickle, or a store made of it.
+        qrels: The positives, needed to write MarginMSE pairs where the source does not name them.
+        columns: For tables: their names for ``query_id``, ``document_id`` and ``score`` (or ``document_ids``,
+            ``scores``).
+        manifest: What is known of the scores, as for :class:`TeacherScoresWriter`.
+        overwrite: Replace the destination.
+
+    Raises:
+        FormatError: If the source is not what it should be; nothing is left at the destination.
+        FileExistsError: If the destination exists and ``overwrite`` is False.
+    """
+    source, destination = Path(source), Path(destination)
+    if on_error not in ("raise", "skip"):
+        raise ValueError(f'on_error must be "raise" or "skip", got {on_error!r}.')
+    if id_type not in (None, "str", "int"):
+        raise ValueError(f'id_type must be "str", "int" or None, got {id_type!r}.')
+    kind = _source_format(source, source_format)
+    to = _destination_format(destination, destination_format)
+    if qrels is not None and to != "marginmse":
+        raise ValueError("qrels is only for writing MarginMSE pairs; scores of other formats need none.")
+    if scores is not None and kind != "hard-negatives":
+        raise ValueError(f"scores belongs to hard-negatives, and {source} is {kind}.")
+    if columns and kind not in ("csv", "parquet"):
+        raise ValueError(f"columns belongs to csv and parquet, and {source} is {kind}.")
+    if to != STORE and manifest:
+        raise ValueError(f"a file of {to} scores has no manifest; the values {sorted(manifest)} would be lost.")
+    if destination.exists() and (not overwrite or destination.resolve() == source.resolve()):
+        raise FileExistsError(f"{destination} exists. Choose another name, or overwrite=True to replace it.")
+
+    result = Conversion(kind, to)
+    scores_path = None if scores is None else Path(scores)
+    with closing(TextStore()) as texts, _scores_of(scores_path, destination, id_type) as known:
+        reading = Reading(source, on_error=on_error, id_type=id_type, texts=texts if to == STORE else None)
+        rows = _counted(_rows(reading, kind, columns, known), reading, result)
+        if to == STORE:
+            with TeacherScoresWriter(
+                destination, manifest=_manifest(manifest, kind, source), overwrite=overwrite
+            ) as writer:
+                positives = _write_rows(rows, writer)
+                result.files = texts.write(writer.folder) + (["qrels/train.tsv"] if positives else [])
+        elif to == "marginmse":
+            pairs = _Positives(rows, None if qrels is None else read_qrels(qrels), source)
+            WRITERS[to](pairs, destination, qrels=pairs.qrels, overwrite=overwrite)
+        else:
+            WRITERS[to](rows, destination, overwrite=overwrite)
+    result.skipped, result.messages = reading.skipped, reading.messages
+    if kind == "gpl":
+        result.notes.append("the file has margins: each query's first positive is 0, and only differences count.")
+    return result
+
+
+def _source_format(source: Path, chosen: str | None) -> str:
+    if chosen is not None and chosen not in SOURCES:
+        raise ValueError(f"there is no format {chosen!r} to read; there are {', '.join(SOURCES)}.")
+    if chosen is None and source.is_dir():
+        return STORE
+    return chosen or sniff(source)
+
+
+def _destination_format(destination: Path, chosen: str | None) -> str:
+    if chosen is not None:
+        if chosen not in DESTINATIONS:
+            raise ValueError(f"there is no format {chosen!r} to write; there are {', '.join(DESTINATIONS)}.")
+        return chosen
+    name = destination.with_suffix("") if destination.suffix in (".gz", ".zst") else destination
+    if name.suffix not in SUFFIXES or (name is not destination and not name.suffix):
+        known = ", ".join(suffix for suffix in SUFFIXES if suffix)
+        raise ValueError(
+            f"the name {destination.name!r} does not say what to write: use {known}, no suffix for a store, or "
+            "destination_format (--to)."
+        )
+    return SUFFIXES[name.suffix]
+
+
+def _rows(
+    reading: Reading, kind: str, columns: Mapping[str, str] | None, scores: TeacherScores | None
+) -> Iterator[ScoredList]:
+    if kind == STORE:
+        return _store_rows(reading)
+    if kind == "hard-negatives":
+        return READERS[kind](reading, scores)
+    if kind in ("csv", "parquet"):
+        return READERS[kind](reading, columns)
+    return READERS[kind](reading)
+
+
+def _store_rows(reading: Reading) -> Iterator[ScoredList]:
+    for number, row in enumerate(TeacherScores.open(reading.path), start=1):
+        try:
+            checked = reading.row(row.query_id, row.document_ids, row.scores, (), number)
+        except FormatError as error:
+            reading.reject(number, error)
+            continue
+        yield checked
+
+
+def _counted(rows: Iterator[ScoredList], reading: Reading, result: Conversion) -> Iterator[ScoredList]:
+    """Count the rows, and reject a second one of the same query."""
+    seen: set[Id] = set()
+    for row in rows:
+        if row.query_id in seen:
+            reading.reject(row.line, f"query {row.query_id!r:.80} has a row already.")
+            continue
+        seen.add(row.query_id)
+        result.queries += 1
+        result.scores += len(row.scores)
+        yield row
+    if not result.queries:
+        raise FormatError("there is no row of scores in it.", file=str(reading.path))
+
+
+@contextmanager
+def _scores_of(path: Path | None, destination: Path, id_type: IdType | None) -> Iterator[TeacherScores | None]:
+    """The store beside a hard-negatives file; a pickle becomes one first, in a temporary folder."""
+    if path is None or path.is_dir():
+        yield None if path is None else TeacherScores.open(path)
+        return
+    destination.parent.mkdir(parents=True, exist_ok=True)
+    with tempfile.TemporaryDirectory(prefix=".scores-", dir=destination.parent) as folder:
+        convert(path, Path(folder) / STORE, id_type=id_type, destination_format=STORE)
+        yield TeacherScores.open(Path(folder) / STORE)
+
+
+def _manifest(given: Mapping[str, Any] | None, kind: str, source: Path) -> dict[str, Any]:
+    """What is known of the scores: given, from the manifest of the source, or from its format."""
+    known: dict[str, Any] = {"source": {"file": source.name, "format": kind}}
+    if kind == "gpl":
+        known["scale"] = "margin"
+    if kind == STORE and (source / MANIFEST).is_file():
+        old = TeacherScores.open(source).manifest
+        known = {name: old.get(name) for name in MANIFEST_FIELDS}
+    return {**known, **(given or {})}
+
+
+def _write_rows(rows: Iterator[ScoredList], writer: TeacherScoresWriter) -> int:
+    """Write the rows and, as they pass, the positives that they name."""
+    folder = writer.folder / "qrels"
+    folder.mkdir()
+    count = 0
+    with (folder / "train.tsv").open("w", encoding="utf-8", newline="") as file:
+        table = csv.writer(file, delimiter="\t", lineterminator="\n")
+        table.writerow(["query-id", "corpus-id", "score"])
+        for row in rows:
+            writer.write(row.query_id, row.document_ids, row.scores)
+            for document_id in row.positives:
+                table.writerow([row.query_id, document_id, 1])
+                count += 1
+    if not count:
+        (folder / "train.tsv").unlink()
+        folder.rmdir()
+    return count
+
+
+class _Positives:
+    """Rows on their way to a writer of pairs, and the positives of the one that is passing: given, or the row's own."""
+
+    def __init__(self, rows: Iterator[ScoredList], judged: Qrels | None, source: Path) -> None:
+        self._rows, self._judged, self._source = rows, judged, source
+        self.qrels: dict[Id, dict[Id, int]] = {}
+
+    def __iter__(self) -> Iterator[ScoredList]:
+        pairs = False
+        for row in self._rows:
+            positives = set(row.positives)
+            if self._judged is not None:  # read as strings, whatever the ids of the source are
+                grades = self._judged.get(str(row.query_id), {})
+                positives = {document for document in row.document_ids if grades.get(str(document), 0) > 0}
+            self.qrels.clear()
+            self.qrels[row.query_id] = dict.fromkeys(positives, 1)
+            pairs = pairs or 0 < len(positives) < len(row.document_ids)
+            yield row
+        if not pairs:
+            raise FormatError(
+                "no query has a scored positive and a scored negative, so there is no pair to write. Name the "
+                "positives (qrels=..., --qrels).",
+                file=str(self._source),
+            )

@@ -1,0 +1,65 @@
+"""Readers and writers of the formats in which teacher scores are published, one function each."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+
+from st_m3se.scores.formats.jsonl import (
+    read_colbert,
+    read_flagembedding,
+    read_hard_negatives,
+    read_pylate,
+    read_tevatron,
+)
+from st_m3se.scores.formats.pickled import read_score_pickle
+from st_m3se.scores.formats.reading import IdType, OnError, Reading, TextSink, text_id
+from st_m3se.scores.formats.sniffing import sniff
+from st_m3se.scores.formats.tables import read_csv, read_parquet
+from st_m3se.scores.formats.trec import Qrels, read_qrels, read_run
+from st_m3se.scores.formats.tsv import read_gpl, read_marginmse, read_marginmse_text
+from st_m3se.scores.formats.writing import WRITERS, write_csv, write_marginmse, write_pylate, write_run
+from st_m3se.scores.rows import ScoredList
+
+__all__ = [
+    "READERS",
+    "WRITERS",
+    "IdType",
+    "OnError",
+    "Qrels",
+    "Reading",
+    "TextSink",
+    "read_colbert",
+    "read_csv",
+    "read_flagembedding",
+    "read_gpl",
+    "read_hard_negatives",
+    "read_marginmse",
+    "read_marginmse_text",
+    "read_parquet",
+    "read_pylate",
+    "read_qrels",
+    "read_run",
+    "read_score_pickle",
+    "read_tevatron",
+    "sniff",
+    "text_id",
+    "write_csv",
+    "write_marginmse",
+    "write_pylate",
+    "write_run",
+]
+
+READERS: dict[str, Callable[..., Iterator[ScoredList]]] = {
+    "marginmse": read_marginmse,
+    "marginmse-text": read_marginmse_text,
+    "gpl": read_gpl,
+    "hard-negatives": read_hard_negatives,
+    "score-pickle": read_score_pickle,
+    "flagembedding": read_flagembedding,
+    "pylate": read_pylate,
+    "tevatron": read_tevatron,
+    "colbert": read_colbert,
+    "trec": read_run,
+    "csv": read_csv,
+    "parquet": read_parquet,
+}

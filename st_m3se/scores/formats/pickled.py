@@ -1,0 +1,233 @@
+"""Score pickles, ``{query_id: {document_id: score}}``, without running them and without holding them in memory.
+
+A pickle is a program. This module steps through it with :mod:`pickletools` and carries out only what builds dicts,
+lists, tuples, strings and numbers; anything that could import or call is refused before it happens. NumPy's scalars,
+which a teacher's output often leaves in such a file, are the one exception, recognised by name and rebuilt by
+``struct``. The entries of the outer dict are handed on as soon as they are complete, so that a file of 160 million
+scores needs a thousand queries' worth of memory and not 18 GB.
+"""
+
+from __future__ import annotations
+
+import pickletools
+import struct
+from collections.abc import Iterator
+from functools import partial
+from types import SimpleNamespace
+from typing import Any, NamedTuple
+
+import pyarrow as pa
+
+from st_m3se.scores.errors import FormatError
+from st_m3se.scores.formats.reading import MAX_LINE, Reading, open_binary
+from st_m3se.scores.rows import ScoredList, short
+
+__all__ = ["read_score_pickle"]
+
+CONSTANTS = {"NONE": None, "NEWTRUE": True, "NEWFALSE": False}
+NUMBERS = {"INT", "BININT", "BININT1", "BININT2", "LONG", "LONG1", "LONG4", "FLOAT", "BINFLOAT"}
+STRINGS = {"UNICODE", "SHORT_BINUNICODE", "BINUNICODE", "BINUNICODE8"}
+BYTES = {"SHORT_BINBYTES", "BINBYTES"}  # only as the content of a NumPy scalar
+EMPTY = {"EMPTY_DICT": dict, "EMPTY_LIST": list, "EMPTY_TUPLE": tuple}
+MEMO_PUT = {"PUT", "BINPUT", "LONG_BINPUT"}
+MEMO_GET = {"GET", "BINGET", "LONG_BINGET"}
+TUPLES = {"TUPLE1": 1, "TUPLE2": 2, "TUPLE3": 3}
+NUMPY = {
+    "numpy.core.multiarray scalar": "scalar",
+    "numpy._core.multiarray scalar": "scalar",
+    "numpy dtype": "dtype",
+    "_codecs encode": "encode",
+}
+STRUCT = {"f2": "e", "f4": "f", "f8": "d", "i1": "b", "i2": "h", "i4": "i", "i8": "q", "u1": "B", "u2": "H", "u4": "I"}
+MARK = object()
+
+
+class _Name(NamedTuple):
+    """One of the few names that a pickle may mention."""
+
+    name: str
+
+
+class _DType:
+    """The dtype of a NumPy scalar: a letter and a size."""
+
+    def __init__(self, code: str) -> None:
+        if code not in STRUCT:
+            raise FormatError(f"a NumPy scalar of type {code!r:.40} is no score.")
+        self.code, self.order = code, "<"
+
+    def set_state(self, state: Any) -> None:
+        """Take the byte order; the rest says nothing about plain numbers."""
+        if not isinstance(state, tuple) or len(state) < 2 or state[1] not in ("<", ">", "|", "="):
+            raise FormatError("a NumPy dtype with an unknown state.")
+        self.order = ">" if state[1] == ">" else "<"
+
+
+def _call(function: Any, arguments: Any) -> Any:
+    """Rebuild a NumPy scalar; no other call is carried out."""
+    if not isinstance(function, _Name) or not isinstance(arguments, tuple):
+        raise FormatError("the pickle calls something that is not a known constructor of NumPy scalars: refused.")
+    if function.name == "dtype" and arguments and isinstance(arguments[0], str):
+        return _DType(arguments[0].lstrip("<>|="))
+    if function.name == "encode" and len(arguments) == 2 and arguments[1] == "latin1":  # bytes, up to protocol 2
+        return str(arguments[0]).encode("latin1")
+    if function.name == "scalar" and len(arguments) == 2 and isinstance(arguments[0], _DType):
+        dtype, content = arguments
+        if not isinstance(content, bytes):
+            raise FormatError("a NumPy scalar without its bytes.")
+        return struct.unpack(dtype.order + STRUCT[dtype.code], content)[0]
+    raise FormatError(f"the pickle calls {function.name!r} in an unknown way: refused.")
+
+
+class _Machine:
+    """The stack and memo of the pickle protocol, for data alone."""
+
+    def __init__(self) -> None:
+        self.stack: list[Any] = []
+        self.memo: dict[int, Any] = {}
+        self.count = 0
+        self.slots: dict[int, int] = {}  # id of a dict -> its place in the memo, to forget what has been handed on
+
+    def put(self, index: int) -> None:
+        """Store the top of the stack."""
+        if index not in self.memo:
+            self.count += 1
+        self.memo[index] = top = self.stack[-1]
+        if isinstance(top, dict):
+            self.slots[id(top)] = index
+
+    def to_mark(self) -> list[Any]:
+        """Take off the stack what stands above the last mark."""
+        place = len(self.stack) - 1
+        while self.stack[place] is not MARK:
+            place -= 1
+            if place < 0:
+                raise IndexError
+        items = self.stack[place + 1 :]
+        del self.stack[place:]
+        return items
+
+    def step(self, name: str, argument: Any) -> list[Any] | None:
+        """Carry out one operation; returns keys and values in turn where the outer dict receives some."""
+        stack = self.stack
+        if name in NUMBERS or name in STRINGS or name in BYTES:
+            stack.append(argument)
+        elif name in EMPTY:
+            stack.append(EMPTY[name]())
+        elif name == "MARK":
+            stack.append(MARK)
+        elif name in MEMO_PUT:
+            self.put(argument)
+        elif name == "MEMOIZE":
+            self.put(self.count)
+        elif name in MEMO_GET:
+            if argument not in self.memo:
+                raise FormatError("two queries share one object, which cannot be read in a stream.")
+            stack.append(self.memo[argument])
+        elif name in CONSTANTS:
+            stack.append(CONSTANTS[name])
+        elif name in ("SETITEMS", "SETITEM", "DICT"):
+            return self.set_items(name)
+        elif name in ("APPENDS", "APPEND", "LIST"):
+            items = [stack.pop()] if name == "APPEND" else self.to_mark()
+            if name == "LIST":
+                stack.append(items)
+            elif isinstance(stack[-1], list):
+                stack[-1].extend(items)
+            else:
+                raise FormatError("the pickle appends to something that is not a list: refused.")
+        elif name == "TUPLE" or name in TUPLES:
+            items = self.to_mark() if name == "TUPLE" else [stack.pop() for _ in range(TUPLES[name])][::-1]
+            stack.append(tuple(items))
+        elif name in ("GLOBAL", "STACK_GLOBAL"):
+            wanted = argument if name == "GLOBAL" else " ".join(str(stack.pop()) for _ in range(2))
+            if name == "STACK_GLOBAL":
+                wanted = " ".join(reversed(wanted.split(" ", 1)))
+            if wanted not in NUMPY:
+                raise FormatError(f"the pickle names {wanted!r:.80}, which is code and not a score: refused, not run.")
+            stack.append(_Name(NUMPY[wanted]))
+        elif name == "REDUCE":
+            arguments = stack.pop()
+            stack.append(_call(stack.pop(), arguments))
+        elif name == "BUILD":
+            state = stack.pop()
+            if not isinstance(stack[-1], _DType):
+                raise FormatError("the pickle builds an object of a class: refused.")
+            stack[-1].set_state(state)
+        elif name not in ("PROTO", "FRAME", "STOP"):
+            raise FormatError(f"the pickle does {name}, which no file of scores needs: refused.")
+        return None
+
+    def set_items(self, name: str) -> list[Any] | None:
+        """Fill a dict."""
+        if name == "SETITEM":
+            value, key = self.stack.pop(), self.stack.pop()
+            items = [key, value]
+        else:
+            items = self.to_mark()
+        if len(items) % 2:
+            raise FormatError("a dict has a key without a value.")
+        if name == "DICT":
+            self.stack.append({})
+        if len(self.stack) == 1 and isinstance(self.stack[0], dict):
+            return items
+        if not isinstance(self.stack[-1], dict):
+            raise FormatError("the pickle sets items of something that is not a dict: refused.")
+        self.stack[-1].update(zip(items[::2], items[1::2], strict=True))
+        return None
+
+    def forget(self, value: dict[Any, Any]) -> None:
+        """Let go of a dict that has been handed on."""
+        index = self.slots.pop(id(value), None)
+        if index is not None:
+            self.memo.pop(index, None)
+
+
+def read_score_pickle(reading: Reading) -> Iterator[ScoredList]:
+    """Read ``{query_id: {document_id: score}}``; the entries count as lines in messages."""
+    file_name = str(reading.path)
+    entry = 0
+    with open_binary(reading.path) as file:
+        machine = _Machine()
+        try:
+            # Without `tell`, which a packed stream lacks and pickletools would call for every operation.
+            stream: Any = SimpleNamespace(read=file.read, readline=partial(file.readline, MAX_LINE))
+            for opcode, argument, _ in pickletools.genops(stream):
+                items = machine.step(opcode.name, argument)
+                for place in range(0, len(items or ()), 2):
+                    assert items is not None
+                    entry += 1
+                    key, value = items[place], items[place + 1]
+                    try:
+                        if not isinstance(value, dict):
+                            raise FormatError(f"expected {{document_id: score}} for {short(key)}, got {short(value)}.")
+                        row = reading.row(key, list(value), list(value.values()), (), entry)
+                        machine.forget(value)
+                    except FormatError as error:
+                        reading.reject(entry, error)
+                        continue
+                    yield row
+            if len(machine.stack) != 1 or not isinstance(machine.stack[0], dict):
+                raise FormatError("expected a pickled dict {query_id: {document_id: score}}.")
+        except FormatError as error:
+            if error.file is not None:
+                raise
+            raise FormatError(error.message, file=file_name) from None
+        except RECOVERABLE as error:
+            raise FormatError(f"this is not a whole pickle of scores ({error!r:.200}).", file=file_name) from error
+
+
+# What damaged bytes lead to in pickletools and in the machine above; nothing of the file has been run.
+RECOVERABLE = (
+    ValueError,
+    TypeError,
+    LookupError,
+    OverflowError,
+    MemoryError,
+    RecursionError,
+    AttributeError,
+    EOFError,
+    OSError,
+    struct.error,
+    pa.ArrowException,
+)

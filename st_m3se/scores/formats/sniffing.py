@@ -1,0 +1,122 @@
+"""Which format a file has, by its content; a refusal where that is not certain."""
+
+from __future__ import annotations
+
+import csv
+from pathlib import Path
+
+from st_m3se.scores.errors import FormatError
+from st_m3se.scores.formats.reading import INTEGER, open_binary, parse_json
+from st_m3se.scores.formats.tables import LONG, find_columns
+from st_m3se.scores.formats.trec import HEADER, ITERATION, run_layout
+from st_m3se.scores.rows import check_score
+
+__all__ = ["sniff"]
+
+HEAD = 1 << 20
+LINES = 50
+KEYS = {
+    "pylate": {"query_id", "document_ids", "scores"},
+    "tevatron": {"query_id", "positive_passages", "negative_passages"},
+    "flagembedding": {"query", "pos", "neg"},
+    "hard-negatives": {"qid", "pos", "neg"},
+}
+QRELS = "these are relevance judgements, not a teacher's scores: pass them as qrels."
+
+
+def sniff(path: str | Path) -> str:
+    """Name the format of a file, one of :data:`~st_m3se.scores.formats.READERS`.
+
+    Raises:
+        FormatError: If it is none that this package knows, or could be two.
+    """
+    path = Path(path)
+    try:
+        return _sniff(path)
+    except FormatError as error:
+        raise error if error.file else FormatError(error.message, file=str(path)) from None
+
+
+def _sniff(path: Path) -> str:
+    with open_binary(path) as file:
+        head = file.read(HEAD)
+    if head.startswith(b"PAR1"):
+        return "parquet"
+    if head.startswith((b"\x80\x02", b"\x80\x03", b"\x80\x04", b"\x80\x05", b"(dp", b"}q", b"(d.")):
+        return "score-pickle"
+    lines = [line for line in head.split(b"\n") if line.strip()]
+    if len(lines) > 1 and len(head) == HEAD:
+        lines.pop()  # cut in the middle
+    try:
+        texts = [line.decode(errors="replace" if place else "strict") for place, line in enumerate(lines[:LINES])]
+    except UnicodeDecodeError:
+        raise FormatError("this is neither text nor a packed file, Parquet or pickle that is known.") from None
+    texts = [text.rstrip("\r") for text in texts]
+    if not texts:
+        raise FormatError("the file is empty.")
+    first = texts[0].removeprefix("\ufeff")
+    if first.lstrip().startswith(("{", "[")):
+        return _sniff_json(first)
+    return _sniff_fields([first, *texts[1:]])
+
+
+def _sniff_json(line: str) -> str:
+    try:
+        value = parse_json(line)
+    except FormatError as error:
+        raise FormatError(
+            f"the first line is not JSON by itself ({error.message}) Formats of this package have one value per line."
+        ) from None
+    if isinstance(value, dict):
+        matches = [name for name, keys in KEYS.items() if keys <= value.keys()]
+        if len(matches) == 1:
+            return matches[0]
+        raise _unsure(matches, f"an object with the keys {list(value)!r:.200}")
+    if isinstance(value, list) and len(value) > 1 and all(isinstance(x, list) and len(x) == 2 for x in value[1:]):
+        return "colbert"
+    raise _unsure([], "a list that is not [query_id, [document_id, score], ...]")
+
+
+def _sniff_fields(lines: list[str]) -> str:
+    if lines[0].split("\t") == HEADER or lines[0].split() == HEADER:
+        raise FormatError(QRELS)
+    delimiter = max("\t,;", key=lines[0].count)
+    try:
+        find_columns(next(csv.reader([lines[0]], delimiter=delimiter)), LONG)
+    except (FormatError, csv.Error, StopIteration):
+        pass
+    else:
+        return "csv"
+    rows = [line.split("\t") for line in lines]
+    if 2 * sum(map(_is_judgement, lines)) > len(lines):
+        raise FormatError(QRELS)
+    pairs = [len(row) == 5 and _number(row[0]) and _number(row[1]) for row in rows]
+    spaced = any(" " in field for row, fits in zip(rows, pairs, strict=True) if fits for field in row[2:])
+    counts = {  # lines that fit: a bad one is the reader's to name
+        "trec": sum(run_layout(line) is not None for line in lines),
+        "marginmse-text" if spaced else "marginmse": sum(pairs),
+        "gpl": sum(len(row) == 4 and _number(row[3]) for row in rows),
+    }
+    most = max(counts.values())
+    matches = [name for name, count in counts.items() if count == most and 2 * count >= len(lines)]
+    if len(matches) != 1:
+        raise _unsure(matches, f"lines such as {lines[0]!r:.120}")
+    return matches[0]
+
+
+def _is_judgement(line: str) -> bool:
+    fields = line.split()
+    return len(fields) == 4 and fields[1].lower() in ITERATION and INTEGER.fullmatch(fields[3]) is not None
+
+
+def _number(text: str) -> bool:
+    try:
+        check_score(text)
+    except FormatError:
+        return False
+    return True
+
+
+def _unsure(matches: list[str], came: str) -> FormatError:
+    could = f"could be {' or '.join(matches)}" if matches else "is in no format that is known"
+    return FormatError(f"this {could}: it has {came}. Say which format it is (format=..., --from).")

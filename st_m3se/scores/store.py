@@ -1,0 +1,315 @@
+"""Teacher scores on disk: one row per query, looked up without loading."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
+
+from st_m3se.scores.errors import FormatError
+from st_m3se.scores.rows import Id, ScoredList
+from st_m3se.scores.shard import COLUMNS, Shard
+from st_m3se.scores.writer import MANIFEST, MANIFEST_FIELDS, VERSION, TeacherScoresWriter
+
+if TYPE_CHECKING:
+    from datasets import Dataset
+
+    from st_m3se.scores.describe import ScoreSummary
+
+__all__ = ["TeacherScores"]
+
+
+class TeacherScores:
+    """The scores that a teacher gave to each query's candidate documents.
+
+    A store is a folder of Parquet shards with the columns ``query_id``, ``document_ids`` (list) and ``scores`` (list
+    of float32), and a ``manifest.json`` that says where they come from. Parquet files of this layout without a
+    manifest, such as the published MS MARCO distillation sets, open just as well. Ids are str or int and stay so.
+    Opening reads the manifest and the files' ends; rows are decoded when they are asked for, some sixteen
+    thousand scores at a time.
+
+    Open one with :meth:`open`, make one with :meth:`from_rows`, :class:`TeacherScoresWriter` or
+    :func:`~st_m3se.scores.convert`. Iterating gives :class:`ScoredList` rows in stored order;
+    ``scores[query_id]`` looks one up.
+
+    Attributes:
+        manifest: The content of ``manifest.json``; unknown values are None.
+    """
+
+    def __init__(self, shards: Sequence[Shard], manifest: Mapping[str, Any], rows: np.ndarray | None = None) -> None:
+        self._shards = tuple(shards)
+        self.manifest = dict(manifest)
+        self._starts = np.concatenate([[0], np.cumsum([len(shard) for shard in self._shards], dtype=np.int64)])
+        self._rows = rows  # which rows of the shards, in which order; None is all of them
+        self._index: tuple[np.ndarray, Any] | None = None
+
+    @classmethod
+    def open(cls, path: str | Path) -> TeacherScores:
+        """Open a store: a folder with a manifest, a folder of Parquet files, or one Parquet file.
+
+        Raises:
+            FormatError: If it is none of these, comes from a later version, or a shard is missing or damaged.
+        """
+        path = Path(path)
+        manifest: dict[str, Any] = dict.fromkeys(MANIFEST_FIELDS)
+        counts: list[int] | None = None
+        if (path / MANIFEST).is_file():
+            manifest = _read_manifest(path / MANIFEST)
+            files = [path / shard["file"] for shard in manifest["shards"]]
+            counts = [shard["queries"] for shard in manifest["shards"]]
+        elif path.is_dir():
+            files = sorted(path.glob("*.parquet")) or sorted(path.glob("data/*.parquet"))
+            if not files:
+                raise FormatError(f"the folder has neither a {MANIFEST} nor Parquet files.", file=str(path))
+        elif path.is_file():
+            files = [path]
+        else:
+            raise FormatError("there is no such file or folder.", file=str(path))
+        shards = [Shard(file) for file in files]
+        for place, shard in enumerate(shards):
+            if counts is not None and len(shard) != counts[place]:
+                raise FormatError(
+                    f"the shard has {len(shard)} queries and the manifest says {counts[place]}: it was changed after "
+                    "it was written.",
+                    file=str(shard.path),
+                )
+        _check_types(shards)
+        return cls(shards, manifest)
+
+    @classmethod
+    def from_rows(
+        cls,
+        rows: Iterable[tuple[Id, Sequence[Id], Any]] | Iterable[ScoredList],
+        path: str | Path,
+        *,
+        manifest: Mapping[str, Any] | None = None,
+        overwrite: bool = False,
+    ) -> TeacherScores:
+        """Write rows of (query_id, document_ids, scores) to ``path``, streaming, and open the result."""
+        with TeacherScoresWriter(path, manifest=manifest, overwrite=overwrite) as writer:
+            for row in rows:
+                writer.write(row[0], row[1], row[2])
+        return cls.open(path)
+
+    def save(self, path: str | Path, *, overwrite: bool = False) -> TeacherScores:
+        """Write these rows, of a selection or concatenation for instance, as a store of their own, and open it."""
+        manifest = {field: self.manifest.get(field) for field in MANIFEST_FIELDS}
+        with TeacherScoresWriter(path, manifest=manifest, overwrite=overwrite) as writer:
+            for row in self:
+                writer.write(row.query_id, row.document_ids, row.scores)
+        return TeacherScores.open(path)
+
+    def __len__(self) -> int:
+        return int(self._starts[-1]) if self._rows is None else len(self._rows)
+
+    def __repr__(self) -> str:
+        return f"TeacherScores({len(self)} queries, teacher={self.manifest.get('teacher')!r})"
+
+    def tables(self) -> Iterator[pa.Table]:
+        """The rows in order as Arrow tables, one for each stretch that is decoded together."""
+        if self._rows is None:
+            for shard in self._shards:
+                for group in range(shard.groups):
+                    yield shard.table(group)
+            return
+        start = 0
+        while start < len(self._rows):
+            shard, group, _ = self._locate(int(self._rows[start]))
+            first, last = self._range(shard, group)
+            stop = start + 1
+            while stop < len(self._rows) and first <= self._rows[stop] < last:
+                stop += 1
+            yield shard.table(group).take(pa.array(self._rows[start:stop] - first))
+            start = stop
+
+    def __iter__(self) -> Iterator[ScoredList]:
+        for table in self.tables():
+            columns = (table.column(name).to_pylist() for name in COLUMNS)
+            for query_id, documents, scores in zip(*columns, strict=True):
+                yield ScoredList(query_id, documents, scores)
+
+    def __getitem__(self, query_id: Id) -> ScoredList:
+        """The list of one query.
+
+        Raises:
+            KeyError: If the store has no such query; "7" and 7 are two.
+        """
+        row = self._find(query_id)
+        if row is None:
+            raise KeyError(query_id)
+        shard, group, place = self._locate(self._row(row))
+        return shard.row(group, place)
+
+    def __contains__(self, query_id: object) -> bool:
+        return self._find(query_id) is not None
+
+    def query_ids(self) -> pa.ChunkedArray:
+        """The query ids in order, as Arrow holds them."""
+        ids = pa.chunked_array([chunk for shard in self._shards for chunk in shard.query_ids().chunks], self._id_type())
+        return ids if self._rows is None else ids.take(pa.array(self._rows))
+
+    def select(self, query_ids: Iterable[Id]) -> TeacherScores:
+        """The store of these queries in this order; nothing is copied.
+
+        Raises:
+            KeyError: If one is not in the store.
+        """
+        rows = []
+        for query_id in query_ids:
+            row = self._find(query_id)
+            if row is None:
+                raise KeyError(query_id)
+            rows.append(self._row(row))
+        return TeacherScores(self._shards, self.manifest, np.array(rows, dtype=np.int64))
+
+    @staticmethod
+    def concatenate(stores: Sequence[TeacherScores]) -> TeacherScores:
+        """One store of the queries of several; nothing is copied. What their manifests do not agree on is None.
+
+        Raises:
+            FormatError: If their ids are of different types, or a query is in two of them.
+        """
+        if not stores:
+            raise ValueError("concatenate needs at least one store.")
+        shards = [shard for store in stores for shard in store._shards]
+        _check_types(shards)
+        rows, offset = [], 0
+        for store in stores:
+            rows.append((np.arange(len(store)) if store._rows is None else store._rows) + offset)
+            offset += int(store._starts[-1])
+        first = stores[0].manifest
+        manifest = {
+            field: first.get(field) if all(store.manifest.get(field) == first.get(field) for store in stores) else None
+            for field in MANIFEST_FIELDS
+        }
+        joined = TeacherScores(shards, manifest, np.concatenate(rows))
+        if (twice := joined._first_duplicate()) is not None:
+            raise FormatError(f"query {twice!r:.80} is in two of the stores. Select from one of them first.")
+        return joined
+
+    def validate(self) -> None:
+        """Read everything once and check it.
+
+        Raises:
+            FormatError: Naming the first ten of what is wrong: lists and scores of different lengths, a query in two
+                rows, a document twice in a list, a score that is missing or not finite.
+        """
+        from st_m3se.scores.describe import problems
+
+        found = [f"query {twice!r:.80} has two rows" for twice in (self._first_duplicate(),) if twice is not None]
+        for table in self.tables():
+            found += problems(table)
+            if len(found) >= 10:
+                break
+        if found:
+            raise FormatError(f"the store is not valid: {'; '.join(found[:10])}.")
+
+    def describe(self, qrels: Mapping[Any, Mapping[Any, int]] | None = None, *, bins: int = 20) -> ScoreSummary:
+        """Histograms of scores and margins, list lengths, and with ``qrels`` the coverage of the positives."""
+        from st_m3se.scores.describe import describe
+
+        return describe(self, qrels, bins=bins)
+
+    def to_dataset(self) -> Dataset:
+        """A ``datasets.Dataset`` of these rows, which Arrow maps into memory from the datasets library's cache."""
+        from datasets import Dataset
+
+        if self._rows is None and self._shards:
+            dataset = Dataset.from_parquet([str(shard.path) for shard in self._shards])
+            return dataset.select_columns(COLUMNS)
+        tables = list(self.tables())
+        return Dataset(pa.concat_tables(tables)) if tables else Dataset.from_dict({name: [] for name in COLUMNS})
+
+    def _id_type(self) -> pa.DataType:
+        return self._shards[0].id_types[0] if self._shards else pa.int64()
+
+    def _row(self, place: int) -> int:
+        return place if self._rows is None else int(self._rows[place])
+
+    def _locate(self, row: int) -> tuple[Shard, int, int]:
+        place = int(np.searchsorted(self._starts, row, side="right")) - 1
+        shard = self._shards[place]
+        return shard, *shard.locate(row - int(self._starts[place]))
+
+    def _range(self, shard: Shard, group: int) -> tuple[int, int]:
+        start = int(self._starts[self._shards.index(shard)])
+        return start + int(shard.starts[group]), start + int(shard.starts[group + 1])
+
+    def _sorted(self) -> tuple[np.ndarray, Any]:
+        """The order of the query ids, and the ids in that order: 8 bytes and the id per query, made once."""
+        if self._index is None:
+            ids = self.query_ids()
+            if pa.types.is_integer(ids.type):
+                values: Any = ids.to_numpy()
+                order = np.argsort(values, kind="stable")
+                self._index = order, values[order]
+            else:
+                order = pc.sort_indices(ids).to_numpy()
+                self._index = order, ids.cast(pa.large_string()).combine_chunks().take(pa.array(order))
+        return self._index
+
+    def _find(self, query_id: object) -> int | None:
+        order, ids = self._sorted()
+        if isinstance(ids, np.ndarray):
+            if isinstance(query_id, bool) or not isinstance(query_id, (int, np.integer)):
+                return None
+            if not -(1 << 63) <= query_id < 1 << 63:
+                return None
+            low = int(np.searchsorted(ids, query_id))
+            return int(order[low]) if low < len(ids) and ids[low] == query_id else None
+        if not isinstance(query_id, str):
+            return None
+        low, high, wanted = 0, len(ids), query_id.encode(errors="surrogatepass")
+        while low < high:  # by bytes, as Arrow sorts; Python would compare code points, which is the same in UTF-8
+            middle = (low + high) // 2
+            if ids[middle].as_py().encode() < wanted:
+                low = middle + 1
+            else:
+                high = middle
+        return int(order[low]) if low < len(ids) and ids[low].as_py() == query_id else None
+
+    def _first_duplicate(self) -> Id | None:
+        _, ids = self._sorted()
+        if len(ids) < 2:
+            return None
+        same = (
+            ids[1:] == ids[:-1]
+            if isinstance(ids, np.ndarray)
+            else pc.equal(ids[1:], ids[:-1]).to_numpy(zero_copy_only=False)
+        )
+        place = int(np.argmax(same))
+        if not same[place]:
+            return None
+        return int(ids[place]) if isinstance(ids, np.ndarray) else str(ids[place].as_py())
+
+
+def _read_manifest(path: Path) -> dict[str, Any]:
+    try:
+        manifest = json.loads(path.read_text(encoding="utf-8"))
+        version, shards = manifest["version"], manifest["shards"]
+        if not all(isinstance(shard["file"], str) and isinstance(shard["queries"], int) for shard in shards):
+            raise ValueError("a shard without its file or count")
+        if any(Path(shard["file"]).name != shard["file"] for shard in shards):
+            raise ValueError("a shard outside the folder")
+    except (ValueError, KeyError, TypeError, RecursionError) as error:
+        raise FormatError(f"this is not the manifest of a store: {error!r}", file=str(path)) from None
+    if version != VERSION:
+        raise FormatError(
+            f"the store has version {version!r} and this program reads version {VERSION}. Update st-m3se.",
+            file=str(path),
+        )
+    return dict(manifest)
+
+
+def _check_types(shards: Sequence[Shard]) -> None:
+    for place, name in enumerate(("query", "document")):
+        kinds = {pa.types.is_integer(shard.id_types[place]) for shard in shards}
+        if len(kinds) > 1:
+            raise FormatError(
+                f"the {name} ids are strings in one part and integers in another: they would never match."
+            )

@@ -1,0 +1,286 @@
+"""Writing a store: rows stream into Parquet shards in a temporary folder, which takes its name only when whole."""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import tempfile
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from itertools import chain
+from pathlib import Path
+from types import TracebackType
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from st_m3se.scores.errors import FormatError
+from st_m3se.scores.rows import Id, check_id
+
+__all__ = ["MANIFEST", "MANIFEST_FIELDS", "VERSION", "TeacherScoresWriter", "atomic_file"]
+
+MANIFEST = "manifest.json"
+FORMAT = "st-m3se teacher scores"
+VERSION = 1
+MANIFEST_FIELDS = (
+    "teacher",
+    "revision",
+    "max_length",
+    "dtype",
+    "activation",
+    "inputs",
+    "scale",
+    "source",
+    "parents",
+)
+GROUP_SCORES = 16_000  # what a look-up has to decode
+GROUP_QUERIES = 4_096
+SHARD_SCORES = 20_000_000
+
+
+class TeacherScoresWriter:
+    """Write a store of teacher scores row by row, in bounded memory, and whole or not at all.
+
+    Rows go to Parquet shards in a temporary folder beside ``path``. Leaving the ``with`` block writes the manifest,
+    brings everything to the disk and renames the folder; leaving it by an exception removes the folder.
+
+    Args:
+        path: The folder to make.
+        manifest: What is known of the scores: "teacher", "revision", "max_length", "dtype", "activation", "inputs" (a
+            fingerprint of queries, corpus and candidates), "scale" ("margin" where only differences mean anything),
+            "source", "parents". What is not known is null in the manifest.
+        overwrite: Replace a store that is there.
+        shard_scores: Scores per shard file, at least; a query is never divided.
+
+    Raises:
+        FileExistsError: If ``path`` exists, and is not a store or ``overwrite`` is False.
+        FormatError: From :meth:`write`, on a row that is not one.
+
+    Example:
+        >>> with TeacherScoresWriter("scores", manifest={"teacher": "my/cross-encoder"}) as writer:  # doctest: +SKIP
+        ...     writer.write("q1", ["d7", "d3"], [8.5, -2.25])
+    """
+
+    def __init__(
+        self,
+        path: str | Path,
+        *,
+        manifest: Mapping[str, Any] | None = None,
+        overwrite: bool = False,
+        shard_scores: int = SHARD_SCORES,
+    ) -> None:
+        self.path = Path(path)
+        if unknown := set(manifest or ()) - set(MANIFEST_FIELDS):
+            raise ValueError(f"the manifest has no field {sorted(unknown)}; it has {list(MANIFEST_FIELDS)}.")
+        if shard_scores < 1:
+            raise ValueError(f"shard_scores must be at least 1, got {shard_scores}.")
+        self._manifest = dict(manifest or {})
+        self._overwrite, self._shard_scores = overwrite, shard_scores
+        self._check_destination()
+        self._types: list[type | None] = [None, None]
+        self._queries: list[Id] = []
+        self._documents: list[Sequence[Id]] = []
+        self._scores: list[Any] = []
+        self._lengths: list[int] = []
+        self._buffered = 0
+        self._shards: list[dict[str, Any]] = []
+        self._shard: pq.ParquetWriter | None = None
+        self._folder: Path | None = None
+
+    def _check_destination(self) -> None:
+        if not os.path.lexists(self.path):
+            return
+        if not self._overwrite:
+            raise FileExistsError(f"{self.path} exists. Choose another name, or overwrite=True to replace a store.")
+        if not (self.path / MANIFEST).is_file():
+            raise FileExistsError(f"{self.path} exists and is not a store (it has no {MANIFEST}); it is left alone.")
+
+    @property
+    def folder(self) -> Path:
+        """The temporary folder, for files that belong beside the shards; available inside the ``with`` block."""
+        if self._folder is None:
+            raise RuntimeError("use the writer in a `with` block: it is what makes the store whole or not at all.")
+        return self._folder
+
+    def __enter__(self) -> TeacherScoresWriter:
+        self.path.parent.mkdir(parents=True, exist_ok=True)
+        self._folder = Path(tempfile.mkdtemp(prefix=f".{self.path.name}.", suffix=".tmp", dir=self.path.parent))
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        folder, self._folder = self.folder, None
+        try:
+            if kind is None:
+                self._finish(folder)
+        finally:
+            if self._shard is not None:
+                self._shard.close()
+            shutil.rmtree(folder, ignore_errors=True)
+
+    def write(self, query_id: Id, document_ids: Sequence[Id], scores: Any) -> None:
+        """Add one query's list.
+
+        Args:
+            query_id: A str or int, the same type for all queries.
+            document_ids: Of one type too; a list, or a NumPy array of integers.
+            scores: As many, finite; kept as float32. Raw logits: a sigmoid squeezes the margins away.
+        """
+        folder = self.folder
+        if len(document_ids) != len(scores):
+            raise FormatError(f"query {query_id!r:.80} has {len(document_ids)} documents and {len(scores)} scores.")
+        try:
+            with np.errstate(over="ignore"):
+                values = np.asarray(scores, dtype=np.float32)
+        except (TypeError, ValueError) as error:
+            raise FormatError(f"the scores of query {query_id!r:.80} are not numbers: {error}") from None
+        if values.ndim != 1 or not np.isfinite(values).all():
+            raise FormatError(f"the scores of query {query_id!r:.80} must be a flat list of finite float32 numbers.")
+        if isinstance(query_id, np.integer):
+            query_id = int(query_id)
+        query_id = check_id(query_id, "query id")
+        documents = self._check_documents(document_ids)
+        self._expect(0, type(query_id), "query")
+        if len(documents):
+            self._expect(1, int if isinstance(documents, np.ndarray) else type(documents[0]), "document")
+        self._queries.append(query_id)
+        self._documents.append(documents)
+        self._scores.append(values)
+        self._lengths.append(len(values))
+        self._buffered += len(values)
+        # While all lists are empty the type of the document ids is not known; such rows cost next to nothing.
+        if self._types[1] and (self._buffered >= GROUP_SCORES or len(self._queries) >= GROUP_QUERIES):
+            self._flush(folder)
+
+    @staticmethod
+    def _check_documents(document_ids: Sequence[Id]) -> Any:
+        if isinstance(document_ids, np.ndarray):
+            if document_ids.dtype.kind == "i":
+                return document_ids.astype(np.int64)
+            document_ids = document_ids.tolist()
+        documents = [check_id(value, "document id") for value in document_ids]
+        if len({type(value) for value in documents}) > 1:
+            raise FormatError(f"document ids are of one type, str or int; got both: {documents!r:.80}.")
+        return documents
+
+    def _expect(self, place: int, kind: type, name: str) -> None:
+        known = self._types[place] = self._types[place] or kind
+        if kind is not known:
+            raise FormatError(
+                f"{name} ids of this store are {known.__name__}, got {kind.__name__}. Ids are never converted "
+                "silently: make them all one type."
+            )
+
+    def _flush(self, folder: Path) -> None:
+        if not self._queries:
+            return
+        query_type, document_type = (pa.string() if kind is str else pa.int64() for kind in self._types)
+        documents: Any = (
+            np.concatenate([np.asarray(part, dtype=np.int64) for part in self._documents])
+            if document_type == pa.int64()
+            else list(chain.from_iterable(self._documents))
+        )
+        offsets = pa.array(np.concatenate([[0], np.cumsum(self._lengths)]), type=pa.int32())
+        table = pa.table(
+            {
+                "query_id": pa.array(self._queries, type=query_type),
+                "document_ids": pa.ListArray.from_arrays(offsets, pa.array(documents, type=document_type)),
+                "scores": pa.ListArray.from_arrays(offsets, pa.array(np.concatenate(self._scores))),
+            }
+        )
+        if self._shard is None:
+            name = f"scores-{len(self._shards):05d}.parquet"
+            self._shards.append({"file": name, "queries": 0, "scores": 0, "bytes": 0})
+            self._shard = pq.ParquetWriter(
+                folder / name,
+                table.schema,
+                compression="zstd",
+                use_dictionary=False,
+                column_encoding={
+                    "query_id": "PLAIN",
+                    "document_ids.list.element": "DELTA_LENGTH_BYTE_ARRAY" if document_type == pa.string() else "PLAIN",
+                    "scores.list.element": "BYTE_STREAM_SPLIT",
+                },
+                write_statistics=False,
+            )
+        self._shard.write_table(table)
+        self._shards[-1]["queries"] += len(self._queries)
+        self._shards[-1]["scores"] += self._buffered
+        for buffer in (self._queries, self._documents, self._scores, self._lengths):
+            buffer.clear()
+        self._buffered = 0
+        if self._shards[-1]["scores"] >= self._shard_scores:
+            self._close_shard(folder)
+
+    def _close_shard(self, folder: Path) -> None:
+        if self._shard is not None:
+            self._shard.close()
+            self._shard = None
+            self._shards[-1]["bytes"] = (folder / self._shards[-1]["file"]).stat().st_size
+
+    def _finish(self, folder: Path) -> None:
+        self._flush(folder)
+        self._close_shard(folder)
+        names = ["str" if kind is str else None if kind is None else "int" for kind in self._types]
+        manifest = {
+            "format": FORMAT,
+            "version": VERSION,
+            **{field: self._manifest.get(field) for field in MANIFEST_FIELDS},
+            "query_id_type": names[0],
+            "document_id_type": names[1],
+            "queries": sum(shard["queries"] for shard in self._shards),
+            "scores": sum(shard["scores"] for shard in self._shards),
+            "shards": self._shards,
+        }
+        (folder / MANIFEST).write_text(json.dumps(manifest, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
+        for path in folder.rglob("*"):
+            _sync(path)
+        _sync(folder)
+        umask = os.umask(0)
+        os.umask(umask)
+        folder.chmod(0o777 & ~umask)  # mkdtemp's is private
+        self._check_destination()
+        if self.path.exists():
+            aside = Path(tempfile.mkdtemp(prefix=f".{self.path.name}.", suffix=".old", dir=self.path.parent))
+            self.path.rename(aside / "store")
+            folder.rename(self.path)
+            shutil.rmtree(aside, ignore_errors=True)
+        else:
+            folder.rename(self.path)
+        _sync(self.path.parent)
+
+
+@contextmanager
+def atomic_file(path: str | Path, *, overwrite: bool = False) -> Iterator[Path]:
+    """A temporary file beside ``path`` that takes its name when the block ends well, and is removed otherwise."""
+    path = Path(path)
+    if path.exists() and not overwrite:
+        raise FileExistsError(f"{path} exists. Choose another name, or overwrite=True to replace it.")
+    path.parent.mkdir(parents=True, exist_ok=True)
+    handle, name = tempfile.mkstemp(prefix=f".{path.name}.", suffix=".tmp", dir=path.parent)
+    os.close(handle)
+    temporary = Path(name)
+    try:
+        yield temporary
+        umask = os.umask(0)
+        os.umask(umask)
+        temporary.chmod(0o666 & ~umask)
+        _sync(temporary)
+        temporary.replace(path)
+        _sync(path.parent)
+    finally:
+        temporary.unlink(missing_ok=True)
+
+
+def _sync(path: Path) -> None:
+    if os.name == "nt" and path.is_dir():  # Windows cannot open a folder, and orders its renames itself
+        return
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
