@@ -10,7 +10,7 @@ documents each, 960 remain after --filter (540 have no negative left below the k
 corpus; test queries and judgements are not used). M3SELoss with in-batch negatives, scale 20, learning rate 1e-3,
 batches of 64 queries, 8 epochs; the guide's cosines are spread to 5 times the scale.
 
-Hardware and time: 2 CPU cores, no GPU: 559 s by the clock, of which 322 s training. --quick: 106 s.
+Hardware and time: 2 CPU cores, no GPU: 559 s by the clock, of which 322 s training. --quick: 88 s.
 
 Measured (Python 3.11.7, 2,288 documents, 150 test queries, ONE seed, so the spread between seeds is unknown):
 

@@ -6,9 +6,9 @@ import sys
 from pathlib import Path
 
 import pytest
-from score_samples import SAMPLES, write_sample
 from typer.testing import CliRunner
 
+from scores.score_samples import SAMPLES, write_sample
 from st_m3se.cli import app
 from st_m3se.scores import TeacherScores
 from st_m3se.scores.convert import DESTINATIONS, SOURCES

@@ -13,8 +13,8 @@ from pathlib import Path
 
 import pytest
 import zstandard
-from score_samples import SAMPLES
 
+from scores.score_samples import SAMPLES
 from st_m3se.scores import FormatError, convert, read_qrels, sniff
 from st_m3se.scores.formats import READERS, Reading
 

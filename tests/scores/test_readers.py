@@ -10,8 +10,8 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 import zstandard
-from score_samples import SAMPLES, write_sample
 
+from scores.score_samples import SAMPLES, write_sample
 from st_m3se.scores import FormatError, TeacherScores, convert, read_qrels, sniff, text_id
 from st_m3se.scores.formats import READERS, Reading
 

@@ -5,8 +5,8 @@ from pathlib import Path
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from score_samples import write_sample
 
+from scores.score_samples import write_sample
 from st_m3se.scores import FormatError, ScoredList, TeacherScores, convert
 from st_m3se.scores.formats import READERS, WRITERS, Reading, read_run, write_marginmse, write_run
 
