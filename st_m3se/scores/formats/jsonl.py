@@ -5,6 +5,7 @@ from __future__ import annotations
 import ast
 import warnings
 from collections.abc import Iterator
+from itertools import chain
 from pathlib import Path
 from typing import Any
 
@@ -116,18 +117,9 @@ def read_flagembedding(reading: Reading) -> Iterator[ScoredList]:
                 reading.texts.document(document_id, text)
         return pairs
 
-    def pairs() -> Iterator[Pair]:
-        for number, line in reading.lines():
-            try:
-                found = parse(line, number)
-            except FormatError as error:
-                reading.reject(number, error)
-                continue
-            yield from found
-
     if reading.id_type == "int":
         raise FormatError("this format has texts, whose ids are strings.", file=str(reading.path))
-    return group_pairs(pairs(), reading)
+    return group_pairs(chain.from_iterable(reading.parsed(parse)), reading)
 
 
 def read_hard_negatives(reading: Reading, scores: TeacherScores | str | Path | None = None) -> Iterator[ScoredList]:

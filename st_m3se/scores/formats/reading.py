@@ -10,7 +10,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass, field
 from hashlib import blake2b
 from pathlib import Path
-from typing import Any, Literal, Protocol
+from typing import Any, Literal, Protocol, TypeVar
 
 import pyarrow as pa
 
@@ -26,6 +26,8 @@ MAX_LINE = 1 << 28  # a "line" of 256 MiB is a damaged file or a decompression b
 KEPT_MESSAGES = 20
 MAGIC = {b"\x1f\x8b": "gzip", b"\x28\xb5\x2f\xfd": "zstd"}
 INTEGER = re.compile(r"-?[0-9]+", re.ASCII)
+
+Parsed = TypeVar("Parsed")
 
 
 class TextSink(Protocol):
@@ -126,7 +128,7 @@ class Reading:
             raise FormatError(f"the line is longer than {MAX_LINE} bytes.", file=str(self.path), line=number)
         return raw
 
-    def parsed(self, parse: Callable[[str, int], ScoredList]) -> Iterator[ScoredList]:
+    def parsed(self, parse: Callable[[str, int], Parsed]) -> Iterator[Parsed]:
         """What ``parse`` makes of each line; it raises FormatError, without a place, on a bad one."""
         for number, line in self.lines():
             try:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from contextlib import closing
+from itertools import chain
 
 from st_m3se.scores.errors import FormatError
 from st_m3se.scores.formats.grouping import Grouper, Pair, agree, group_pairs
@@ -138,10 +139,4 @@ def _two(query_id: Id, positive: Id, negative: Id, first: str, second: str, line
 
 
 def _pairs(reading: Reading, parse: Parse) -> Iterator[Pair]:
-    for number, line in reading.lines():
-        try:
-            pairs = parse(line, number)
-        except FormatError as error:
-            reading.reject(number, error)
-            continue
-        yield from pairs
+    return chain.from_iterable(reading.parsed(parse))
