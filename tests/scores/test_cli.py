@@ -85,7 +85,7 @@ def test_it_runs_as_a_module_without_torch(tmp_path: Path) -> None:
     )
     subprocess.run([sys.executable, "-c", code], check=True)
     done = subprocess.run(
-        [sys.executable, "-m", "st_m3se.cli", "convert", str(path), str(tmp_path / "store")],
+        [sys.executable, "-m", "st_m3se", "convert", str(path), str(tmp_path / "store")],
         check=True,
         capture_output=True,
         text=True,

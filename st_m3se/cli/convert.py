@@ -1,4 +1,4 @@
-"""The command line: `st-m3se`, thin commands over the package's functions."""
+"""`st-m3se convert`."""
 
 from __future__ import annotations
 
@@ -12,14 +12,7 @@ from st_m3se.scores.convert import DESTINATIONS, SOURCES
 from st_m3se.scores.convert import convert as convert_scores
 from st_m3se.scores.errors import FormatError
 
-__all__ = ["app", "main"]
-
-app = typer.Typer(
-    help="Distil slow cross-encoders into fast bi-encoders.",
-    no_args_is_help=True,
-    pretty_exceptions_show_locals=False,
-    add_completion=False,
-)
+__all__ = ["convert"]
 
 
 class OnErrorChoice(str, Enum):
@@ -37,12 +30,6 @@ class IdsChoice(str, Enum):
     INT = "int"
 
 
-@app.callback()
-def root() -> None:
-    """Distil slow cross-encoders into fast bi-encoders."""
-
-
-@app.command()
 def convert(
     source: Annotated[
         Path, typer.Argument(metavar="IN", help="A file of teacher scores, plain, gz or zst; or a store.")
@@ -122,12 +109,3 @@ def convert(
     if done.skipped:
         more = f", of which {len(done.messages)} are shown" if done.skipped > len(done.messages) else ""
         typer.echo(f"skipped {done.skipped:,} bad entries{more}", err=True)
-
-
-def main() -> None:
-    """Run the command line."""
-    app()
-
-
-if __name__ == "__main__":
-    main()

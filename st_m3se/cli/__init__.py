@@ -1,0 +1,29 @@
+"""The command line: `st-m3se`, thin commands over the package's functions, one module each."""
+
+from __future__ import annotations
+
+import typer
+
+from st_m3se.cli.convert import convert
+
+__all__ = ["app", "main"]
+
+app = typer.Typer(
+    help="Distil slow cross-encoders into fast bi-encoders.",
+    no_args_is_help=True,
+    pretty_exceptions_show_locals=False,
+    add_completion=False,
+)
+
+
+@app.callback()
+def root() -> None:
+    """Distil slow cross-encoders into fast bi-encoders."""
+
+
+app.command()(convert)
+
+
+def main() -> None:
+    """Run the command line."""
+    app()
