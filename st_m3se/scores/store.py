@@ -9,9 +9,9 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import pyarrow as pa
-import pyarrow.compute as pc
 
 from st_m3se.scores.errors import FormatError
+from st_m3se.scores.ids import SortedIds
 from st_m3se.scores.rows import Id, ScoredList
 from st_m3se.scores.shard import COLUMNS, Shard
 from st_m3se.scores.writer import MANIFEST, MANIFEST_FIELDS, VERSION, TeacherScoresWriter
@@ -46,7 +46,7 @@ class TeacherScores:
         self.manifest = dict(manifest)
         self._starts = np.concatenate([[0], np.cumsum([len(shard) for shard in self._shards], dtype=np.int64)])
         self._rows = rows  # which rows of the shards, in which order; None is all of them
-        self._index: tuple[np.ndarray, Any] | None = None
+        self._index: SortedIds | None = None
 
     @classmethod
     def open(cls, path: str | Path) -> TeacherScores:
@@ -240,52 +240,17 @@ class TeacherScores:
         start = int(self._starts[self._shards.index(shard)])
         return start + int(shard.starts[group]), start + int(shard.starts[group + 1])
 
-    def _sorted(self) -> tuple[np.ndarray, Any]:
-        """The order of the query ids, and the ids in that order: 8 bytes and the id per query, made once."""
+    def _sorted(self) -> SortedIds:
         if self._index is None:
-            ids = self.query_ids()
-            if pa.types.is_integer(ids.type):
-                values: Any = ids.to_numpy()
-                order = np.argsort(values, kind="stable")
-                self._index = order, values[order]
-            else:
-                order = pc.sort_indices(ids).to_numpy()
-                self._index = order, ids.cast(pa.large_string()).combine_chunks().take(pa.array(order))
+            self._index = SortedIds(self.query_ids())
         return self._index
 
     def _find(self, query_id: object) -> int | None:
-        order, ids = self._sorted()
-        if isinstance(ids, np.ndarray):
-            if isinstance(query_id, bool) or not isinstance(query_id, (int, np.integer)):
-                return None
-            if not -(1 << 63) <= query_id < 1 << 63:
-                return None
-            low = int(np.searchsorted(ids, query_id))
-            return int(order[low]) if low < len(ids) and ids[low] == query_id else None
-        if not isinstance(query_id, str):
-            return None
-        low, high, wanted = 0, len(ids), query_id.encode(errors="surrogatepass")
-        while low < high:  # by bytes, as Arrow sorts; Python would compare code points, which is the same in UTF-8
-            middle = (low + high) // 2
-            if ids[middle].as_py().encode() < wanted:
-                low = middle + 1
-            else:
-                high = middle
-        return int(order[low]) if low < len(ids) and ids[low].as_py() == query_id else None
+        return self._sorted().find(query_id)
 
     def _first_duplicate(self) -> Id | None:
-        _, ids = self._sorted()
-        if len(ids) < 2:
-            return None
-        same = (
-            ids[1:] == ids[:-1]
-            if isinstance(ids, np.ndarray)
-            else pc.equal(ids[1:], ids[:-1]).to_numpy(zero_copy_only=False)
-        )
-        place = int(np.argmax(same))
-        if not same[place]:
-            return None
-        return int(ids[place]) if isinstance(ids, np.ndarray) else str(ids[place].as_py())
+        twice = self._sorted().first_duplicate()
+        return None if twice is None else twice[0]
 
 
 def _read_manifest(path: Path) -> dict[str, Any]:
