@@ -20,9 +20,10 @@ import pyarrow.parquet as pq
 from st_m3se.scores.errors import FormatError
 from st_m3se.scores.rows import Id, check_id
 
-__all__ = ["MANIFEST", "MANIFEST_FIELDS", "VERSION", "TeacherScoresWriter", "atomic_file"]
+__all__ = ["MANIFEST", "MANIFEST_FIELDS", "UNFINISHED", "VERSION", "TeacherScoresWriter", "atomic_file", "sync"]
 
 MANIFEST = "manifest.json"
+UNFINISHED = "scoring.json"  # where it stands without a manifest, scoring is under way
 FORMAT = "st-m3se teacher scores"
 VERSION = 1
 MANIFEST_FIELDS = (
@@ -156,6 +157,32 @@ class TeacherScoresWriter:
         if self._types[1] and (self._buffered >= GROUP_SCORES or len(self._queries) >= GROUP_QUERIES):
             self._flush(folder)
 
+    def write_table(self, table: pa.Table) -> None:
+        """Add the rows of an Arrow table with the three columns of a store: :meth:`write` for many, without loops.
+
+        Raises:
+            FormatError: As :meth:`write`, and if a document stands twice in a list.
+        """
+        from st_m3se.scores.describe import problems
+
+        folder = self.folder
+        if found := problems(table):
+            raise FormatError(f"the rows are not valid: {'; '.join(found)}.")
+        types = table.schema.field("query_id").type, table.schema.field("document_ids").type.value_type
+        for place, (name, kind) in enumerate(zip(("query", "document"), types, strict=True)):
+            self._expect(place, int if pa.types.is_integer(kind) else str, name)
+        self._flush(folder)
+        schema = self._schema()
+        table = table.select(schema.names).cast(schema).combine_chunks()
+        ends = np.cumsum(table.column("scores").combine_chunks().value_lengths().to_numpy())
+        start = 0
+        while start < len(table):
+            before = int(ends[start - 1]) if start else 0
+            stop = max(start + 1, int(np.searchsorted(ends, before + GROUP_SCORES, side="right")))
+            stop = min(stop, start + GROUP_QUERIES)
+            self._write_group(folder, table.slice(start, stop - start), int(ends[stop - 1]) - before)
+            start = stop
+
     @staticmethod
     def _check_documents(document_ids: Sequence[Id]) -> Any:
         if isinstance(document_ids, np.ndarray):
@@ -175,26 +202,37 @@ class TeacherScoresWriter:
                 "silently: make them all one type."
             )
 
+    def _schema(self) -> pa.Schema:
+        query_type, document_type = (pa.string() if kind is str else pa.int64() for kind in self._types)
+        lists = {"document_ids": pa.list_(document_type), "scores": pa.list_(pa.float32())}
+        return pa.schema({"query_id": query_type, **lists})
+
     def _flush(self, folder: Path) -> None:
         if not self._queries:
             return
-        query_type, document_type = (pa.string() if kind is str else pa.int64() for kind in self._types)
+        schema = self._schema()
+        query_type, document_type = schema.types[0], schema.types[1].value_type
         documents: Any = (
             np.concatenate([np.asarray(part, dtype=np.int64) for part in self._documents])
             if document_type == pa.int64()
             else list(chain.from_iterable(self._documents))
         )
         offsets = pa.array(np.concatenate([[0], np.cumsum(self._lengths)]), type=pa.int32())
-        table = pa.table(
-            {
-                "query_id": pa.array(self._queries, type=query_type),
-                "document_ids": pa.ListArray.from_arrays(offsets, pa.array(documents, type=document_type)),
-                "scores": pa.ListArray.from_arrays(offsets, pa.array(np.concatenate(self._scores))),
-            }
-        )
+        columns = [
+            pa.array(self._queries, type=query_type),
+            pa.ListArray.from_arrays(offsets, pa.array(documents, type=document_type)),
+            pa.ListArray.from_arrays(offsets, pa.array(np.concatenate(self._scores))),
+        ]
+        self._write_group(folder, pa.table(columns, schema=schema), self._buffered)
+        for buffer in (self._queries, self._documents, self._scores, self._lengths):
+            buffer.clear()
+        self._buffered = 0
+
+    def _write_group(self, folder: Path, table: pa.Table, scores: int) -> None:
         if self._shard is None:
             name = f"scores-{len(self._shards):05d}.parquet"
             self._shards.append({"file": name, "queries": 0, "scores": 0, "bytes": 0})
+            strings = pa.types.is_string(table.schema.types[1].value_type)
             self._shard = pq.ParquetWriter(
                 folder / name,
                 table.schema,
@@ -202,17 +240,14 @@ class TeacherScoresWriter:
                 use_dictionary=False,
                 column_encoding={
                     "query_id": "PLAIN",
-                    "document_ids.list.element": "DELTA_LENGTH_BYTE_ARRAY" if document_type == pa.string() else "PLAIN",
+                    "document_ids.list.element": "DELTA_LENGTH_BYTE_ARRAY" if strings else "PLAIN",
                     "scores.list.element": "BYTE_STREAM_SPLIT",
                 },
                 write_statistics=False,
             )
         self._shard.write_table(table)
-        self._shards[-1]["queries"] += len(self._queries)
-        self._shards[-1]["scores"] += self._buffered
-        for buffer in (self._queries, self._documents, self._scores, self._lengths):
-            buffer.clear()
-        self._buffered = 0
+        self._shards[-1]["queries"] += len(table)
+        self._shards[-1]["scores"] += scores
         if self._shards[-1]["scores"] >= self._shard_scores:
             self._close_shard(folder)
 
@@ -238,8 +273,8 @@ class TeacherScoresWriter:
         }
         (folder / MANIFEST).write_text(json.dumps(manifest, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
         for path in folder.rglob("*"):
-            _sync(path)
-        _sync(folder)
+            sync(path)
+        sync(folder)
         umask = os.umask(0)
         os.umask(umask)
         folder.chmod(0o777 & ~umask)  # mkdtemp's is private
@@ -251,7 +286,7 @@ class TeacherScoresWriter:
             shutil.rmtree(aside, ignore_errors=True)
         else:
             folder.rename(self.path)
-        _sync(self.path.parent)
+        sync(self.path.parent)
 
 
 @contextmanager
@@ -269,14 +304,15 @@ def atomic_file(path: str | Path, *, overwrite: bool = False) -> Iterator[Path]:
         umask = os.umask(0)
         os.umask(umask)
         temporary.chmod(0o666 & ~umask)
-        _sync(temporary)
+        sync(temporary)
         temporary.replace(path)
-        _sync(path.parent)
+        sync(path.parent)
     finally:
         temporary.unlink(missing_ok=True)
 
 
-def _sync(path: Path) -> None:
+def sync(path: Path) -> None:
+    """Bring a file, or the names in a folder, to the disk."""
     if os.name == "nt" and path.is_dir():  # Windows cannot open a folder, and orders its renames itself
         return
     descriptor = os.open(path, os.O_RDONLY)
