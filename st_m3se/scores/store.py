@@ -14,7 +14,7 @@ from st_m3se.scores.errors import FormatError
 from st_m3se.scores.ids import SortedIds
 from st_m3se.scores.rows import Id, ScoredList
 from st_m3se.scores.shard import COLUMNS, Shard
-from st_m3se.scores.writer import MANIFEST, MANIFEST_FIELDS, VERSION, TeacherScoresWriter
+from st_m3se.scores.writer import MANIFEST, MANIFEST_FIELDS, UNFINISHED, VERSION, TeacherScoresWriter
 
 if TYPE_CHECKING:
     from datasets import Dataset
@@ -62,6 +62,11 @@ class TeacherScores:
             manifest = _read_manifest(path / MANIFEST)
             files = [path / shard["file"] for shard in manifest["shards"]]
             counts = [shard["queries"] for shard in manifest["shards"]]
+        elif (path / UNFINISHED).is_file():
+            raise FormatError(
+                "scoring into this store is not finished. Run the same command again: it goes on where it ended.",
+                file=str(path),
+            )
         elif path.is_dir():
             files = sorted(path.glob("*.parquet")) or sorted(path.glob("data/*.parquet"))
             if not files:
