@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import typer
 
+from st_m3se.cli.combine import combine
 from st_m3se.cli.convert import convert
+from st_m3se.cli.describe import describe
 
 __all__ = ["app", "main"]
 
@@ -22,6 +24,8 @@ def root() -> None:
 
 
 app.command()(convert)
+app.command()(describe)
+app.command()(combine)
 
 
 def main() -> None:

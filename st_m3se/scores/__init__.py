@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from st_m3se.scores.combine import combine
 from st_m3se.scores.convert import Conversion, convert
 from st_m3se.scores.describe import Histogram, ScoreSummary
 from st_m3se.scores.errors import FormatError
@@ -19,6 +20,7 @@ __all__ = [
     "ScoredList",
     "TeacherScores",
     "TeacherScoresWriter",
+    "combine",
     "convert",
     "read_qrels",
     "sniff",

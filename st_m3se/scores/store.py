@@ -42,6 +42,7 @@ class TeacherScores:
     """
 
     def __init__(self, shards: Sequence[Shard], manifest: Mapping[str, Any], rows: np.ndarray | None = None) -> None:
+        _check_types(shards)
         self._shards = tuple(shards)
         self.manifest = dict(manifest)
         self._starts = np.concatenate([[0], np.cumsum([len(shard) for shard in self._shards], dtype=np.int64)])
@@ -83,7 +84,6 @@ class TeacherScores:
                     "it was written.",
                     file=str(shard.path),
                 )
-        _check_types(shards)
         return cls(shards, manifest)
 
     @classmethod
@@ -153,6 +153,17 @@ class TeacherScores:
     def __contains__(self, query_id: object) -> bool:
         return self._find(query_id) is not None
 
+    @property
+    def files(self) -> list[Path]:
+        """The Parquet files that hold the rows."""
+        return [shard.path for shard in self._shards]
+
+    @property
+    def id_types(self) -> tuple[type, type]:
+        """The types of the query ids and of the document ids: str or int."""
+        query, document = self._shards[0].id_types if self._shards else (pa.int64(), pa.int64())
+        return int if pa.types.is_integer(query) else str, int if pa.types.is_integer(document) else str
+
     def query_ids(self) -> pa.ChunkedArray:
         """The query ids in order, as Arrow holds them."""
         ids = pa.chunked_array([chunk for shard in self._shards for chunk in shard.query_ids().chunks], self._id_type())
@@ -164,13 +175,12 @@ class TeacherScores:
         Raises:
             KeyError: If one is not in the store.
         """
-        rows = []
-        for query_id in query_ids:
-            row = self._find(query_id)
-            if row is None:
-                raise KeyError(query_id)
-            rows.append(self._row(row))
-        return TeacherScores(self._shards, self.manifest, np.array(rows, dtype=np.int64))
+        wanted = list(query_ids)
+        rows = self._sorted().find_all(wanted)
+        if len(absent := np.flatnonzero(rows < 0)):
+            raise KeyError(wanted[absent[0]])
+        manifest = {field: self.manifest.get(field) for field in MANIFEST_FIELDS}  # without the counts, now others
+        return TeacherScores(self._shards, manifest, rows if self._rows is None else self._rows[rows])
 
     @staticmethod
     def concatenate(stores: Sequence[TeacherScores]) -> TeacherScores:
@@ -182,7 +192,6 @@ class TeacherScores:
         if not stores:
             raise ValueError("concatenate needs at least one store.")
         shards = [shard for store in stores for shard in store._shards]
-        _check_types(shards)
         rows, offset = [], 0
         for store in stores:
             rows.append((np.arange(len(store)) if store._rows is None else store._rows) + offset)
@@ -219,6 +228,90 @@ class TeacherScores:
         from st_m3se.scores.describe import describe
 
         return describe(self, qrels, bins=bins)
+
+    def push_to_hub(
+        self,
+        repo_id: str,
+        *,
+        private: bool | None = None,
+        license: str | None = None,
+        exist_ok: bool = False,
+        replace_dataset_card: bool = False,
+        commit_message: str = "Upload teacher scores",
+        revision: str | None = None,
+        create_pr: bool = False,
+        token: bool | str | None = None,
+    ) -> str:
+        """Publish the store as a dataset repository of the Hugging Face Hub, creating it if it does not exist.
+
+        It gets the shards as ``data/train-*.parquet``, the manifest, and a dataset card with what the manifest says,
+        so that both :meth:`from_hub` and ``datasets.load_dataset(repo_id, split="train")`` read it. Texts and
+        positives that lie beside the shards (``queries.jsonl``, ``corpus.jsonl``, ``qrels/``) go along: mind their
+        licence. A selection or concatenation is written out first, without them.
+
+        Args:
+            repo_id: "user/name" or "organization/name".
+            private: Make a new repository private. None is the organization's default.
+            license: For the card, such as "apache-2.0".
+            exist_ok: Replace the scores in a repository that exists already.
+            replace_dataset_card: Replace its ``README.md`` as well, which is kept otherwise.
+            commit_message: Of the commit.
+            revision: The branch, made if it does not exist.
+            create_pr: Open a pull request instead of writing to the branch.
+            token: Of the account; None takes the one of ``hf auth login``.
+
+        Returns:
+            The address of the commit.
+        """
+        from st_m3se.scores.hub import push
+
+        return push(
+            self,
+            repo_id,
+            private=private,
+            license=license,
+            exist_ok=exist_ok,
+            replace_dataset_card=replace_dataset_card,
+            commit_message=commit_message,
+            revision=revision,
+            create_pr=create_pr,
+            token=token,
+        )
+
+    @classmethod
+    def from_hub(
+        cls,
+        repo_id: str,
+        config_name: str | None = None,
+        *,
+        split: str = "train",
+        data_dir: str | None = None,
+        revision: str | None = None,
+        cache_dir: str | Path | None = None,
+        token: bool | str | None = None,
+    ) -> TeacherScores:
+        """Download a store, or any published set of its columns, into the hub's cache and open it there.
+
+        Args:
+            repo_id: The dataset repository, or a local folder of the same layout.
+            config_name: The configuration ("subset") that holds the scores, where there are several:
+                ``TeacherScores.from_hub("lightonai/ms-marco-en-bge", "train")``.
+            split: The split of the configuration.
+            data_dir: The folder of the Parquet files, for a repository whose card does not name them. The hub's own
+                Parquet copy of a set in another format is ``revision="refs/convert/parquet",
+                data_dir="CONFIG/SPLIT"``.
+            revision: A branch, tag or commit.
+            cache_dir: Instead of the hub's cache.
+            token: For a private repository; None takes the one of ``hf auth login``.
+
+        Raises:
+            FormatError: If the repository holds no such configuration or split, or no teacher scores in Parquet.
+        """
+        from st_m3se.scores.hub import load
+
+        return load(
+            repo_id, config_name, split=split, data_dir=data_dir, revision=revision, cache_dir=cache_dir, token=token
+        )
 
     def to_dataset(self) -> Dataset:
         """A ``datasets.Dataset`` of these rows, which Arrow maps into memory from the datasets library's cache."""
@@ -264,7 +357,8 @@ def _read_manifest(path: Path) -> dict[str, Any]:
         version, shards = manifest["version"], manifest["shards"]
         if not all(isinstance(shard["file"], str) and isinstance(shard["queries"], int) for shard in shards):
             raise ValueError("a shard without its file or count")
-        if any(Path(shard["file"]).name != shard["file"] for shard in shards):
+        names = [(Path(shard["file"]).name, shard["file"]) for shard in shards]
+        if any(file not in (name, f"data/{name}") for name, file in names):  # data/ as on the hub
             raise ValueError("a shard outside the folder")
     except (ValueError, KeyError, TypeError, RecursionError) as error:
         raise FormatError(f"this is not the manifest of a store: {error!r}", file=str(path)) from None

@@ -1,0 +1,112 @@
+"""`st-m3se combine`."""
+
+from __future__ import annotations
+
+from enum import Enum
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from st_m3se.scores.combine import combine as combine_stores
+
+__all__ = ["combine"]
+
+
+class CalibrationChoice(str, Enum):
+    """The common scale."""
+
+    Z_NORM = "z-norm"
+    MIN_MAX = "min-max"
+    RANK = "rank"
+    NONE = "none"
+
+
+class AggregationChoice(str, Enum):
+    """What becomes of a document's scores."""
+
+    MEAN = "mean"
+    MEDIAN = "median"
+    MIN = "min"
+
+
+class MissingChoice(str, Enum):
+    """What to do with what a store lacks."""
+
+    RAISE = "raise"
+    DROP = "drop"
+
+
+def combine(
+    stores: Annotated[list[Path], typer.Argument(metavar="STORE", help="Two or more stores of scores.")],
+    output: Annotated[Path, typer.Argument(metavar="OUT", help="The folder of the new store.")],
+    calibration: Annotated[
+        CalibrationChoice,
+        typer.Option(
+            "--calibration",
+            help="Bring each query's scores to a common scale: mean 0 and deviation 1, 0 to 1, ranks from 0 to 1, or "
+            "not at all.",
+        ),
+    ] = CalibrationChoice.Z_NORM,
+    aggregation: Annotated[
+        AggregationChoice, typer.Option("--aggregation", help="The mean, median or lowest of a document's scores.")
+    ] = AggregationChoice.MEAN,
+    spread: Annotated[
+        float | None,
+        typer.Option(
+            "--spread",
+            help="For z-norm: what one standard deviation becomes. Without it the first store's mean deviation, so "
+            "that margins keep its units; 1 gives plain z-scores.",
+        ),
+    ] = None,
+    missing: Annotated[
+        MissingChoice,
+        typer.Option("--missing", help="Stop at a query or document that a store lacks, or drop it and count."),
+    ] = MissingChoice.RAISE,
+    max_disagreement: Annotated[
+        float | None,
+        typer.Option(
+            "--max-disagreement",
+            metavar="X",
+            help="Drop documents whose calibrated scores have a standard deviation over the teachers above X.",
+        ),
+    ] = None,
+    overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace OUT.")] = False,
+) -> None:
+    """Combine several teachers' scores of the same documents into a new store.
+
+    OUT gets the queries and documents in the order of the first store, and appears whole or not at all.
+    """
+    try:
+        combined = combine_stores(
+            stores,
+            output,
+            calibration=calibration.value,
+            aggregation=aggregation.value,
+            spread=spread,
+            missing=missing.value,
+            max_disagreement=max_disagreement,
+            overwrite=overwrite,
+            show_progress_bar=True,
+        )
+    except (ValueError, OSError) as error:
+        typer.echo(f"error: {error}", err=True)
+        raise typer.Exit(1) from None
+    source, parents = combined.manifest["source"], combined.manifest["parents"]
+    typer.echo(
+        f"combined {', '.join(parent['name'] for parent in parents)}: {aggregation.value} after {calibration.value}"
+    )
+    for parent in parents:
+        if any(parent["unused"].values()):
+            typer.echo(
+                f"left out of {parent['name']}, as not in every store: {parent['unused']['queries']:,} queries, and "
+                f"{parent['unused']['scores']:,} scores of the others"
+            )
+    typer.echo(f"mean disagreement {source['mean_disagreement']:.3f}, in calibrated units")
+    if max_disagreement is not None:
+        dropped = source["dropped"]
+        typer.echo(
+            f"dropped {dropped['scores']:,} scores with a disagreement above {max_disagreement:g}, and with them "
+            f"{dropped['queries']:,} whole queries"
+        )
+    typer.echo(f"wrote {output}: {combined.manifest['queries']:,} queries, {combined.manifest['scores']:,} scores")

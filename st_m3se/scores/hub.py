@@ -1,0 +1,263 @@
+"""Stores as dataset repositories of the Hugging Face Hub, and published sets as stores."""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import shutil
+import tempfile
+from collections.abc import Sequence
+from fnmatch import fnmatchcase
+from pathlib import Path
+from typing import Any
+
+from st_m3se.scores.errors import FormatError
+from st_m3se.scores.shard import Shard
+from st_m3se.scores.store import TeacherScores
+from st_m3se.scores.writer import MANIFEST, MANIFEST_FIELDS
+
+__all__ = ["load", "push", "save_for_hub"]
+
+CARD = "README.md"
+TEXTS = ("queries.jsonl", "corpus.jsonl", "qrels/*.tsv")
+LIBRARY = "st-m3se"
+
+
+def save_for_hub(store: TeacherScores, folder: str | Path, *, repo_id: str, license: str | None = None) -> None:
+    """Lay a store out as a dataset repository: what :meth:`TeacherScores.push_to_hub` uploads.
+
+    Shards become ``data/train-00000-of-00002.parquet`` and so on, the names by which the datasets library knows a
+    split even without the card. They are hard links where the file system has them, and copies otherwise.
+
+    Args:
+        store: The scores; at least one row.
+        folder: A folder that does not exist yet, or is empty.
+        repo_id: For the card.
+        license: For the card.
+    """
+    folder = Path(folder)
+    if not len(store):
+        raise ValueError("the store is empty; there is nothing to publish.")
+    folder.mkdir(parents=True, exist_ok=True)
+    if any(folder.iterdir()):
+        raise FileExistsError(f"{folder} is not empty.")
+    with tempfile.TemporaryDirectory(prefix=".store-", dir=folder) as scratch:
+        # A store as it was written has a list of its shards; a selection, or a set without a manifest, has none.
+        whole = store if store.manifest.get("shards") else store.save(Path(scratch) / "store")
+        manifest = {**whole.manifest, "shards": []}
+        (folder / "data").mkdir()
+        for number, (file, facts) in enumerate(zip(whole.files, whole.manifest["shards"], strict=True)):
+            name = f"data/train-{number:05d}-of-{len(whole.files):05d}.parquet"
+            _link(file, folder / name)
+            manifest["shards"].append({**facts, "file": name})
+        home = whole.files[0].parent
+        home = home if (home / MANIFEST).is_file() else home.parent
+        texts = [path.relative_to(home) for pattern in TEXTS for path in sorted(home.glob(pattern))]
+        for path in texts:
+            _link(home / path, folder / path)
+    (folder / MANIFEST).write_text(json.dumps(manifest, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
+    (folder / CARD).write_text(_card(manifest, texts, repo_id, license), encoding="utf-8")
+
+
+def push(
+    store: TeacherScores,
+    repo_id: str,
+    *,
+    private: bool | None,
+    license: str | None,
+    exist_ok: bool,
+    replace_dataset_card: bool,
+    commit_message: str,
+    revision: str | None,
+    create_pr: bool,
+    token: bool | str | None,
+) -> str:
+    """See :meth:`TeacherScores.push_to_hub`."""
+    from huggingface_hub import HfApi
+
+    with tempfile.TemporaryDirectory(prefix="st-m3se-") as folder:
+        save_for_hub(store, folder, repo_id=repo_id, license=license)  # first: what fails here has changed nothing
+        api = HfApi(token=token, library_name=LIBRARY)
+        # With the user's name in front, if it was left out.
+        repo_id = api.create_repo(repo_id, repo_type="dataset", private=private, exist_ok=exist_ok or create_pr).repo_id
+        if revision is not None:
+            api.create_branch(repo_id, repo_type="dataset", branch=revision, exist_ok=True)
+        keep_card = not replace_dataset_card and api.file_exists(repo_id, CARD, repo_type="dataset", revision=revision)
+        commit = api.upload_folder(
+            repo_id=repo_id,
+            repo_type="dataset",
+            folder_path=folder,
+            commit_message=commit_message,
+            revision=revision,
+            create_pr=create_pr,
+            ignore_patterns=[CARD] if keep_card else None,
+            delete_patterns=["data/*.parquet"],  # an older version may have had more shards
+        )
+    return str(commit.commit_url)
+
+
+def load(
+    repo_id: str,
+    config_name: str | None,
+    *,
+    split: str,
+    data_dir: str | None,
+    revision: str | None,
+    cache_dir: str | Path | None,
+    token: bool | str | None,
+) -> TeacherScores:
+    """See :meth:`TeacherScores.from_hub`."""
+
+    def fetch(patterns: Sequence[str]) -> Path:
+        if Path(repo_id).is_dir():
+            return Path(repo_id)
+        from huggingface_hub import snapshot_download
+
+        return Path(
+            snapshot_download(
+                repo_id,
+                repo_type="dataset",
+                revision=revision,
+                cache_dir=cache_dir,
+                token=token,
+                allow_patterns=list(patterns),
+                library_name=LIBRARY,
+            )
+        )
+
+    if config_name is not None and data_dir is not None:
+        raise ValueError(f"config_name={config_name!r} and data_dir={data_dir!r} both say where the files are.")
+    folder = fetch([CARD, MANIFEST])
+    if config_name is None and data_dir is None and (folder / MANIFEST).is_file():
+        return TeacherScores.open(fetch([CARD, MANIFEST, "data/*.parquet", "*.parquet", *TEXTS]))
+    patterns = (
+        [f"{data_dir.strip('/')}/*.parquet"]
+        if data_dir is not None
+        else _patterns(folder / CARD, config_name, split, repo_id)
+    )
+    folder = fetch(patterns)
+    files = _matching(folder, patterns)
+    if not files:
+        raise FormatError(f"the repository has no file that matches {' or '.join(patterns)}.", file=repo_id)
+    if others := [file for file in files if file.suffix != ".parquet"]:
+        raise FormatError(
+            f"the scores are in {others[0].name}, not in Parquet. Convert the file, which is here: "
+            f"st-m3se convert {others[0]} OUT; or load the hub's own Parquet copy: "
+            f'revision="refs/convert/parquet", data_dir="{config_name or "default"}/{split}".',
+            file=repo_id,
+        )
+    manifest: dict[str, Any] = dict.fromkeys(MANIFEST_FIELDS)
+    # The cache names a snapshot by its commit.
+    commit = folder.name if re.fullmatch("[0-9a-f]{40}", folder.name) else revision
+    manifest["source"] = {
+        "repository": repo_id if folder != Path(repo_id) else folder.resolve().name,
+        "config_name": config_name,
+        "data_dir": data_dir,
+        "split": split,
+        "revision": commit,
+    }
+    return TeacherScores([Shard(file) for file in files], manifest)
+
+
+def _patterns(card: Path, config_name: str | None, split: str, repo_id: str) -> list[str]:
+    """The files of a split of a configuration, as the YAML head of the dataset card names them."""
+    from huggingface_hub import DatasetCard
+
+    data = DatasetCard.load(card, ignore_metadata_errors=True).data.to_dict() if card.is_file() else {}
+    configs = {config.get("config_name", "default"): config for config in data.get("configs") or []}
+    if not configs:
+        if config_name is not None:
+            raise FormatError(
+                f"the card of the repository names no configurations, so there is no {config_name!r}. Say where its "
+                "Parquet files are with data_dir.",
+                file=repo_id,
+            )
+        return ["*.parquet"]
+    if config_name is None:
+        defaults = [name for name, config in configs.items() if config.get("default") or name == "default"]
+        config_name = next(iter(defaults or configs)) if defaults or len(configs) == 1 else None
+    if config_name not in configs:
+        raise FormatError(
+            f"the repository has the configurations {sorted(configs)}; "
+            + ("choose the one with the scores: config_name=..." if config_name is None else f"not {config_name!r}."),
+            file=repo_id,
+        )
+    prefix = f"{configs[config_name]['data_dir'].strip('/')}/" if configs[config_name].get("data_dir") else ""
+    found = configs[config_name].get("data_files") or "*.parquet"
+    entries = found if isinstance(found, list) else [found]
+    splits = {entry["split"]: entry["path"] for entry in entries if isinstance(entry, dict)}
+    if splits and split not in splits:
+        raise FormatError(f"{config_name!r} has the splits {sorted(splits)}, not {split!r}.", file=repo_id)
+    paths = splits[split] if splits else entries
+    # `**/` is any folders, or none; a `*` of the download's patterns is that already.
+    return [prefix + path.replace("**/", "*") for path in (paths if isinstance(paths, list) else [paths])]
+
+
+def _matching(folder: Path, patterns: Sequence[str]) -> list[Path]:
+    """The files of a downloaded repository that match, by the rule that the download follows: * crosses folders."""
+    names = sorted(path.relative_to(folder).as_posix() for path in folder.rglob("*") if path.is_file())
+    return [folder / name for name in names if any(fnmatchcase(name, pattern) for pattern in patterns)]
+
+
+def _card(manifest: dict[str, Any], texts: Sequence[Path], repo_id: str, license: str | None) -> str:
+    """The dataset card: YAML for the hub and the datasets library, and what the manifest says for people."""
+    from huggingface_hub import DatasetCardData
+
+    # The texts get no configurations: the datasets library reads all of a repository as one format.
+    configs = [{"config_name": "default", "data_files": [{"split": "train", "path": "data/train-*"}]}]
+    data = DatasetCardData(
+        license=license,
+        task_categories=["text-ranking"],
+        tags=["knowledge-distillation", "teacher-scores", "sentence-transformers", LIBRARY],
+        configs=configs,
+    )
+    facts = {field: manifest[field] for field in MANIFEST_FIELDS if manifest.get(field) is not None}
+    facts = {"queries": f"{manifest['queries']:,}", "scores": f"{manifest['scores']:,}", **facts}
+    rows = [f"| {name.replace('_', ' ')} | {_cell(value)} |" for name, value in facts.items()]
+    meaning = (
+        "Only the differences between a query's scores mean anything; they have no common zero."
+        if manifest.get("scale") == "margin"
+        else "Higher is more relevant."
+    )
+    named = ", ".join(f"`{path.as_posix()}`" for path in texts)
+    beside = f"\n\nBeside them, in the layout of BEIR: {named}." if texts else ""
+    return f"""---
+{data.to_yaml()}
+---
+
+# {repo_id.split("/")[-1]}
+
+The scores that a teacher gave to each query's candidate documents, for distillation into a smaller model. Each row is a
+query: `query_id` ({manifest["query_id_type"]}), `document_ids` (list of {manifest["document_id_type"]}) and `scores`
+(list of float32), as many. {meaning}{beside}
+
+| | |
+|---|---|
+{chr(10).join(rows)}
+
+```python
+from datasets import load_dataset
+
+dataset = load_dataset("{repo_id}", split="train")
+```
+
+```python
+from st_m3se.scores import TeacherScores  # pip install st-m3se
+
+scores = TeacherScores.from_hub("{repo_id}")
+```
+"""
+
+
+def _cell(value: Any) -> str:
+    text = value if isinstance(value, str) else json.dumps(value, ensure_ascii=False)
+    return text.replace("|", "\\|").replace("\n", " ")
+
+
+def _link(source: Path, target: Path) -> None:
+    target.parent.mkdir(parents=True, exist_ok=True)
+    try:
+        os.link(source.resolve(), target)  # the hub's cache holds links to its files
+    except OSError:
+        shutil.copyfile(source, target)
