@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import typer
 
+from st_m3se.cli.candidates import candidates
 from st_m3se.cli.combine import combine
 from st_m3se.cli.convert import convert
 from st_m3se.cli.describe import describe
@@ -23,6 +24,7 @@ def root() -> None:
     """Distil slow cross-encoders into fast bi-encoders."""
 
 
+app.command()(candidates)
 app.command()(convert)
 app.command()(describe)
 app.command()(combine)

@@ -1,0 +1,133 @@
+"""`st-m3se candidates`."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import pyarrow.compute as pc
+import typer
+
+from st_m3se.cli.convert import IdsChoice
+from st_m3se.scores.errors import FormatError
+from st_m3se.scores.formats import IdType
+
+__all__ = ["candidates"]
+
+
+def candidates(
+    output: Annotated[Path, typer.Argument(metavar="OUT", help="The folder to make: a store, one row per query.")],
+    data: Annotated[
+        Path | None,
+        typer.Option("--data", help="A BEIR folder: corpus.jsonl, queries.jsonl and, for --split, qrels/SPLIT.tsv."),
+    ] = None,
+    queries: Annotated[
+        Path | None,
+        typer.Option("--queries", help="Queries: jsonl (_id, text) or TSV (id, text), plain, gz or zst; or Parquet."),
+    ] = None,
+    corpus: Annotated[
+        Path | None, typer.Option("--corpus", help="Documents: jsonl (_id, title, text), TSV or Parquet likewise.")
+    ] = None,
+    source: Annotated[
+        list[str] | None,
+        typer.Option(
+            "--source",
+            metavar="SOURCE",
+            help="bm25, or the name or folder of a SentenceTransformer. Repeat it to merge several by reciprocal rank "
+            "fusion. Without it: bm25.",
+        ),
+    ] = None,
+    depth: Annotated[int, typer.Option("--depth", min=1, help="Documents per query, at most.")] = 50,
+    split: Annotated[
+        str | None, typer.Option("--split", help="Only the queries judged in qrels/SPLIT.tsv of --data.")
+    ] = None,
+    qrels: Annotated[
+        Path | None, typer.Option("--qrels", help="Only the queries judged in this file, TREC or BEIR.")
+    ] = None,
+    include_positives: Annotated[
+        bool,
+        typer.Option(
+            "--include-positives",
+            help="Put positives of --split or --qrels that were not found at the end of the list.",
+        ),
+    ] = False,
+    exclude: Annotated[
+        list[Path] | None,
+        typer.Option(
+            "--exclude",
+            metavar="FILE",
+            help="Leave out the pairs of a qrels file, or the documents of a file with an id on each line. Repeatable.",
+        ),
+    ] = None,
+    exclude_same_id: Annotated[
+        bool, typer.Option("--exclude-same-id", help="Leave out the document with the query's own id.")
+    ] = False,
+    stemmer: Annotated[
+        str, typer.Option("--stemmer", help="Snowball stemmer for bm25: english, german, ..., or none.")
+    ] = "english",
+    stopwords: Annotated[
+        str, typer.Option("--stopwords", help="Stop words for bm25: english, german, ..., or none.")
+    ] = "english",
+    batch_size: Annotated[int, typer.Option("--batch-size", min=1, help="Texts that a model encodes at once.")] = 32,
+    device: Annotated[
+        str | None, typer.Option("--device", help="Device of the models: cuda, cpu, ... Without it: the best there is.")
+    ] = None,
+    ids: Annotated[
+        IdsChoice, typer.Option("--ids", help="Keep the ids as they are (TSV: str), or make them str or int.")
+    ] = IdsChoice.KEEP,
+    overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace OUT.")] = False,
+) -> None:
+    """Find candidate documents for each query, for a teacher to score.
+
+    For example: st-m3se candidates --data scifact --split train --include-positives run
+
+    OUT opens as teacher scores do, and st-m3se convert writes it as a TREC run. Its scores are those of the search:
+    BM25 scores, the model's similarity, or with several sources their reciprocal rank fusion. Equal scores stand in
+    the order of the corpus. The source bm25 needs the extra named candidates.
+    """
+    if (data is None) == (queries is None and corpus is None) or (queries is None) != (corpus is None):
+        raise typer.BadParameter("name either a folder with --data, or files with both --queries and --corpus.")
+    if split is not None and (data is None or qrels is not None):
+        raise typer.BadParameter("--split names a file of --data; without --data, or for another file, use --qrels.")
+    if include_positives and split is None and qrels is None:
+        raise typer.BadParameter("--include-positives needs --split or --qrels: they say which documents those are.")
+
+    from st_m3se.candidates import BM25, find_candidates
+    from st_m3se.candidates.files import read_exclusions, read_judgements
+    from st_m3se.texts import Texts
+
+    try:
+        id_type: IdType | None = None if ids is IdsChoice.KEEP else "int" if ids is IdsChoice.INT else "str"
+        asked = Texts.open(data or queries, "queries", id_type=id_type)
+        documents = Texts.open(data or corpus, "corpus", id_type=id_type)
+        if data is not None and split is not None:
+            qrels = data / "qrels" / f"{split}.tsv"
+        judged = None if qrels is None else read_judgements(qrels, asked, documents)
+        if judged is not None:
+            typer.echo(f"{len(judged):,} of {len(asked):,} queries are judged in {qrels}")
+            asked = Texts.open(dict(zip(judged, asked.take(list(judged)), strict=True)), "queries")
+        pairs, banned = read_exclusions(exclude or [], asked, documents)
+        bm25 = BM25(
+            stopwords=None if stopwords == "none" else stopwords, stemmer=None if stemmer == "none" else stemmer
+        )
+        found = find_candidates(
+            asked,
+            documents,
+            [bm25 if name == "bm25" else name for name in source or ["bm25"]],
+            output,
+            depth=depth,
+            positives=judged if include_positives else None,
+            exclude=pairs,
+            exclude_documents=banned,
+            exclude_same_id=exclude_same_id,
+            device=device,
+            batch_size=batch_size,
+            overwrite=overwrite,
+        )
+    except (FormatError, ImportError, ValueError, OSError) as error:
+        typer.echo(f"error: {error}", err=True)
+        raise typer.Exit(1) from None
+    lengths = [count for table in found.tables() for count in pc.list_value_length(table["document_ids"]).to_pylist()]
+    typer.echo(f"wrote {output}: {len(lengths):,} queries, {sum(lengths):,} candidates")
+    if empty := lengths.count(0):
+        typer.echo(f"note: {empty:,} queries have no candidate")
