@@ -103,10 +103,9 @@ def combine(
                 f"{parent['unused']['scores']:,} scores of the others"
             )
     typer.echo(f"mean disagreement {source['mean_disagreement']:.3f}, in calibrated units")
+    dropped = source["dropped"]
     if max_disagreement is not None:
-        dropped = source["dropped"]
-        typer.echo(
-            f"dropped {dropped['scores']:,} scores with a disagreement above {max_disagreement:g}, and with them "
-            f"{dropped['queries']:,} whole queries"
-        )
+        typer.echo(f"dropped {dropped['scores']:,} scores with a disagreement above {max_disagreement:g}")
+    if dropped["queries"]:
+        typer.echo(f"dropped {dropped['queries']:,} queries, which have no document left")
     typer.echo(f"wrote {output}: {combined.manifest['queries']:,} queries, {combined.manifest['scores']:,} scores")

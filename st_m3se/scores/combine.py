@@ -46,7 +46,8 @@ def combine(
     it is fastest when the others have the same one.
 
     The manifest of the result names its ``parents`` with what their own manifests say, and under ``source`` the
-    method, what was left out, and the mean disagreement. Scores that were calibrated have no common zero any more,
+    method, the mean disagreement, and what was dropped: scores by ``max_disagreement``, and queries that have no
+    document left. Scores that were calibrated have no common zero any more,
     so its ``scale`` is then "margin".
 
     Args:
@@ -310,17 +311,16 @@ def _write(
     scores: np.ndarray,
     kept: np.ndarray,
 ) -> int:
-    """Write the documents that are kept; returns how many queries lost all of theirs to the filter."""
-    owner = np.repeat(np.arange(len(lengths)), lengths)[kept]
-    ends = np.cumsum(np.bincount(owner, minlength=len(lengths)))
-    documents = documents if kept.all() else documents.filter(pa.array(kept))
-    ids = documents.to_numpy() if pa.types.is_integer(documents.type) else documents.to_pylist()
-    scores = scores[kept].astype(np.float32)
-    lost = start = 0
-    for query_id, length, end in zip(table.column("query_id").to_pylist(), lengths, ends.tolist(), strict=True):
-        if end > start:
-            writer.write(query_id, ids[start:end], scores[start:end])
-        elif length:
-            lost += 1
-        start = end
-    return lost
+    """Write the documents that are kept; returns how many queries have none left."""
+    counts = np.bincount(np.repeat(np.arange(len(lengths)), lengths)[kept], minlength=len(lengths))
+    filled = counts > 0
+    if filled.any():
+        offsets = pa.array(np.concatenate([[0], np.cumsum(counts[filled])]), pa.int32())
+        documents = documents if kept.all() else documents.filter(pa.array(kept))
+        columns = {
+            "query_id": table.column("query_id").filter(pa.array(filled)),
+            "document_ids": pa.ListArray.from_arrays(offsets, documents),
+            "scores": pa.ListArray.from_arrays(offsets, pa.array(scores[kept].astype(np.float32))),
+        }
+        writer.write_table(pa.table(columns))
+    return int(len(filled) - filled.sum())

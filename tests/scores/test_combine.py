@@ -138,6 +138,7 @@ def test_an_ensemble_is_what_plain_loops_make_of_it(
     kept = sum(map(len, expected.values()))
     assert source["dropped"]["scores"] == len(disagreements) - kept
     shared_queries = [query for query in stores[0] if all(query in store for store in stores)]
+    assert source["dropped"]["queries"] == len(shared_queries) - len(expected)
     for parent, store in zip(both.manifest["parents"], stores, strict=True):
         assert parent["unused"]["queries"] == len(store) - len(shared_queries)
         assert parent["unused"]["scores"] == sum(len(store[query]) for query in shared_queries) - len(disagreements)
@@ -328,13 +329,17 @@ def test_the_command_combines_and_says_what_it_left_out(pair: list[TeacherScores
     out, _ = run(*stores, tmp_path / "both", "--missing", "drop", "--max-disagreement", 0.9)
     assert "combined left, other: mean after z-norm" in out
     assert "left out of other, as not in every store: 1 queries, and 1 scores of the others" in out
-    assert "dropped 1 scores with a disagreement above 0.9, and with them 0 whole queries" in out
+    assert "dropped 1 scores with a disagreement above 0.9\n" in out
+    assert "queries, which" not in out
     assert out.endswith(f"wrote {tmp_path / 'both'}: 2 queries, 4 scores\n")
     assert len(TeacherScores.open(tmp_path / "both")) == 2
     assert "exists" in run(*stores, tmp_path / "both", "--missing", "drop", code=1)[1]
     run(*stores, tmp_path / "right", tmp_path / "both", "--missing", "drop", "--overwrite", "--calibration", "rank")
     assert len(TeacherScores.open(tmp_path / "both").manifest["parents"]) == 3
     assert "at least two" in run(tmp_path / "left", tmp_path / "one", code=1)[1]
+    make(tmp_path / "opposite", {q: {d: -s for d, s in scores.items()} for q, scores in LEFT.items()})
+    out, _ = run(tmp_path / "left", tmp_path / "opposite", tmp_path / "lost", "--max-disagreement", 0.5)
+    assert "dropped 1 queries, which have no document left" in out
 
 
 def test_the_commands_help_names_every_choice() -> None:
