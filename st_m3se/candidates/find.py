@@ -10,7 +10,7 @@ import numpy as np
 import pyarrow as pa
 
 from st_m3se.candidates.bm25 import BM25, load_bm25, search_bm25
-from st_m3se.candidates.job import Found, Job, Pairs
+from st_m3se.candidates.job import Found, Job, Pairs, rows_of
 from st_m3se.scores.rows import Id, short
 from st_m3se.scores.store import TeacherScores
 from st_m3se.scores.writer import TeacherScoresWriter
@@ -102,7 +102,7 @@ def find_candidates(
     if exclude_same_id:
         excluded = excluded.with_pairs(Pairs.of_same_ids(queries, corpus))
     everywhere = np.zeros(len(corpus), dtype=bool)
-    everywhere[corpus.rows(list(exclude_documents))] = True
+    everywhere[rows_of(exclude_documents, corpus, "exclude_documents")] = True
 
     manifest = {
         "source": {

@@ -12,7 +12,7 @@ from st_m3se.scores.errors import FormatError
 from st_m3se.scores.rows import Id, short
 from st_m3se.texts import Texts
 
-__all__ = ["Found", "Job", "Pairs"]
+__all__ = ["Found", "Job", "Pairs", "rows_of"]
 
 
 @dataclass(frozen=True)
@@ -47,10 +47,7 @@ class Pairs:
                 f"{queries!r}: they would have no effect."
             )
         ids = [document for query in known for document in lists[query]]
-        try:
-            documents = corpus.rows(ids)
-        except FormatError as error:
-            raise FormatError(f"{name}: {error.message}") from None
+        documents = rows_of(ids, corpus, name)
         rows = np.repeat(queries.rows(known), [len(lists[query]) for query in known])
         return cls(*np.unique(np.stack([rows, documents]), axis=1))
 
@@ -114,3 +111,11 @@ class Found:
         """An answer to be filled in."""
         shape = len(job.queries), job.depth
         return cls(np.full(shape, -1, np.int32), np.zeros(shape, np.float32), np.zeros(len(job.wanted), np.float32))
+
+
+def rows_of(ids: Collection[Id], corpus: Texts, name: str) -> np.ndarray:
+    """The documents' rows; of those that are missing the error says who named them."""
+    try:
+        return corpus.rows(list(ids))
+    except FormatError as error:
+        raise FormatError(f"{name}: {error.message}") from None
