@@ -7,6 +7,8 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from st_m3se.collator import DistillationCollator
+    from st_m3se.dataset import build_distillation_dataset
+    from st_m3se.evaluation.distillation import DistillationEvaluator
     from st_m3se.losses import (
         CoupledRankDistilLoss,
         DistillationLoss,
@@ -16,27 +18,37 @@ if TYPE_CHECKING:
         ScoreMSELoss,
         SoftmaxCrossEntropyLoss,
     )
+    from st_m3se.resampling import ResampleCallback
 
 __version__ = "0.1.0"
 
 __all__ = [
     "CoupledRankDistilLoss",
     "DistillationCollator",
+    "DistillationEvaluator",
     "DistillationLoss",
     "M3SELoss",
     "MarginMSELoss",
     "RankDistilLoss",
+    "ResampleCallback",
     "ScoreMSELoss",
     "SoftmaxCrossEntropyLoss",
+    "build_distillation_dataset",
 ]
+
+MODULES = {
+    "DistillationCollator": "collator",
+    "DistillationEvaluator": "evaluation.distillation",
+    "ResampleCallback": "resampling",
+    "build_distillation_dataset": "dataset",
+}
+"""Where a public name is, if not in ``losses``."""
 
 
 def __getattr__(name: str) -> Any:
     # Lazy, so that `import st_m3se` and the pure functions do not wait for transformers.
-    if name == "DistillationCollator":
-        return import_module("st_m3se.collator").DistillationCollator
     if name in __all__:
-        return getattr(import_module("st_m3se.losses"), name)
+        return getattr(import_module(f"st_m3se.{MODULES.get(name, 'losses')}"), name)
     raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
 
 

@@ -1,0 +1,342 @@
+"""Teacher scores, texts and judgements joined on disk: one row per trainable query, its usable candidates in order."""
+
+from __future__ import annotations
+
+import io
+import json
+import tempfile
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import asdict, dataclass
+from hashlib import blake2b
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
+
+from st_m3se.sampling import likely_false_negatives, repeated_texts, teacher_top
+from st_m3se.scores import FormatError, Id, TeacherScores
+from st_m3se.texts import Texts
+
+__all__ = ["JoinCounts", "JoinOptions", "join_lists"]
+
+CACHE_VERSION = 1  # part of every cache file's name: raise it when what is cached changes
+BLOCK_SCORES = 1 << 22  # joined together: some hundred megabytes
+BATCH_QUERIES = 1_000  # in one Arrow batch
+TEXTS_AT_ONCE = 1 << 15
+
+
+@dataclass(frozen=True)
+class JoinOptions:
+    """What decides which queries and candidates are usable; see :func:`~st_m3se.build_distillation_dataset`."""
+
+    teacher_positives: int
+    min_relevance: int
+    absolute_margin: float | None
+    relative_margin: float | None
+    min_negatives: int
+
+
+@dataclass
+class JoinCounts:
+    """What came of a join: queries in, and where they and their candidates went."""
+
+    queries: int = 0
+    without_positive: int = 0
+    without_negative: int = 0
+    too_few_negatives: int = 0
+    judged: int = 0
+    judged_unscored: int = 0
+    copies: int = 0
+    false_negatives: int = 0
+
+    @property
+    def kept(self) -> int:
+        """The queries that have a list."""
+        return self.queries - self.without_positive - self.without_negative - self.too_few_negatives
+
+    def describe(self, min_negatives: int) -> str:
+        """Say it in a sentence or some."""
+        reasons = {
+            "without a scored positive": self.without_positive,
+            "without a negative": self.without_negative,
+            f"with fewer than {min_negatives} negatives": self.too_few_negatives,
+        }
+        message = f"{self.kept} of {self.queries} queries of the teacher scores have a training list."
+        if found := [f"{count} {reason}" for reason, count in reasons.items() if count]:
+            message += f" Left out: {', '.join(found)}."
+        if self.judged_unscored:
+            message += (
+                f" {self.judged_unscored} of their {self.judged} relevant documents have no teacher score and "
+                "are in no list: put the positives among the candidates before scoring."
+            )
+        if self.copies:
+            message += f" {self.copies} candidates repeat another candidate's text and are left out."
+        if self.false_negatives:
+            message += f" {self.false_negatives} negatives within the margin of a positive are left out."
+        return message
+
+
+def join_lists(
+    scores: TeacherScores,
+    queries: Texts,
+    corpus: Texts,
+    qrels: Mapping[Any, Mapping[Any, int]] | None,
+    options: JoinOptions,
+    cache_dir: Path,
+) -> tuple[Path, JoinCounts]:
+    """Join and check everything, once: the same join is found again in ``cache_dir``, by any process.
+
+    Returns:
+        An Arrow file with ``query_id``, ``document_ids``, ``teacher_scores`` and ``num_positives`` (the first ones of
+        the list; positives and negatives each by falling score), and the counts.
+
+    Raises:
+        FormatError: If a text is missing, naming its id, ids are of different types, or the store is not valid.
+        ValueError: If no query is left.
+    """
+    relevant = _relevant(qrels, queries, corpus, options.min_relevance)
+    key = _key(scores, queries, corpus, relevant, options)
+    path = cache_dir / f"lists-{key}.arrow"
+    counted = path.with_suffix(".json")
+    if path.is_file() and counted.is_file():
+        return path, JoinCounts(**json.loads(counted.read_text(encoding="utf-8")))
+
+    from tqdm.auto import tqdm
+
+    counts = JoinCounts()
+    cache_dir.mkdir(parents=True, exist_ok=True)
+    join = _Join(queries, corpus, relevant, options, counts)
+    with tempfile.TemporaryDirectory(prefix=f".{path.name}.", dir=cache_dir) as folder:
+        part = Path(folder) / "part.arrow"
+        with (
+            tqdm(total=len(scores), desc="Joining scores and texts", unit=" queries", delay=1.0) as bar,
+            pa.OSFile(str(part), "wb") as sink,
+            pa.ipc.new_stream(sink, _schema(scores)) as writer,
+        ):
+            for block in _blocks(scores):
+                writer.write_table(join(block), max_chunksize=BATCH_QUERIES)
+                bar.update(len(block))
+        if counts.kept == 0:
+            raise ValueError(
+                f"there is nothing to train on. {counts.describe(options.min_negatives)} {_advice(counts)}"
+            )
+        counted_part = Path(folder) / "part.json"
+        counted_part.write_text(json.dumps(asdict(counts)), encoding="utf-8")
+        counted_part.replace(counted)
+        part.replace(path)  # last, and whole, whoever else makes it too
+    return path, counts
+
+
+class _Join:
+    """Turns blocks of a store into rows of usable candidates, and counts."""
+
+    def __init__(
+        self,
+        queries: Texts,
+        corpus: Texts,
+        relevant: Mapping[Id, Sequence[int]] | None,
+        options: JoinOptions,
+        counts: JoinCounts,
+    ) -> None:
+        self.queries, self.corpus, self.relevant = queries, corpus, relevant
+        self.options, self.counts = options, counts
+        self._hashes = np.zeros(len(corpus), dtype=np.int64)
+        self._hashed = np.zeros(len(corpus), dtype=bool)
+
+    def __call__(self, block: pa.Table) -> pa.Table:
+        options, counts, count = self.options, self.counts, len(block)
+        _find(block.column("query_id").combine_chunks(), self.queries)
+        document_ids, scores, lengths = _flat(block)
+        rows = np.repeat(np.arange(count), lengths)
+        documents = _find(document_ids, self.corpus)
+        positives = self._judged(block, rows, documents)
+
+        places = np.arange(len(rows))
+        copies = repeated_texts(rows, self._text_hashes(documents), scores, positives)
+        rows, scores, positives, places = (values[~copies] for values in (rows, scores, positives, places))
+        positives |= teacher_top(rows, scores, options.teacher_positives)
+        near = likely_false_negatives(rows, scores, positives, options.absolute_margin, options.relative_margin)
+        rows, scores, positives, places = (values[~near] for values in (rows, scores, positives, places))
+
+        num_positives = np.bincount(rows[positives], minlength=count)
+        num_negatives = np.bincount(rows[~positives], minlength=count)
+        usable = (num_positives > 0) & (num_negatives >= options.min_negatives)
+        counts.queries += count
+        counts.without_positive += int((num_positives == 0).sum())
+        counts.without_negative += int(((num_positives > 0) & (num_negatives == 0)).sum())
+        few = (num_negatives > 0) & (num_negatives < options.min_negatives)
+        counts.too_few_negatives += int(((num_positives > 0) & few).sum())
+        counts.copies += int(copies.sum())
+        counts.false_negatives += int(near.sum())
+
+        order = np.lexsort((-scores, ~positives, rows))
+        order = order[usable[rows[order]]]
+        kept = np.flatnonzero(usable)
+        ends = np.concatenate([[0], np.cumsum((num_positives + num_negatives)[kept])])
+        offsets = pa.array(ends, pa.int32())
+        return pa.table(
+            {
+                "query_id": block.column("query_id").take(pa.array(kept)),
+                "document_ids": pa.ListArray.from_arrays(offsets, document_ids.take(pa.array(places[order]))),
+                "teacher_scores": pa.ListArray.from_arrays(offsets, pa.array(scores[order].astype(np.float32))),
+                "num_positives": pa.array(num_positives[kept], pa.int32()),
+            }
+        )
+
+    def _judged(self, block: pa.Table, rows: np.ndarray, documents: np.ndarray) -> np.ndarray:
+        """True for the candidates that the judgements call relevant."""
+        if self.relevant is None:
+            return np.zeros(len(rows), dtype=bool)
+        pairs = [
+            row * len(self.corpus) + document
+            for row, query_id in enumerate(block.column("query_id").to_pylist())
+            for document in self.relevant.get(query_id, ())
+        ]
+        found = np.isin(rows * len(self.corpus) + documents, np.array(pairs, dtype=np.int64))
+        self.counts.judged += len(pairs)
+        self.counts.judged_unscored += len(pairs) - len(np.unique((rows * len(self.corpus) + documents)[found]))
+        return found
+
+    def _text_hashes(self, documents: np.ndarray) -> np.ndarray:
+        """A number for each document's text, equal for equal texts; each text is read once."""
+        new = np.unique(documents[~self._hashed[documents]])
+        for start in range(0, len(new), TEXTS_AT_ONCE):
+            some = new[start : start + TEXTS_AT_ONCE]
+            texts = self.corpus.take(self.corpus.ids.take(pa.array(some)).to_pylist())
+            self._hashes[some] = [hash(text) for text in texts]  # of 64 bits, and only compared within a query
+        self._hashed[new] = True
+        hashes: np.ndarray = self._hashes[documents]
+        return hashes
+
+
+def _blocks(scores: TeacherScores) -> Iterator[pa.Table]:
+    tables: list[pa.Table] = []
+    held = 0
+    for table in scores.tables():
+        tables.append(table)
+        held += sum(len(chunk.values) for chunk in table.column("scores").chunks)
+        if held >= BLOCK_SCORES:
+            yield pa.concat_tables(tables)
+            tables, held = [], 0
+    if tables:
+        yield pa.concat_tables(tables)
+
+
+def _schema(scores: TeacherScores) -> pa.Schema:
+    table = next(scores.tables(), None)
+    if table is None:
+        raise ValueError("there is nothing to train on: the teacher scores have no rows.")
+    kinds = {name: table.schema.field(name).type for name in ("query_id", "document_ids", "scores")}
+    # Not `scores`: the host's batch samplers take a column of that name for the label and remove it.
+    return pa.schema(
+        {
+            "query_id": kinds["query_id"],
+            "document_ids": kinds["document_ids"],
+            "teacher_scores": kinds["scores"],
+            "num_positives": pa.int32(),
+        }
+    )
+
+
+def _flat(block: pa.Table) -> tuple[pa.Array, np.ndarray, np.ndarray]:
+    """All document ids, their scores (float64), and the lists' lengths."""
+    documents, scores = (block.column(name).combine_chunks() for name in ("document_ids", "scores"))
+    lengths = pc.list_value_length(documents).fill_null(0).to_numpy(zero_copy_only=False)
+    same = lengths == pc.list_value_length(scores).fill_null(0).to_numpy(zero_copy_only=False)
+    values = scores.flatten().to_numpy(zero_copy_only=False).astype(np.float64)
+    if not same.all() or not np.isfinite(values).all():
+        row = int(np.argmin(same if not same.all() else np.isfinite(values)))
+        place = row if not same.all() else int(np.searchsorted(np.cumsum(lengths), row, side="right"))
+        raise FormatError(
+            f"query {block.column('query_id')[place].as_py()!r:.80} has lists of different lengths, or a score that is "
+            "missing or not finite. scores.validate() names all such rows; st-m3se convert makes a store without them."
+        )
+    return documents.flatten(), values, lengths
+
+
+def _find(ids: pa.Array, texts: Texts) -> np.ndarray:
+    """The row of each id: int64.
+
+    Raises:
+        FormatError: If one is missing, with its name.
+    """
+    rows = _look_up(ids, texts)
+    if (rows < 0).any():
+        texts.rows(pc.unique(ids).to_pylist())  # which finds nothing either, and says what is wrong
+        raise AssertionError("two look-ups of one id disagree")
+    return rows
+
+
+def _look_up(ids: pa.Array, texts: Texts) -> np.ndarray:
+    """The row of each id, -1 where there is none: int64."""
+    if pa.types.is_integer(ids.type) != pa.types.is_integer(texts.ids.type):
+        return np.full(len(ids), -1, dtype=np.int64)
+    rows = pc.index_in(ids.cast(texts.ids.type), value_set=texts.ids)
+    return np.asarray(rows.fill_null(-1).to_numpy(zero_copy_only=False), dtype=np.int64)
+
+
+def _relevant(
+    qrels: Mapping[Any, Mapping[Any, int]] | None, queries: Texts, corpus: Texts, min_relevance: int
+) -> dict[Id, list[int]] | None:
+    """Each query's relevant documents as rows of the corpus, -1 for those that are not in it."""
+    if qrels is None:
+        return None
+    query_ids: list[Id] = []
+    document_ids: list[Id] = []
+    for query_id, judged in qrels.items():
+        for document_id, relevance in judged.items():
+            if relevance >= min_relevance:
+                query_ids.append(query_id)
+                document_ids.append(document_id)
+    for name, ids, texts in (("query", query_ids, queries), ("document", document_ids, corpus)):
+        wrong = int if texts.id_type == "str" else str
+        if ids and isinstance(ids[0], wrong):
+            raise FormatError(
+                f"the {name} ids of the qrels are {wrong.__name__}, such as {ids[0]!r:.80}, and those of the "
+                f"{texts.name} are {texts.id_type}: no relevant document would be found. Convert one of the two."
+            )
+    relevant: dict[Id, list[int]] = {}
+    rows = _look_up(pa.array(document_ids, pa.int64() if corpus.id_type == "int" else pa.string()), corpus)
+    for query_id, row in zip(query_ids, rows.tolist(), strict=True):
+        relevant.setdefault(query_id, []).append(row)
+    return relevant
+
+
+def _advice(counts: JoinCounts) -> str:
+    if counts.judged == 0 and counts.without_positive:
+        return "The qrels know none of these queries: compare the ids, or give teacher_positives=1."
+    return "Score more candidates per query, the positives among them, or lower list_size or the margin."
+
+
+class _Digest(io.RawIOBase):
+    """A file that only hashes what is written to it."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.hash = blake2b(digest_size=16)
+
+    def writable(self) -> bool:
+        return True
+
+    def write(self, data: Any) -> int:
+        self.hash.update(data)
+        return memoryview(data).nbytes
+
+
+def _key(
+    scores: TeacherScores,
+    queries: Texts,
+    corpus: Texts,
+    relevant: Mapping[Id, Sequence[int]] | None,
+    options: JoinOptions,
+) -> str:
+    """A name for the join: equal only if all that goes into it is equal."""
+    digest = _Digest()
+    for table in scores.tables():
+        with pa.ipc.new_stream(pa.PythonFile(digest, "w"), table.schema) as writer:
+            writer.write_table(table.combine_chunks())
+    judged = None if relevant is None else sorted(((repr(query), rows) for query, rows in relevant.items()))
+    parts = [CACHE_VERSION, queries.fingerprint, corpus.fingerprint, digest.hash.hexdigest(), judged, asdict(options)]
+    return blake2b(json.dumps(parts).encode(), digest_size=12).hexdigest()
