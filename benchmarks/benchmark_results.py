@@ -1,6 +1,6 @@
 """What all benchmarks share: where a result comes from, its file, and the tables that README.md shows of it.
 
-A result is a file `results/NAME.json` with "benchmark", "command", "provenance" and "tables", each of which has "title",
+A result is a file `results/NAME.json` with "benchmark", "command", "provenance" and "tables"; a table has a "title",
 "columns" and "rows".
 `python benchmarks/benchmark_results.py` writes the tables of every result into README.md, between its markers.
 """

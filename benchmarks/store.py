@@ -1,8 +1,9 @@
-"""The score store: opening, size on disk, look-ups and conversion, beside a pickled dict of dicts.
+"""The score store: opening, size on disk, look-ups, ensembles and conversion, beside a pickled dict of dicts.
 
-Default: 4 million scores, some three minutes on two cores, half a gigabyte of disk. `--full` is the size of MS MARCO's
-distillation sets, 800,000 queries x 200: some 5 GB of disk, an hour. Every measurement runs in a process of its own, so
-that its memory is its own, and files are dropped from the page cache before they are opened.
+Default: stores of 4 million scores, some five minutes of two idle cores, half a gigabyte of disk. `--full` measures the
+first at the size of MS MARCO's distillation sets, 800,000 queries x 200: 1.2 GB of disk, three minutes more. `--store`
+measures one that exists. Every measurement runs in a process of its own, so that its memory is its own, and files are
+dropped from the page cache before they are opened.
 
     python benchmarks/store.py
     python benchmarks/store.py --full --output benchmarks/results/store.json
@@ -26,6 +27,7 @@ from typing import Any
 import numpy as np
 import psutil  # type: ignore[import-untyped]
 import pyarrow as pa
+from benchmark_results import provenance, render, save, table
 
 from st_m3se.scores import TeacherScores, TeacherScoresWriter, combine, convert
 
@@ -262,42 +264,53 @@ LINES: dict[str, Callable[..., Iterator[str]]] = {
 # The tables.
 
 
-def store_table(folder: Path, queries: int, list_size: int) -> list[Any]:
-    """Stores with ids of both types at the full size, and two of them combined."""
-    from benchmark_results import table
-
-    scores = queries * list_size
+def store_table(folder: Path, queries: int, list_size: int, small: int, store: Path | None) -> Any:
+    """The large store, which has integer ids if it is made here, and a small one with strings."""
     rows = []
-    for ids in ("int", "str"):
-        path = folder / ids
-        built = measure("build", path=str(path), queries=queries, list_size=list_size, ids=ids, seed=0)
-        opened = measure("open_store", path=str(path))
-        read = measure("read_store", path=str(path))
+    for path, count, ids in ((store or folder / "large", queries, "int"), (folder / "strings", small, "str")):
+        built = None
+        if path != store:
+            built = measure("build", path=str(path), queries=count, list_size=list_size, ids=ids, seed=0)
+        known = TeacherScores.open(path)
+        scores = known.manifest["scores"]
+        opened, read = measure("open_store", path=str(path)), measure("read_store", path=str(path))
         rows.append([
-            ids, built["bytes"] / scores, opened["open"], opened["after"] / MIB, opened["before"] / MIB,
-            opened["first"], opened["lookup"] * 1000, opened["lookup_peak"] / MIB, read["rate"] / 1e6,
-            scores / built["seconds"] / 1e6,
+            known.id_types[1].__name__, len(known), scores, _size(path) / scores, opened["open"],
+            opened["after"] / MIB, opened["before"] / MIB, opened["first"], opened["lookup"] * 1000,
+            opened["lookup_peak"] / MIB, read["rate"] / 1e6, built and scores / built["seconds"] / 1e6,
         ])  # fmt: skip
-        if ids == "str":
+        if path != store:
             _remove(path)
     columns = [
-        "ids", "bytes a score", "open, s", "resident after, MiB", "of it before, MiB", "first look-up, s",
-        "look-up, ms", "peak of look-ups, MiB", "read, M scores/s", "write, M scores/s",
+        "document ids", "queries", "scores", "bytes a score", "open, s", "resident after, MiB", "of it before, MiB",
+        "first look-up, s", "look-up, ms", "peak of look-ups, MiB", "read, M scores/s", "write, M scores/s",
     ]  # fmt: skip
-    stores = table(f"A store of {queries:,} queries x {list_size} = {scores:,} scores", columns, rows)
-    measure("build", path=str(folder / "second"), queries=queries, list_size=list_size, ids="int", seed=1)
-    both = measure("combine_stores", first=str(folder / "int"), second=str(folder / "second"), output=str(folder / "2"))
-    title = f"Mean of the z-scores of two stores of {scores:,} scores"
-    ensemble = table(title, ["M scores/s", "peak, MiB"], [[both["rate"] / 1e6, both["peak"] / MIB]])
-    for name in ("int", "second", "2"):
-        _remove(folder / name)
-    return [stores, ensemble]
+    return table("Stores", columns, rows)
 
 
-def peer_table(folder: Path, queries: int, list_size: int) -> list[Any]:
+def ensemble_table(folder: Path, queries: int, list_size: int) -> Any:
+    """Two stores combined, and two of a quarter of their size: the peak must not follow the size."""
+    row: list[Any] = [queries * list_size]
+    for count in (queries // 4, queries):
+        for seed in (0, 1):
+            path = folder / f"teacher-{seed}"
+            measure("build", path=str(path), queries=count, list_size=list_size, ids="int", seed=seed)
+        both = measure(
+            "combine_stores",
+            first=str(folder / "teacher-0"),
+            second=str(folder / "teacher-1"),
+            output=str(folder / "both"),
+        )
+        row.append(both["peak"] / MIB)
+        for name in ("teacher-0", "teacher-1", "both"):
+            _remove(folder / name)
+    row.insert(1, both["rate"] / 1e6)
+    columns = ["scores of each", "M scores/s", "peak at a quarter of the size, MiB", "peak, MiB"]
+    return table("The mean of two stores' z-scores", columns, [row])
+
+
+def peer_table(folder: Path, queries: int, list_size: int) -> Any:
     """The store beside a pickled dict of dicts, at a size where that fits."""
-    from benchmark_results import table
-
     store, file = folder / "small", folder / "small.pkl"
     built = measure("build", path=str(store), queries=queries, list_size=list_size, ids="int", seed=0)
     dumped = measure("dump_pickle", store=str(store), path=str(file))
@@ -311,19 +324,12 @@ def peer_table(folder: Path, queries: int, list_size: int) -> list[Any]:
     ]  # fmt: skip
     _remove(store)
     file.unlink()
-    return [
-        table(
-            f"The same {queries * list_size:,} scores as a store and as a pickled dict of dicts",
-            ["", "store", "pickle", "pickle / store"],
-            [[*row, row[2] / row[1]] for row in rows],
-        )
-    ]
+    title = f"The same {queries * list_size:,} scores as a store and as a pickled dict of dicts"
+    return table(title, ["", "store", "pickle", "pickle / store"], [[*row, row[2] / row[1]] for row in rows])
 
 
-def conversion_table(folder: Path, pairs: int) -> list[Any]:
+def conversion_table(folder: Path, pairs: int) -> Any:
     """One file of each format, and one of a quarter of its size: the peak must not follow the size."""
-    from benchmark_results import table
-
     rows = []
     base = measure("idle")["peak"]
     for kind in CONVERTED:
@@ -342,7 +348,7 @@ def conversion_table(folder: Path, pairs: int) -> list[Any]:
         "format", "file, MiB", "scores", "scores/s", "peak at a quarter of the size, MiB", "peak, MiB",
     ]  # fmt: skip
     title = f"Conversion to a store; memory beyond the {base / MIB:.0f} MiB of the interpreter and its imports"
-    return [table(title, columns, rows)]
+    return table(title, columns, rows)
 
 
 def _size(folder: Path) -> int:
@@ -382,25 +388,26 @@ def _peak() -> int:
 
 def main() -> None:
     """Measure, print the tables, and write them where --output says."""
-    from benchmark_results import provenance, render, save
-
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--queries", type=int, default=20_000, help="of the large store (20,000)")
+    parser.add_argument("--full", action="store_true", help="the same as --queries 800000")
+    parser.add_argument("--store", type=Path, help="a store that exists, to be measured as the large one")
+    parser.add_argument("--small", type=int, default=20_000, help="queries of all other stores (20,000)")
     parser.add_argument("--list-size", type=int, default=200, help="documents of each query (200)")
-    parser.add_argument("--peer-queries", type=int, default=5_000, help="of the store beside a pickle (5,000)")
     parser.add_argument("--pairs", type=int, default=200_000, help="scores in each file to convert (200,000)")
-    parser.add_argument("--full", action="store_true", help="800,000 queries, 20,000 beside a pickle, 1 M pairs")
     parser.add_argument("--folder", type=Path, help="where the files are made and removed again")
     parser.add_argument("--output", type=Path, help="where the result is written as JSON")
     options = parser.parse_args()
-    if options.full:
-        options.queries, options.peer_queries, options.pairs = 800_000, 20_000, 1_000_000
+    queries = 800_000 if options.full else options.queries
     facts = provenance()
     with tempfile.TemporaryDirectory(dir=options.folder) as scratch:
         folder = Path(scratch)
-        tables = store_table(folder, options.queries, options.list_size)
-        tables += peer_table(folder, options.peer_queries, options.list_size)
-        tables += conversion_table(folder, options.pairs)
+        tables = [
+            store_table(folder, queries, options.list_size, options.small, options.store),
+            ensemble_table(folder, options.small, options.list_size),
+            peer_table(folder, options.small, options.list_size),
+            conversion_table(folder, options.pairs),
+        ]
     print(render({"command": " ".join(sys.argv), "provenance": facts, "tables": tables}))
     if options.output is not None:
         save(options.output, "store", facts, tables)

@@ -58,8 +58,8 @@ def combine(
         aggregation: "mean", "median", or "min" (a document is as good as its harshest teacher says).
         spread: With "z-norm": what one standard deviation becomes. Students learn margins from these numbers, and a
             margin of z-scores is some five times smaller than one of logits; so None takes the mean standard
-            deviation of the first store's lists (of those that are not constant), one number for the whole store,
-            and the result has the first teacher's units. 1.0 gives plain z-scores.
+            deviation of the first store's lists (over the shared documents, and leaving out constant lists), one
+            number for the whole store, and the result has the first teacher's units. 1.0 gives plain z-scores.
         missing: What happens with a query or a document that one of the stores lacks: "raise", or "drop" it.
         max_disagreement: Drop the documents whose calibrated scores have a standard deviation over the teachers above
             this. It is in calibrated units, for "z-norm" in standard deviations of a list, before ``spread``; two
@@ -107,7 +107,9 @@ def combine(
                 )
     shared = _shared_queries(opened, names, missing)
     if calibration == "z-norm" and spread is None:
-        spread = _mean_deviation(opened[0], names[0])
+        # Where nothing may be missing, the first store's lists are the shared ones: the others need not be read.
+        read = len(opened) if missing == "drop" else 1
+        spread = _mean_deviation(_shared_tables(opened[:read], names[:read], shared), names)
 
     source: dict[str, Any] = {
         "method": "combine",
@@ -215,16 +217,16 @@ def _shared_queries(stores: Sequence[TeacherScores], names: Sequence[str], missi
     return shared
 
 
-def _mean_deviation(store: TeacherScores, name: str) -> float:
-    """The mean standard deviation of the lists that are not constant."""
+def _mean_deviation(stretches: Iterator[list[pa.Table]], names: Sequence[str]) -> float:
+    """The mean standard deviation of the first store's lists of shared documents, of those that are not constant."""
     total, count = 0.0, 0
-    for table in store.tables():
-        _check(table, name)
-        deviations = deviation(*_flat(table))
+    for tables in stretches:
+        lengths, _, values, _ = _align(tables, names, "drop")
+        deviations = deviation(values[0], lengths)
         total, count = total + float(deviations.sum()), count + int((deviations > 0).sum())
     if not count:
         raise FormatError(
-            f"every list of {name} is constant, so it has no spread that the result could have. Put another store "
+            f"every list of {names[0]} is constant, so it has no spread that the result could have. Put another store "
             "first, or choose one: spread=1.0 (--spread 1) gives plain z-scores."
         )
     return total / count
