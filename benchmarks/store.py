@@ -400,17 +400,19 @@ def main() -> None:
     options = parser.parse_args()
     queries = 800_000 if options.full else options.queries
     facts = provenance()
+    tables: list[dict[str, Any]] = []
     with tempfile.TemporaryDirectory(dir=options.folder) as scratch:
         folder = Path(scratch)
-        tables = [
-            store_table(folder, queries, options.list_size, options.small, options.store),
-            ensemble_table(folder, options.small, options.list_size),
-            peer_table(folder, options.small, options.list_size),
-            conversion_table(folder, options.pairs),
-        ]
+        for make, sizes in (
+            (store_table, (queries, options.list_size, options.small, options.store)),
+            (ensemble_table, (options.small, options.list_size)),
+            (peer_table, (options.small, options.list_size)),
+            (conversion_table, (options.pairs,)),
+        ):
+            tables.append(make(folder, *sizes))  # type: ignore[operator]
+            if options.output is not None:  # after each: the next may take long
+                save(options.output, "store", facts, tables)
     print(render({"command": " ".join(sys.argv), "provenance": facts, "tables": tables}))
-    if options.output is not None:
-        save(options.output, "store", facts, tables)
 
 
 if __name__ == "__main__":
