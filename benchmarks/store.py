@@ -409,7 +409,7 @@ def main() -> None:
             (peer_table, (options.small, options.list_size)),
             (conversion_table, (options.pairs,)),
         ):
-            tables.append(make(folder, *sizes))  # type: ignore[operator]
+            tables.append(make(folder, *sizes))
             if options.output is not None:  # after each: the next may take long
                 save(options.output, "store", facts, tables)
     print(render({"command": " ".join(sys.argv), "provenance": facts, "tables": tables}))
