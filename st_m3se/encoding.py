@@ -1,23 +1,31 @@
 """How a batch's texts become embeddings in training: distinct rows, sorted by length, chunked, each at its own width.
 
 A batch of documents is as wide as its longest row, and most of it is padding. Rows of about one length, run through
-the model together at that length, give the same embeddings for a fraction of the work.
+the model together at that length, give the same embeddings for a fraction of the work. Gradients are those of the
+plain way up to rounding; under dropout each chunk draws its own masks, as each column does there, and a text that
+stands in several lists has one embedding, not one per copy.
 
-The two private parts of sentence-transformers that this needs are imported here and nowhere else.
+The private parts of sentence-transformers that this needs are imported here and nowhere else.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import logging
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from functools import lru_cache
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor, nn
+from torch.nn import functional as F
+from transformers import PreTrainedModel
 
 try:
     from sentence_transformers.base.losses.gradcache import (
         CachedLossMixin,
-        _create_minibatch,
+        RandContext,
         _validate_mini_batch_num_tokens,
         has_static_embedding_input,
     )
@@ -30,20 +38,28 @@ except ImportError as error:
 
 __all__ = [
     "CachedLossMixin",
+    "RandContext",
     "check_caching",
     "distinct_rows",
     "encode",
     "is_sliceable",
     "merge_columns",
+    "slice_rows",
     "sort_by_length",
 ]
 
 Features = dict[str, Any]
 
-# Tokens (padding included) in one forward pass. Enough to keep a CPU's cores or a GPU busy with a small model, and
-# few enough that rows of unlike lengths do not meet in one chunk.
+logger = logging.getLogger(__name__)
+
+# Tokens (padding included) in one forward pass: enough to keep a CPU's cores or a GPU busy with a small model, and no
+# more than the caches hold of a layer.
 CHUNK_TOKENS = 2048
 CUDA_CHUNK_TOKENS = 16384
+# What one more forward and backward pass costs, in tokens: launches, and adding up the weights' gradients. Measured on
+# a CPU with a 6-layer, 384-wide model (10 to 20); on a GPU it is an estimate from the time that launches take.
+CHUNK_COST = 16
+CUDA_CHUNK_COST = 2048
 
 
 def check_caching(model: nn.Module, mini_batch_num_tokens: int | None) -> None:
@@ -60,6 +76,18 @@ def check_caching(model: nn.Module, mini_batch_num_tokens: int | None) -> None:
         )
 
 
+def _why_not_sliceable(features: Features) -> str | None:
+    mask = features.get("attention_mask")
+    if "cu_seq_lens_q" in features:
+        return "they are flattened for an attention that needs no padding"
+    if not isinstance(mask, Tensor) or mask.ndim != 2:
+        return "they have no attention mask of one row per text (StaticEmbedding has none)"
+    for key, value in features.items():
+        if key != "prompt_length" and isinstance(value, Tensor) and (value.ndim == 0 or len(value) != len(mask)):
+            return f"{key!r} does not have one row per text (images)"
+    return None
+
+
 def is_sliceable(features: Features) -> bool:
     """Whether rows of these features can be picked and reordered: one padded row per text, and nothing else.
 
@@ -67,12 +95,14 @@ def is_sliceable(features: Features) -> bool:
     anything while a wrapper loss such as AdaptiveLayerLoss, which hands state on through the feature dict, forbids
     new feature dicts.
     """
-    mask = features.get("attention_mask")
-    if _MERGING_DISABLED.get() or "cu_seq_lens_q" in features or not isinstance(mask, Tensor) or mask.ndim != 2:
-        return False
-    return all(
-        key == "prompt_length" or not isinstance(value, Tensor) or (value.ndim > 0 and len(value) == len(mask))
-        for key, value in features.items()
+    return not _MERGING_DISABLED.get() and _why_not_sliceable(features) is None
+
+
+@lru_cache(maxsize=16)
+def _say_once(reason: str) -> None:
+    logger.warning(
+        "Note: the texts of a batch go through the model as they come, not sorted by length and cut into chunks, "
+        f"because of their features: {reason}. The loss and gradients are the same either way."
     )
 
 
@@ -116,29 +146,111 @@ def distinct_rows(features: Features) -> tuple[Features, Tensor]:
     return _take(features, first), inverse
 
 
+def _widths(mask: Tensor) -> Tensor:
+    """The columns that each row needs, int64 ``[rows]``: left padding counts, as positions are counted from it."""
+    columns = torch.arange(1, mask.shape[1] + 1, device=mask.device)
+    return (mask.bool() * columns).amax(1)
+
+
 def sort_by_length(features: Features) -> tuple[Features, Tensor]:
-    """Sort the rows by their number of tokens.
+    """Sort the rows by the columns that they need, up to their last token.
 
     Returns:
         The sorted features, and int64 ``[rows]``: where each row went.
     """
-    order = features["attention_mask"].sum(1).argsort(stable=True)
+    order = _widths(features["attention_mask"]).argsort(stable=True)
     place = torch.empty_like(order).scatter_(0, order, torch.arange(len(order), device=order.device))
     return _take(features, order), place
 
 
-def _chunks(lengths: list[int], budget: int) -> list[tuple[int, int]]:
-    """Cut rows sorted by length into ranges whose padded tokens stay within ``budget`` (a lone long row may not)."""
-    ranges, begin = [], 0
-    for row, length in enumerate(lengths):
-        if row > begin and (row - begin + 1) * length > budget:
-            ranges.append((begin, row))
-            begin = row
-    return [*ranges, (begin, len(lengths))]
+def slice_rows(features: Features, begin: int, end: int, width: int | None = None) -> Features:
+    """The features of the rows from ``begin`` to ``end``, cut to ``width`` columns."""
+    columns = features["attention_mask"].shape[1]
+    return {
+        key: value
+        if not isinstance(value, Tensor) or key == "prompt_length"
+        else value[begin:end, :width]
+        if value.ndim > 1 and value.shape[1] == columns
+        else value[begin:end]
+        for key, value in features.items()
+    }
+
+
+def _chunks(widths: list[int], budget: int, cost: int) -> list[tuple[int, int]]:
+    """Cut rows sorted by width into the ranges of least work: padded tokens, and ``cost`` for each range.
+
+    Dynamic programming over where the last range begins. Padded tokens of a range stay within ``budget``; a lone
+    long row may not.
+    """
+    rows = np.arange(len(widths))
+    least = np.zeros(len(widths) + 1)
+    begins = [0] * (len(widths) + 1)
+    for end, width in enumerate(widths, start=1):
+        first = max(0, min(end - 1, end - budget // max(width, 1)))
+        work = least[first:end] + (end - rows[first:end]) * width
+        best = int(work.argmin())
+        least[end], begins[end] = work[best] + cost, first + best
+    ranges, end = [], len(widths)
+    while end:
+        ranges.append((begins[end], end))
+        end = begins[end]
+    return ranges[::-1]
+
+
+def _word_embedding(model: nn.Module) -> nn.Embedding | None:
+    """The plain trainable table of the tokens' embeddings, where an uncompiled model has exactly one."""
+    tables: dict[int, nn.Module] = {}
+    for module in model.modules():
+        if hasattr(module, "_orig_mod") or getattr(module, "_compiled_call_impl", None) is not None:
+            return None
+        if isinstance(module, PreTrainedModel):
+            try:
+                table = module.get_input_embeddings()
+            except NotImplementedError:
+                return None
+            tables[id(table)] = table
+    if len(tables) != 1:
+        return None
+    (table,) = tables.values()
+    if type(table) is not nn.Embedding or type(table.weight) is not nn.Parameter or not table.weight.requires_grad:
+        return None
+    return None if table.max_norm is not None or table.sparse or table.scale_grad_by_freq else table
+
+
+@contextmanager
+def _words_looked_up_once(model: nn.Module, chunks: list[Features]) -> Iterator[None]:
+    """Let all chunks share one lookup of their tokens' embeddings.
+
+    The gradient of a lookup is as large as the table, 30,000 rows in BERT: made, and added up, once per chunk it
+    costs more than everything else that a chunk adds. A model that looks up anything but the chunk's own ids is left
+    alone.
+    """
+    table = _word_embedding(model) if len(chunks) > 1 and torch.is_grad_enabled() else None
+    if table is None or not all("input_ids" in chunk for chunk in chunks):
+        yield
+        return
+    ids = {id(chunk["input_ids"]): place for place, chunk in enumerate(chunks)}
+    found: list[Tensor] = []
+
+    def look_up(module: nn.Module, args: tuple[Any, ...], output: Tensor) -> Tensor | None:
+        place = ids.get(id(args[0])) if args else None
+        if place is None:
+            return None
+        if not found:
+            tokens = torch.cat([chunk["input_ids"].flatten() for chunk in chunks])
+            sizes = [chunk["input_ids"].numel() for chunk in chunks]
+            found.extend(torch.split(F.embedding(tokens, table.weight, table.padding_idx), sizes))
+        return found[place].view_as(output)
+
+    handle = table.register_forward_hook(look_up)
+    try:
+        yield
+    finally:
+        handle.remove()
 
 
 def encode(model: nn.Module, features: Features) -> list[Tensor]:
-    """Embed features whose rows are sorted by length, chunk by chunk, with gradients.
+    """Embed features whose rows are sorted by length, chunk by chunk, with gradients if they are enabled.
 
     Args:
         model: A SentenceTransformer, or the wrapper that the trainer puts around it.
@@ -148,8 +260,14 @@ def encode(model: nn.Module, features: Features) -> list[Tensor]:
         The chunks' embeddings ``[u, dim]``, in order; together ``U`` rows.
     """
     if not is_sliceable(features):
+        if not _MERGING_DISABLED.get():
+            _say_once(_why_not_sliceable(features) or "")
         return [model(features)["sentence_embedding"]]
     mask = features["attention_mask"]
-    budget = CUDA_CHUNK_TOKENS if mask.is_cuda else CHUNK_TOKENS
-    ranges = _chunks(mask.sum(1).tolist(), budget)
-    return [model(_create_minibatch(features, begin, end))["sentence_embedding"] for begin, end in ranges]
+    budget, cost = (CUDA_CHUNK_TOKENS, CUDA_CHUNK_COST) if mask.is_cuda else (CHUNK_TOKENS, CHUNK_COST)
+    widths = _widths(mask).tolist()
+    chunks = [
+        slice_rows(features, begin, end, max(1, *widths[begin:end])) for begin, end in _chunks(widths, budget, cost)
+    ]
+    with _words_looked_up_once(model, chunks):
+        return [model(chunk)["sentence_embedding"] for chunk in chunks]

@@ -12,7 +12,7 @@ from sentence_transformers import SentenceTransformer
 from torch import Tensor
 
 from st_m3se import DistillationCollator, M3SELoss, SoftmaxCrossEntropyLoss
-from st_m3se.losses.gather import text_keys, unlisted
+from st_m3se.losses.gather import text_keys, unlisted_texts
 
 # Of unlike sizes between the two halves; "a tower in tokyo" stands in both, "rome" twice over.
 ROWS = [
@@ -88,7 +88,7 @@ def test_a_query_meets_each_foreign_text_once() -> None:
     """Texts 0, 1, 2, 1 again, and padding: the query's own texts stay out, and copies count once."""
     numbers = torch.tensor([0, 1, 2, 1, -1])
     index, mask = torch.tensor([[0, 0], [3, 2]]), torch.tensor([[True, False], [True, False]])
-    assert unlisted(numbers, index, mask).tolist() == [
+    assert unlisted_texts(numbers, index, mask).tolist() == [
         [False, True, True, False, False],
         [True, False, True, False, False],
     ]

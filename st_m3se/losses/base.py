@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Iterable, Mapping
+from contextlib import nullcontext
 from dataclasses import dataclass, replace
 from typing import Any, ClassVar
 
@@ -15,14 +16,16 @@ from torch import Tensor, nn
 from st_m3se.encoding import (
     CachedLossMixin,
     Features,
+    RandContext,
     check_caching,
     distinct_rows,
     encode,
     is_sliceable,
     merge_columns,
+    slice_rows,
     sort_by_length,
 )
-from st_m3se.losses.gather import gather_documents, text_keys, unlisted
+from st_m3se.losses.gather import gather_documents, text_keys, unlisted, unlisted_texts
 from st_m3se.losses.scale import ScaleCheck
 
 __all__ = ["DistillationLoss"]
@@ -39,6 +42,7 @@ class Lists:
     positives: Tensor  # bool
     mask: Tensor  # bool, True for real documents
     index: Tensor  # int64, rows of the U document embeddings
+    queries: Tensor | None = None  # int64 [Q], rows of the query embeddings; None: in order
     keys: Tensor | None = None  # int64 [U], where documents of other processes are to join
 
 
@@ -137,9 +141,10 @@ class DistillationLoss(CachedLossMixin, nn.Module):
             self._scale_check(lists.scores, lists.mask)
 
         if len(documents) == 1 and is_sliceable(documents[0]):
-            features, place = sort_by_length(documents[0])
+            features, which = distinct_rows(documents[0])
+            features, place = sort_by_length(features)
             keys = text_keys(features) if self.gather_across_devices else None
-            documents, lists = [features], replace(lists, index=place[lists.index], keys=keys)
+            documents, lists = [features], replace(lists, index=place[which][lists.index], keys=keys)
         elif self.gather_across_devices:
             raise ValueError(
                 "gather_across_devices compares the tokens of documents between processes, and these features have "
@@ -151,17 +156,30 @@ class DistillationLoss(CachedLossMixin, nn.Module):
                 "are flattened, hold images, differ between columns, or a wrapper such as AdaptiveLayerLoss hands "
                 "state on through them. Leave mini_batch_num_tokens=None."
             )
+        queries = columns[0]
+        if is_sliceable(queries):
+            queries, place = sort_by_length(queries)
+            lists = replace(lists, queries=place)
         if self.uses_gradient_cache:
-            return self.forward_cached([columns[0], *documents], lists)  # type: ignore[arg-type]
-        queries = self._embed_queries(columns[0])
-        embeddings = [embedding for features in documents for embedding in encode(self.model, features)]
-        return self.calculate_loss([queries, embeddings], lists)
+            return self.forward_cached([queries, *documents], lists)  # type: ignore[arg-type]
+        of_queries = encode(self.model, queries)
+        of_documents = [embedding for features in documents for embedding in encode(self.model, features)]
+        return self.calculate_loss([of_queries, of_documents], lists)
 
-    def _embed_queries(self, features: Features) -> list[Tensor]:
-        if not is_sliceable(features):
-            return encode(self.model, features)
-        features, place = sort_by_length(features)
-        return [torch.cat(encode(self.model, features))[place]]
+    def embed_minibatch(
+        self,
+        sentence_feature: Features,
+        begin: int,
+        end: int,
+        with_grad: bool,
+        copy_random_state: bool,
+        random_state: RandContext | None = None,
+    ) -> tuple[Tensor, RandContext | None]:
+        """Embed a mini-batch of the gradient cache; the tokens alive are the mini-batch's, whatever its chunks."""
+        features = slice_rows(sentence_feature, begin, end)
+        with random_state or nullcontext(), nullcontext() if with_grad else torch.no_grad():
+            state = RandContext(*features.values()) if copy_random_state else None
+            return torch.cat(encode(self.model, features)), state
 
     def calculate_loss(  # type: ignore[override]  # the host types labels as a tensor
         self, reps: list[list[Tensor]], labels: Lists, *, with_backward: bool = False
@@ -170,13 +188,15 @@ class DistillationLoss(CachedLossMixin, nn.Module):
         queries, documents = torch.cat(reps[0]), torch.cat(reps[1])
         dtype = torch.promote_types(queries.dtype, torch.float32)
         queries, documents = queries.to(dtype), documents.to(dtype)
+        if labels.queries is not None and len(labels.queries) == len(queries):
+            queries = queries[labels.queries]
         if len(labels.index) != len(queries):
             raise ValueError(
                 f"{type(self).__name__} expects labels with one row per query, got {len(labels.index)} rows for "
                 f"{len(queries)} queries: a query would be trained on another one's list. Check the collator."
             )
         index, mask = labels.index, labels.mask
-        numbers = torch.arange(len(documents), device=index.device)
+        numbers = None
         if labels.keys is not None:
             documents, numbers, begin = gather_documents(documents, labels.keys)
             index = index + begin
@@ -192,7 +212,10 @@ class DistillationLoss(CachedLossMixin, nn.Module):
             student_scores = similarity.gather(1, index)
             teacher_scores, positives = labels.scores, labels.positives
             if self.in_batch_negatives:
-                joining = unlisted(numbers, index, mask)
+                if numbers is None:
+                    joining = unlisted(index, mask, len(documents))
+                else:
+                    joining = unlisted_texts(numbers, index, mask)
                 student_scores = torch.cat([student_scores, similarity], dim=1)
                 teacher_scores = torch.cat([teacher_scores, torch.full_like(similarity, torch.nan)], dim=1)
                 positives = torch.cat([positives, torch.zeros_like(joining)], dim=1)
@@ -262,8 +285,7 @@ class DistillationLoss(CachedLossMixin, nn.Module):
         documents, index = columns[1:], torch.arange(labels.numel(), device=labels.device)
         merged = merge_columns(columns[1:])
         if merged is not None:
-            features, index = distinct_rows(merged)
-            documents = [features]
+            documents = [merged]
         elif self.in_batch_negatives:
             raise ValueError(
                 "in_batch_negatives must know which documents are the same text, which it cannot see in these "

@@ -41,8 +41,21 @@ def gather_documents(documents: Tensor, keys: Tensor) -> tuple[Tensor, Tensor, i
     return everyone, numbers, get_rank() * width
 
 
-def unlisted(numbers: Tensor, index: Tensor, mask: Tensor) -> Tensor:
-    """Which documents of the batch may join a query's list as negatives: those whose text is not in it.
+def unlisted(index: Tensor, mask: Tensor, count: int) -> Tensor:
+    """Which of ``count`` distinct documents are not in a query's own list: bool ``[Q, count]``.
+
+    Args:
+        index: int64 ``[Q, D]``, the list of each query as numbers of documents.
+        mask: bool ``[Q, D]``, True for real documents.
+        count: The number of documents.
+    """
+    listed = torch.zeros(len(index), count, dtype=torch.int8, device=index.device)
+    # amax, so that a masked entry, whose index is arbitrary, does not undo a real one.
+    return ~listed.scatter_reduce_(1, index, mask.to(torch.int8), "amax").bool()
+
+
+def unlisted_texts(numbers: Tensor, index: Tensor, mask: Tensor) -> Tensor:
+    """Which documents of all processes may join a query's list as negatives: those whose text is not in it.
 
     Args:
         numbers: int64 ``[V]``, equal for equal texts, less than V; -1 for padding.
@@ -55,9 +68,6 @@ def unlisted(numbers: Tensor, index: Tensor, mask: Tensor) -> Tensor:
     texts = len(numbers)
     real = numbers >= 0
     slot = numbers.clamp(min=0)
-    listed = torch.zeros(len(index), texts, dtype=torch.int8, device=index.device)
-    # amax, so that a masked entry, whose index is arbitrary, does not undo a real one.
-    listed.scatter_reduce_(1, slot[index], mask.to(torch.int8), "amax")
     rows = torch.arange(texts, device=index.device)
     first = torch.full_like(rows, texts).scatter_reduce_(0, slot, rows.masked_fill(~real, texts), "amin")
-    return ~listed[:, slot].bool() & real & (first[slot] == rows)
+    return unlisted(slot[index], mask, texts)[:, slot] & real & (first[slot] == rows)
