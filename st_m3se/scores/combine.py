@@ -92,6 +92,8 @@ def combine(
     if len(stores) < 2:
         raise ValueError(f"combine needs at least two stores, got {len(stores)}.")
     opened = [store if isinstance(store, TeacherScores) else TeacherScores.open(store) for store in stores]
+    if empty := [str(number) for number, store in enumerate(opened, start=1) if not len(store)]:
+        raise FormatError(f"store {' and '.join(empty)} of {len(opened)} is empty: there is nothing to combine.")
     names = [_name(store) for store in opened]
     if len(set(names)) < len(names):
         names = [f"{name} (store {number})" for number, name in enumerate(names, start=1)]

@@ -295,6 +295,8 @@ def test_what_cannot_be_combined_is_refused(pair: list[TeacherScores], tmp_path:
     (tmp_path / "both").mkdir()
     with pytest.raises(FileExistsError):
         combine(pair, tmp_path / "both")
+    with pytest.raises(FormatError, match="store 2 of 2 is empty"):
+        combine([left, make(tmp_path / "empty", {})], tmp_path / "new")
     numbers = make(tmp_path / "numbers", {1: {"a": 1.0}})
     with pytest.raises(FormatError, match="query ids of left are str and those of numbers are int"):
         combine([left, numbers], tmp_path / "new")
