@@ -8,6 +8,7 @@ from st_m3se.scores.describe import Histogram, ScoreSummary
 from st_m3se.scores.errors import FormatError
 from st_m3se.scores.formats import read_qrels, sniff, text_id
 from st_m3se.scores.rows import Id, ScoredList
+from st_m3se.scores.scoring import score_candidates
 from st_m3se.scores.store import TeacherScores
 from st_m3se.scores.writer import TeacherScoresWriter
 
@@ -23,6 +24,7 @@ __all__ = [
     "combine",
     "convert",
     "read_qrels",
+    "score_candidates",
     "sniff",
     "text_id",
 ]

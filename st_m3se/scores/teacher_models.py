@@ -1,0 +1,310 @@
+"""Cross-encoders and bi-encoders of sentence-transformers as teachers."""
+
+from __future__ import annotations
+
+import copy
+import json
+from collections.abc import Callable
+from dataclasses import dataclass
+from hashlib import blake2b
+from itertools import chain
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from sentence_transformers import CrossEncoder, SentenceTransformer
+from sentence_transformers.base.modules import Transformer
+from sentence_transformers.util import batch_to_device, load_file_path
+from torch import Tensor
+
+from st_m3se.scores.teacher import Backend, Pairs, Precision, Teacher, settings
+
+__all__ = ["BiEncoderTeacher", "CrossEncoderTeacher", "load", "wrap"]
+
+BATCH_TOKENS = {"cpu": 4_096, "gpu": 32_768}  # a CPU's caches are small; a GPU has to be filled
+TOKENISED = 512  # pairs in one call of the tokenizer
+UNBOUNDED = 1_000_000  # tokenizers without a maximum length say 1e30
+SAMPLE = 1_024  # values of each weight tensor in its fingerprint
+FILES = (".onnx", ".onnx_data", ".bin", ".xml")
+
+
+def load(
+    name: str | Path,
+    *,
+    backend: Backend = "torch",
+    device: str | None = None,
+    revision: str | None = None,
+    trust_remote_code: bool = False,
+) -> CrossEncoder | SentenceTransformer:
+    """Load a cross-encoder or bi-encoder, whichever it is.
+
+    Raises:
+        ValueError: If the model is neither: an encoder without a classification head would give random scores.
+        ImportError: If the backend is not installed.
+    """
+    kind = _kind(str(name), revision, trust_remote_code)
+    options: dict[str, Any] = {"device": device, "revision": revision, "trust_remote_code": trust_remote_code}
+    try:
+        model: CrossEncoder | SentenceTransformer = kind(str(name), backend=backend, **options)
+        return model
+    except Exception as error:  # the host wraps a missing package into a bare Exception
+        if type(error) is Exception and "requires installing" in str(error):
+            extra = f'pip install "sentence-transformers[{backend}]"'
+            raise ImportError(f"backend={backend!r} needs packages that are not installed: {extra}") from error
+        raise
+
+
+def _kind(name: str, revision: str | None, trust_remote_code: bool) -> Any:
+    if (path := load_file_path(name, "config_sentence_transformers.json", revision=revision)) is not None:
+        kind = json.loads(Path(path).read_text(encoding="utf-8")).get("model_type")
+        for known in (CrossEncoder, SentenceTransformer):
+            if kind == known.__name__:
+                return known
+        if kind is not None:
+            raise ValueError(f"{name} is a {kind}; a teacher is a CrossEncoder or a SentenceTransformer.")
+    if load_file_path(name, "modules.json", revision=revision) is not None:
+        return SentenceTransformer
+    from transformers import AutoConfig
+
+    config = AutoConfig.from_pretrained(name, revision=revision, trust_remote_code=trust_remote_code)
+    heads = config.architectures or []
+    if not any(head.endswith(("ForSequenceClassification", "ForCausalLM")) for head in heads):
+        raise ValueError(
+            f"{name} is neither a cross-encoder (its architectures are {heads}, without a classification head, so that "
+            "its scores would be random) nor a saved SentenceTransformer. Load it yourself and pass the model."
+        )
+    return CrossEncoder
+
+
+def wrap(
+    model: CrossEncoder | SentenceTransformer,
+    *,
+    name: str | None = None,
+    revision: str | None = None,
+    max_length: int | None = None,
+    dtype: Precision | None = None,
+    prompt: str | None = None,
+    batch_tokens: int | None = None,
+) -> Teacher:
+    """The teacher of a model; the model keeps its own precision, a copy gets the teacher's where they differ."""
+    if batch_tokens is not None and batch_tokens < 1:
+        raise ValueError(f"batch_tokens must be at least 1, got {batch_tokens}.")
+    if max_length is not None and max_length < 1:
+        raise ValueError(f"max_length must be at least 1, got {max_length}.")
+    if isinstance(model, CrossEncoder) and model.num_labels != 1:
+        raise ValueError(
+            f"the cross-encoder has {model.num_labels} labels, and a teacher gives one score: which of the labels "
+            "means relevance is not written in the model. Pass a function that returns model.predict(pairs)[:, label]."
+        )
+    length = max_length or model.max_seq_length
+    if length is None or length > UNBOUNDED:
+        raise ValueError("the model's tokenizer knows no maximum length. Say one: max_length=512, for instance.")
+    own = getattr(model.config, "_name_or_path", None) if model.config is not None else None
+    weights = _weights(model, name)
+    found = getattr(model.config, "_commit_hash", None) if model.config is not None else None
+    ready, precision = _cast(model, dtype)
+    known = settings(
+        name or own or type(model).__name__,
+        revision=found or revision,
+        weights=weights,
+        max_length=int(length),
+        dtype=precision,
+        activation="identity" if isinstance(model, CrossEncoder) else f"{model.similarity_fn_name} similarity",
+        prompt=prompt if isinstance(model, SentenceTransformer) else _prompt(model, prompt),
+        backend=model.get_backend(),
+    )
+    tokens = batch_tokens or BATCH_TOKENS["cpu" if model.device.type == "cpu" else "gpu"]
+    kind = CrossEncoderTeacher if isinstance(model, CrossEncoder) else BiEncoderTeacher
+    return kind(ready, known, max_length, tokens)
+
+
+def _prompt(model: CrossEncoder, prompt: str | None) -> str | None:
+    """As CrossEncoder.predict has it: the given one, or the model's default."""
+    if prompt is not None or model.default_prompt_name is None:
+        return prompt
+    default: str | None = model.prompts.get(model.default_prompt_name)
+    return default
+
+
+def _cast(model: Any, dtype: Precision | None) -> tuple[Any, str | None]:
+    if model.get_backend() != "torch":
+        if dtype not in (None, "float32"):
+            raise ValueError(f"dtype={dtype!r} is for torch; with other backends the exported file has its precision.")
+        return model, None
+    if dtype is None:
+        # A model that comes in 16 bits was made for these; otherwise bfloat16, whose range is that of float32.
+        dtype = "float32"
+        if model.device.type == "cuda":
+            bfloat16 = torch.cuda.is_bf16_supported(including_emulation=False)
+            dtype = "float16" if model.dtype == torch.float16 or not bfloat16 else "bfloat16"
+    wanted: torch.dtype = getattr(torch, dtype)
+    if any(parameter.is_floating_point() and parameter.dtype != wanted for parameter in model.parameters()):
+        model = copy.deepcopy(model).to(wanted)
+    return model, dtype
+
+
+def _weights(model: Any, name: str | None) -> str | None:
+    """A fingerprint of weights and tokenizer: evenly spaced values of each tensor, which any training changes."""
+    digest = blake2b(digest_size=16)
+    state = model.state_dict()
+    for key, tensor in sorted(state.items()):
+        flat = tensor.detach().reshape(-1)
+        sample = flat[:: max(1, flat.numel() // SAMPLE)].cpu()
+        digest.update(f"{key} {tuple(tensor.shape)}".encode())
+        digest.update((sample.double() if sample.is_floating_point() else sample.long()).numpy().tobytes())
+    if not state:  # an exported model: its files are what there is
+        files = sorted(path for path in Path(name or "").rglob("*") if path.suffix in FILES) if name else []
+        if not files:
+            return None
+        for path in files:
+            digest.update(f"{path.name} {path.stat().st_size}".encode())
+            with path.open("rb") as file:
+                while block := file.read(1 << 20):
+                    digest.update(block)
+    if (fast := getattr(model.tokenizer, "backend_tokenizer", None)) is not None:
+        content = json.loads(fast.to_str())
+        digest.update(json.dumps({k: v for k, v in content.items() if k not in ("truncation", "padding")}).encode())
+    return digest.hexdigest()
+
+
+@dataclass(frozen=True)
+class Packed:
+    """Tokenised pairs, longest first, one behind the other.
+
+    Attributes:
+        order: Which pair stands at each place, ``[pairs]``.
+        lengths: Tokens of the pair at each place, ``[pairs]``.
+        tokens: By feature, such as ``input_ids``: int32 ``[sum(lengths)]``.
+        common: Features that are the same for every batch.
+    """
+
+    order: np.ndarray
+    lengths: np.ndarray
+    tokens: dict[str, np.ndarray]
+    common: dict[str, Any]
+
+
+class CrossEncoderTeacher:
+    """The logits of a CrossEncoder, as ``predict`` with an Identity activation gives them, in packed batches.
+
+    ``predict`` sorts by characters, cuts every 32 pairs and tokenises each batch between two forward passes. Here the
+    host's own ``preprocess`` tokenises ahead in another thread, without padding; pairs are sorted by tokens, and a
+    batch takes as many as fit into ``batch_tokens`` with their padding.
+    """
+
+    def __init__(self, model: CrossEncoder, known: dict[str, Any], max_length: int | None, batch_tokens: int) -> None:
+        if not isinstance(model[0], Transformer):
+            raise TypeError(
+                f"the cross-encoder begins with a {type(model[0]).__name__}, and what it makes of texts is its own "
+                "affair. Pass a function: def teacher(pairs): return model.predict(pairs, activation_fn=Identity())."
+            )
+        if model.tokenizer is None or model.tokenizer.pad_token_id is None:
+            raise ValueError("the cross-encoder's tokenizer has no padding token, which batches of pairs need.")
+        self._model, self._batch_tokens = model.eval(), batch_tokens
+        self.settings = known
+        text: dict[str, Any] = {"padding": False}
+        if max_length is not None:
+            text["max_length"] = max_length
+        self._processing = {"text": text, "common": {"return_tensors": None}}
+        # Flattening (flash attention) would join the pairs of a call; sorted batches have next to no padding anyway.
+        model[0].unpad_inputs = False
+
+    def prepare(self, pairs: Pairs) -> Packed:
+        """Tokenise, sort and pack."""
+        lengths: list[np.ndarray] = []
+        tokens: dict[str, list[np.ndarray]] = {}
+        common: dict[str, Any] = {}
+        for start in range(0, len(pairs), TOKENISED):
+            features = self._model.preprocess(
+                pairs.texts(start, start + TOKENISED),
+                prompt=self.settings["prompt"],
+                processing_kwargs=self._processing,
+            )
+            counts = np.fromiter(map(len, features["input_ids"]), dtype=np.int64, count=len(features["input_ids"]))
+            lengths.append(counts)
+            for name, values in features.items():
+                if not isinstance(values, list):
+                    common[name] = values
+                elif name != "attention_mask":  # all ones, before there is padding
+                    flat = np.fromiter(chain.from_iterable(values), dtype=np.int32, count=int(counts.sum()))
+                    tokens.setdefault(name, []).append(flat)
+        if not lengths:
+            return Packed(np.zeros(0, np.int64), np.zeros(0, np.int64), {}, {})
+        counts = np.concatenate(lengths)
+        order = np.argsort(-counts, kind="stable")
+        sorted_counts = counts[order]
+        starts, ends = (np.cumsum(counts) - counts)[order], np.cumsum(sorted_counts)
+        places = np.arange(int(counts.sum())) + np.repeat(starts - (ends - sorted_counts), sorted_counts)
+        return Packed(
+            order, sorted_counts, {name: np.concatenate(parts)[places] for name, parts in tokens.items()}, common
+        )
+
+    @torch.inference_mode()
+    def score(self, prepared: Packed, advance: Callable[[int], None]) -> np.ndarray:
+        """Run the batches; the device works ahead of this loop, and results come back at its end."""
+        outputs, start, token = [], 0, 0
+        while start < len(prepared.order):
+            rows = max(1, self._batch_tokens // int(prepared.lengths[start]))
+            lengths = prepared.lengths[start : start + rows]
+            features = self._batch(prepared, lengths, token)
+            scores = self._model(batch_to_device(features, self._model.device))["scores"]
+            outputs.append(scores.float().reshape(len(lengths)))
+            start, token = start + len(lengths), token + int(lengths.sum())
+            advance(len(lengths))
+        result = np.zeros(len(prepared.order), dtype=np.float32)
+        if outputs:
+            result[prepared.order] = torch.cat(outputs).cpu().numpy()
+        return result
+
+    def _batch(self, prepared: Packed, lengths: np.ndarray, token: int) -> dict[str, Any]:
+        tokenizer = self._model.tokenizer
+        width = int(lengths[0])
+        mask = np.arange(width) < lengths[:, None]
+        if tokenizer.padding_side == "left":
+            mask = mask[:, ::-1]
+        features: dict[str, Any] = {"attention_mask": torch.from_numpy(mask.astype(np.int64))}
+        for name, values in prepared.tokens.items():
+            padding = {"input_ids": tokenizer.pad_token_id, "token_type_ids": tokenizer.pad_token_type_id}.get(name, 0)
+            padded = np.full(mask.shape, padding, dtype=np.int64)
+            padded[mask] = values[token : token + int(lengths.sum())]
+            features[name] = torch.from_numpy(padded)
+        return features | prepared.common
+
+
+class BiEncoderTeacher:
+    """The model's own similarity of a bi-encoder's embeddings; each distinct text of a shard is encoded once."""
+
+    def __init__(
+        self, model: SentenceTransformer, known: dict[str, Any], max_length: int | None, batch_tokens: int
+    ) -> None:
+        self._model, self.settings = model.eval(), known
+        options: dict[str, Any] = {"convert_to_tensor": True, "show_progress_bar": False}
+        options["batch_size"] = max(1, batch_tokens // known["max_length"])
+        if max_length is not None:
+            options["processing_kwargs"] = {"text": {"max_length": max_length}}
+        self._options = options
+
+    def prepare(self, pairs: Pairs) -> Pairs:
+        """Nothing: ``encode`` sorts and tokenises."""
+        return pairs
+
+    @torch.inference_mode()
+    def score(self, prepared: Pairs, advance: Callable[[int], None]) -> np.ndarray:
+        """Encode the distinct texts, and compare them pair by pair."""
+        scores = np.zeros(len(prepared), dtype=np.float32)
+        if not len(prepared):
+            return scores
+        prompt = {} if self.settings["prompt"] is None else {"prompt": self.settings["prompt"]}
+        queries: Tensor = self._model.encode_query(list(prepared.queries), **prompt, **self._options).float()
+        documents: Tensor = self._model.encode_document(list(prepared.documents), **self._options).float()
+        for start in range(0, len(prepared), 1 << 14):
+            part = slice(start, start + (1 << 14))
+            rows = (torch.from_numpy(index[part]) for index in (prepared.query_index, prepared.document_index))
+            left, right = (
+                embeddings[index.to(embeddings.device)]
+                for embeddings, index in zip((queries, documents), rows, strict=True)
+            )
+            scores[part] = self._model.similarity_pairwise(left, right).float().cpu().numpy()
+            advance(len(left))
+        return scores
