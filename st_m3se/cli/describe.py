@@ -46,7 +46,7 @@ def describe(
             if name not in COUNTED and value is not None:
                 for line in _lines(name, value):
                     typer.echo(line)
-        typer.echo(str(scores.describe(judged, bins=bins)))
+        typer.echo(str(scores.describe(judged, bins=bins, show_progress_bar=True)))
     except (FormatError, OSError) as error:
         typer.echo(f"error: {error}", err=True)
         raise typer.Exit(1) from None

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import pyarrow as pa
+from tqdm import tqdm
 
 if TYPE_CHECKING:
     from st_m3se.scores.store import TeacherScores
@@ -106,7 +107,11 @@ class _Tally:
 
 
 def describe(
-    store: TeacherScores, qrels: Mapping[Any, Mapping[Any, int]] | None = None, *, bins: int = 20
+    store: TeacherScores,
+    qrels: Mapping[Any, Mapping[Any, int]] | None = None,
+    *,
+    bins: int = 20,
+    show_progress_bar: bool = False,
 ) -> ScoreSummary:
     """Read the store twice and summarise it; see :class:`ScoreSummary`.
 
@@ -114,13 +119,16 @@ def describe(
         store: The scores.
         qrels: Query id to document id to relevance, above 0 is relevant; ids of the store's types.
         bins: Bars of each histogram.
+        show_progress_bar: Show one, on standard error.
     """
     if bins < 1:
         raise ValueError(f"bins must be at least 1, got {bins}.")
     summary = ScoreSummary(positives=None if qrels is None else 0, covered=None if qrels is None else 0)
     scores, margins, lengths = _Tally(), _Tally(), _Tally()
+    bar = tqdm(total=2 * len(store), desc="Describing", unit=" rows", disable=None if show_progress_bar else True)
     for table in store.tables():
         values, counts = _scores(table)
+        bar.update(len(counts))
         summary.queries += len(counts)
         finite = values[np.isfinite(values)]
         scores.measure(finite)
@@ -130,8 +138,10 @@ def describe(
     margins.start(bins)
     for table in store.tables():
         values, counts = _scores(table)
+        bar.update(len(counts))
         scores.add(values[np.isfinite(values)])
         margins.add(_margins(table, values, counts, qrels, None))
+    bar.close()
     summary.scores = int(lengths.sum)
     if lengths.count:
         summary.list_lengths = {"min": lengths.low, "mean": lengths.sum / lengths.count, "max": lengths.high}

@@ -223,11 +223,17 @@ class TeacherScores:
         if found:
             raise FormatError(f"the store is not valid: {'; '.join(found[:10])}.")
 
-    def describe(self, qrels: Mapping[Any, Mapping[Any, int]] | None = None, *, bins: int = 20) -> ScoreSummary:
+    def describe(
+        self,
+        qrels: Mapping[Any, Mapping[Any, int]] | None = None,
+        *,
+        bins: int = 20,
+        show_progress_bar: bool = False,
+    ) -> ScoreSummary:
         """Histograms of scores and margins, list lengths, and with ``qrels`` the coverage of the positives."""
         from st_m3se.scores.describe import describe
 
-        return describe(self, qrels, bins=bins)
+        return describe(self, qrels, bins=bins, show_progress_bar=show_progress_bar)
 
     def push_to_hub(
         self,
