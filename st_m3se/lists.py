@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import io
 import json
 import tempfile
 from collections.abc import Iterator, Mapping, Sequence
@@ -190,13 +189,16 @@ class _Join:
         if self.relevant is None:
             return np.zeros(len(rows), dtype=bool)
         pairs = [
-            row * len(self.corpus) + document
+            (row, document)
             for row, query_id in enumerate(block.column("query_id").to_pylist())
             for document in self.relevant.get(query_id, ())
         ]
-        found = np.isin(rows * len(self.corpus) + documents, np.array(pairs, dtype=np.int64))
+        size = len(self.corpus)
+        known = np.array([row * size + document for row, document in pairs if document >= 0], dtype=np.int64)
+        candidates = rows * size + documents
+        found = np.isin(candidates, known)
         self.counts.judged += len(pairs)
-        self.counts.judged_unscored += len(pairs) - len(np.unique((rows * len(self.corpus) + documents)[found]))
+        self.counts.judged_unscored += len(pairs) - len(np.unique(candidates[found]))
         return found
 
     def _text_hashes(self, documents: np.ndarray) -> np.ndarray:
@@ -273,7 +275,8 @@ def _look_up(ids: pa.Array, texts: Texts) -> np.ndarray:
     """The row of each id, -1 where there is none: int64."""
     if pa.types.is_integer(ids.type) != pa.types.is_integer(texts.ids.type):
         return np.full(len(ids), -1, dtype=np.int64)
-    rows = pc.index_in(ids.cast(texts.ids.type), value_set=texts.ids)
+    kind = pa.int64() if pa.types.is_integer(ids.type) else texts.ids.type
+    rows = pc.index_in(ids.cast(kind), value_set=texts.ids.cast(kind))
     return np.asarray(rows.fill_null(-1).to_numpy(zero_copy_only=False), dtype=np.int64)
 
 
@@ -310,21 +313,6 @@ def _advice(counts: JoinCounts) -> str:
     return "Score more candidates per query, the positives among them, or lower list_size or the margin."
 
 
-class _Digest(io.RawIOBase):
-    """A file that only hashes what is written to it."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.hash = blake2b(digest_size=16)
-
-    def writable(self) -> bool:
-        return True
-
-    def write(self, data: Any) -> int:
-        self.hash.update(data)
-        return memoryview(data).nbytes
-
-
 def _key(
     scores: TeacherScores,
     queries: Texts,
@@ -333,10 +321,12 @@ def _key(
     options: JoinOptions,
 ) -> str:
     """A name for the join: equal only if all that goes into it is equal."""
-    digest = _Digest()
+    content = blake2b(digest_size=16)
     for table in scores.tables():
-        with pa.ipc.new_stream(pa.PythonFile(digest, "w"), table.schema) as writer:
+        sink = pa.BufferOutputStream()
+        with pa.ipc.new_stream(sink, table.schema) as writer:
             writer.write_table(table.combine_chunks())
+        content.update(sink.getvalue())
     judged = None if relevant is None else sorted(((repr(query), rows) for query, rows in relevant.items()))
-    parts = [CACHE_VERSION, queries.fingerprint, corpus.fingerprint, digest.hash.hexdigest(), judged, asdict(options)]
+    parts = [CACHE_VERSION, queries.fingerprint, corpus.fingerprint, content.hexdigest(), judged, asdict(options)]
     return blake2b(json.dumps(parts).encode(), digest_size=12).hexdigest()

@@ -37,7 +37,9 @@ class ResampleCallback(TrainerCallback):
 
     Pass ``callbacks=[ResampleCallback()]`` to the trainer. The epoch reaches all workers, persistent ones too, through
     shared memory before they read the epoch's first row; after resuming from a checkpoint it is the one that the
-    trainer counts. Each rank tells its own dataset. Works for a dataset, a part of one, and a dictionary of several.
+    trainer counts. Each rank tells its own dataset. Works for a dataset, a part of one, and a dictionary of
+    several. Parts of one dataset share its epoch: build an evaluation set on its own, e.g. of ``scores.select``, rather
+    than splitting it off.
 
     Raises:
         ValueError: When training starts, if no training dataset comes from :func:`~st_m3se.build_distillation_dataset`.

@@ -238,6 +238,16 @@ def test_what_is_left_out_is_counted_and_said(rows_of: Any, tmp_path: Path, capl
     assert "1 with fewer than 2 negatives" in columns.info.description
 
 
+def test_a_judged_document_outside_the_corpus_marks_nobody_else(rows_of: Any, tmp_path: Path) -> None:
+    """The corpus's last document is a candidate of the query before: their numbers must not meet."""
+    last = list(CORPUS)[-1]
+    store = rows_of(("q0", ["d0", last], [2.0, 1.0]), ("q1", ["d1", last], [2.0, 1.0]))
+    judged = {"q0": {"d0": 1}, "q1": {"d1": 1, "elsewhere": 1}}
+    dataset = build_distillation_dataset(store, QUERIES, CORPUS, judged, cache_dir=tmp_path / "c")
+    assert [row["positives"] for row in dataset] == [[True, False], [True, False]]
+    assert "1 of their 3 relevant documents have no teacher score" in dataset.info.description
+
+
 def test_nothing_left_is_an_error(build: Make) -> None:
     with pytest.raises(ValueError, match=r"nothing to train on.*16 without a scored positive.*compare the ids"):
         build(qrels={"another": {"d1": 1}})
