@@ -9,6 +9,7 @@ from __future__ import annotations
 import os
 import re
 import shutil
+from collections.abc import Callable
 from importlib.util import find_spec
 from pathlib import Path
 from tempfile import TemporaryDirectory
@@ -156,3 +157,32 @@ def load_teacher(name: str, max_length: int, device: str | None = None) -> Cross
             f"{teacher.num_labels}. Choose a re-ranker, such as cross-encoder/ms-marco-MiniLM-L6-v2."
         )
     return teacher
+
+
+def onnx_scorer(max_length: int, batch_size: int = 16) -> Callable[[list[tuple[str, str]]], np.ndarray]:
+    """Score with the demo teacher's own int8 ONNX weights: on a CPU about twice as fast as torch in bfloat16."""
+    import onnxruntime  # type: ignore[import-untyped]
+
+    options = onnxruntime.SessionOptions()
+    options.intra_op_num_threads = torch.get_num_threads()
+    session = onnxruntime.InferenceSession(str(weights_folder(*RERANKER) / "model.onnx"), options)
+    tokenizer = AutoTokenizer.from_pretrained(demo_teacher_folder())
+
+    def score(pairs: list[tuple[str, str]]) -> np.ndarray:
+        scores = np.zeros(len(pairs), dtype=np.float32)
+        order = sorted(range(len(pairs)), key=lambda i: len(pairs[i][0]) + len(pairs[i][1]))
+        for start in range(0, len(order), batch_size):  # of one length each: no batch is mostly padding
+            batch = order[start : start + batch_size]
+            features = tokenizer(
+                [pairs[i][0] for i in batch],
+                [pairs[i][1] for i in batch],
+                truncation=True,
+                max_length=max_length,
+                padding=True,
+                return_tensors="np",
+            )
+            inputs = {name: array.astype(np.int64) for name, array in features.items()}
+            scores[batch] = session.run(None, inputs)[0][:, 0]
+        return scores
+
+    return score

@@ -37,51 +37,50 @@ on the busy one; its logits correlate at 0.9995 with those of float32, so the de
 from __future__ import annotations
 
 import argparse
-import hashlib
 import json
-import math
 import sys
 import time
 from collections.abc import Sequence
-from itertools import chain, zip_longest
 from pathlib import Path
 from typing import Any
 
 import torch
-from demo_models import load_student, load_teacher
-from python_docs import in_hash_order, load_python_docs
+from demo_models import load_student, load_teacher, onnx_scorer
+from measures import means, p_value, per_query, run_of
+from published_scores import load_msmarco, open_scores
+from python_docs import in_hash_order, load_python_docs, package_pairs
 from report import print_check, print_table
-from retrieval import (
-    DenseIndex,
-    PairScorer,
-    Run,
-    bm25_run,
-    ensemble,
-    onnx_scorer,
-    p_value,
-    per_query,
-    read_scores,
-    score_pools,
-    torch_scorer,
-)
-from retrieval_data import Qrels, RetrievalData, UsageError, load_beir
+from retrieval_data import RetrievalData, UsageError, load_beir
 from rich.console import Console
-from score_columns import load_msmarco
-from training import LOSSES, finetune_teacher, pseudo_rows, train_student, training_rows
+from teaching import Lessons, PseudoQueries, Teacher
+from training import LOSSES, finetune_teacher, train_student, warm_up
 from transformers.utils import logging as transformers_logging
+
+from st_m3se.scores import FormatError, TeacherScores, score_candidates
 
 console = Console(width=110)
 
 QUICK = {
-    "epochs": 4,
+    "epochs": 2,
     "train_queries": 300,
     "dev_queries": 20,
     "test_queries": 80,
-    "scored": 2,
+    "scored": 3,
     "pool": 10,
     "pseudo_queries": 500,
+    "package_pairs": 500,
 }
-FULL = {"train_queries": 1500, "dev_queries": 50, "test_queries": 150, "scored": 3, "pool": 20, "pseudo_queries": 3000}
+FULL = {
+    "train_queries": 1500,
+    "dev_queries": 50,
+    "test_queries": 150,
+    "scored": 3,
+    "pool": 20,
+    "pseudo_queries": 3000,
+    "package_pairs": 8000,
+}
+TINY = {"epochs": 2, "learning_rate": 3e-4, "warm_up": 2.0}
+OTHERS = {"epochs": 1, "learning_rate": 1e-5, "warm_up": 0.0, "pseudo_queries": 0, "package_pairs": 0}
 QUICK_DOCUMENTS = 1000
 GUIDE_TOKENS = 128  # what all-MiniLM-L6-v2 was trained with; longer documents are cut
 
@@ -117,8 +116,8 @@ def build_parser() -> argparse.ArgumentParser:
         "--scores",
         type=Path,
         metavar="PATH",
-        help="ready teacher scores: Parquet file or folder with query_id, "
-        "document_ids, scores; train queries without scores are then left out",
+        help="ready teacher scores: a store, or a file that st-m3se convert reads; train queries without scores are "
+        "then left out",
     )
     group("--train-queries", type=positive, help=f"at most this many [{FULL['train_queries']}]")
     group("--dev-queries", type=positive, help=f"held out to check the teacher before training [{FULL['dev_queries']}]")
@@ -151,14 +150,32 @@ def build_parser() -> argparse.ArgumentParser:
         default=20.0,
         help="the student's cosine times this is its score: wide enough for the teacher's margins [%(default)s]",
     )
-    group("--epochs", type=positive, help="[8 for tiny, else 1]")
-    group("--learning-rate", type=float, help="[1e-3 for tiny, else 1e-5]")
+    group(
+        "--warm-up",
+        type=float,
+        metavar="EPOCHS",
+        help="first train without a teacher, on pairs of texts against the rest of the batch "
+        f"[{TINY['warm_up']:g} for tiny, else 0]",
+    )
+    group("--warm-up-rate", type=float, default=1e-3, help="its learning rate [%(default)s]")
+    group(
+        "--package-pairs",
+        type=int,
+        help="docstrings of installed packages for the warm-up, with --data python "
+        f"[{FULL['package_pairs']} for tiny, else 0]",
+    )
+    group("--epochs", type=positive, help=f"[{TINY['epochs']} for tiny, else {OTHERS['epochs']}]")
+    group(
+        "--learning-rate",
+        type=float,
+        help=f"[{TINY['learning_rate']:g} for tiny, else {OTHERS['learning_rate']:g}]",
+    )
     group("--batch-size", type=positive, default=64, help="queries per step [%(default)s]")
     group(
         "--list-size",
         type=positive,
         default=3,
-        help="documents per query; those beyond --scored are unscored negatives [%(default)s]",
+        help="documents per list, drawn afresh every epoch from those that were scored [%(default)s]",
     )
     group(
         "--pseudo-queries",
@@ -166,27 +183,36 @@ def build_parser() -> argparse.ArgumentParser:
         help="also train on this many sentences of the corpus as queries, scored by the "
         f"guide; 0: none [{FULL['pseudo_queries']} for tiny, else 0]",
     )
+    group(
+        "--spread",
+        type=float,
+        default=1.0,
+        help="the guide's cosines times this and --scale are its scores of the pseudo-queries [%(default)s]",
+    )
     group("--seed", type=int, default=1)
     add("--output", type=Path, default=Path("distilled"), help="model, teacher scores and results.json [%(default)s]")
     add("--quick", action="store_true", help="a small run: fewer queries, a smaller corpus")
     return parser
 
 
+def _quick(quick: bool, tiny: bool) -> dict[str, int]:
+    return {name: value for name, value in QUICK.items() if tiny or name not in OTHERS} if quick else {}
+
+
 def complete(args: argparse.Namespace) -> argparse.Namespace:
     """Fill in the defaults that depend on other arguments, and refuse what does not fit together."""
     tiny = args.student == "tiny"
-    own = {"epochs": 8 if tiny else 1, "learning_rate": 1e-3 if tiny else 1e-5}
-    for name, value in (own | FULL | (QUICK if args.quick else {})).items():
+    for name, value in (FULL | (TINY if tiny else OTHERS) | _quick(args.quick, tiny)).items():
         if getattr(args, name) is None:
-            setattr(args, name, 0 if name == "pseudo_queries" and not tiny else value)
+            setattr(args, name, value)
     if args.list_size < 2 or args.scored < 2:
         raise UsageError(
             "--list-size and --scored: expected at least 2, a relevant document and a negative to compare."
         )
-    if args.pseudo_queries < 0:
-        raise UsageError(f"--pseudo-queries: expected a number of at least 0, got {args.pseudo_queries}.")
-    if not args.scale > 0 or not args.learning_rate > 0:
-        raise UsageError("--scale and --learning-rate: expected numbers above 0.")
+    if min(args.pseudo_queries, args.package_pairs, args.warm_up) < 0:
+        raise UsageError("--pseudo-queries, --package-pairs and --warm-up: expected numbers of at least 0.")
+    if not min(args.scale, args.spread, args.learning_rate, args.warm_up_rate) > 0:
+        raise UsageError("--scale, --spread, --learning-rate and --warm-up-rate: expected numbers above 0.")
     if args.packages and args.data != "python":
         raise UsageError(f"--packages belongs to --data python, got --data {args.data}. Leave one of them out.")
     if args.scores and args.data == "msmarco":
@@ -194,28 +220,28 @@ def complete(args: argparse.Namespace) -> argparse.Namespace:
     return args
 
 
-def load_data(args: argparse.Namespace) -> tuple[RetrievalData, Run]:
-    """The data set, cut to the sizes asked for, and ready teacher scores (empty where there are none)."""
-    ready: Run = {}
+def load_data(args: argparse.Namespace) -> tuple[RetrievalData, TeacherScores | None]:
+    """The data set, cut to the sizes asked for, and ready teacher scores where there are any."""
+    ready: TeacherScores | None = None
     if args.data == "python":
         data = load_python_docs(args.packages)
     elif args.data == "msmarco":
-        data, ready = load_msmarco(args.msmarco, args.train_queries, args.dev_queries, args.test_queries)
+        sizes = (args.train_queries, args.dev_queries, args.test_queries)
+        data, ready = load_msmarco(args.msmarco, *sizes, args.output / "published")
     else:
         data = load_beir(Path(args.data))
     if args.scores:
-        ready = {query: listed for query, listed in read_scores(args.scores).items() if query in data.queries}
-        unknown = {d for listed in ready.values() for d in listed} - data.corpus.keys()
-        if unknown or not ready:
+        ready = open_scores(args.scores, args.output / "published" / "scores")
+        ready = ready.select(query for query in ready.query_ids().to_pylist() if query in data.queries)
+        unknown = {str(document) for row in ready for document in row.document_ids} - data.corpus.keys()
+        if unknown or not len(ready):
             what = f"{len(unknown)} unknown documents, such as {min(unknown)!r}" if unknown else "none of the queries"
             raise UsageError(
                 f"--scores {args.scores}: expected scores for the queries and documents of {data.name}, got {what}. "
                 "Scores and data must use the same ids."
             )
-    # A document without a score (NaN) has nothing to teach: it is left to the unscored candidates.
-    ready = {q: {d: s for d, s in listed.items() if not math.isnan(s)} for q, listed in ready.items()}
     for split in ("train", "dev", "test"):
-        chosen = in_hash_order([q for q in data.qrels[split] if split != "train" or not ready or q in ready])
+        chosen = in_hash_order([q for q in data.qrels[split] if split != "train" or ready is None or q in ready])
         chosen = chosen[: getattr(args, f"{split}_queries")]
         data.qrels[split] = {query: data.qrels[split][query] for query in chosen}
     if not data.qrels["train"]:
@@ -225,7 +251,7 @@ def load_data(args: argparse.Namespace) -> tuple[RetrievalData, Run]:
         )
     if args.quick and len(data.corpus) > QUICK_DOCUMENTS:
         needed = {d for split in data.qrels.values() for relevant in split.values() for d in relevant}
-        needed |= {d for split in data.qrels.values() for query in split for d in ready.get(query, {})}
+        needed |= {str(document) for row in ready or () for document in row.document_ids}
         others = in_hash_order([d for d in data.corpus if d not in needed])
         kept = needed.union(others[: max(0, QUICK_DOCUMENTS - len(needed))])
         data.corpus = {d: text for d, text in data.corpus.items() if d in kept}
@@ -233,153 +259,122 @@ def load_data(args: argparse.Namespace) -> tuple[RetrievalData, Run]:
     return data, ready
 
 
-def interleave(first: Run, second: Run, qrels: Qrels, size: int, with_relevant: bool) -> dict[str, list[str]]:
-    """Candidate pools: the relevant documents (for training), then the best of both runs in turn, ``size`` in all."""
-    pools = {}
-    for query, relevant in qrels.items():
-        turns = chain.from_iterable(zip_longest(first.get(query, {}), second.get(query, {})))
-        ranked = dict.fromkeys(chain(relevant if with_relevant else (), (d for d in turns if d is not None)))
-        pools[query] = list(ranked)[: max(size, len(relevant) + 1 if with_relevant else 0)]
-    return pools
+class LoadedTeacher:
+    """The teacher, loaded (and fine-tuned, if asked for) when there is something to score."""
 
-
-class Scores:
-    """Teacher scores for every split: ready ones where given, else those of a teacher that is loaded when needed."""
-
-    def __init__(self, args: argparse.Namespace, data: RetrievalData, guide: DenseIndex, ready: Run) -> None:
-        """Keep what scoring needs; nothing is loaded yet."""
-        self.args, self.data, self.guide, self.ready = args, data, guide, ready
-        self.scorer: PairScorer | None = None
-        self.pairs_per_second = 0.0
+    def __init__(self, args: argparse.Namespace, lessons: Lessons) -> None:
+        """Nothing is loaded yet."""
+        self.args, self.lessons = args, lessons
         self.finetuned_on = 0
+        self._teacher: Teacher | None = None
+        # The demo weights run in ONNX on a CPU, everything else in torch.
+        self._onnx = args.teacher == "demo" and not args.finetune_teacher and not torch.cuda.is_available()
 
-    def load(self, lexical: Run, dense: Run) -> PairScorer:
-        """The teacher: the demo weights run in ONNX on a CPU, everything else in torch."""
-        if self.scorer is None:
-            args = self.args
-            if args.teacher == "demo" and not args.finetune_teacher and not torch.cuda.is_available():
-                self.scorer = onnx_scorer(args.teacher_max_length)
-            else:
-                teacher = load_teacher(args.teacher, args.teacher_max_length)
-                if args.finetune_teacher:
-                    console.print("Fine-tuning the cross-encoder on the training queries")
-                    pools = interleave(lexical, dense, self.data.qrels["train"], 8, with_relevant=True)
-                    ranked = {query: dict.fromkeys(pool, 0.0) for query, pool in pools.items()}
-                    self.finetuned_on = finetune_teacher(
-                        teacher, self.data, ranked, self.data.qrels["train"], args.output, args.seed
-                    )
-                self.scorer = torch_scorer(teacher)
-        return self.scorer
+    def __call__(self) -> Teacher:
+        """Load it once."""
+        args = self.args
+        if self._teacher is None and self._onnx:
+            self._teacher = onnx_scorer(args.teacher_max_length)
+        elif self._teacher is None:
+            model = load_teacher(args.teacher, args.teacher_max_length)
+            if args.finetune_teacher:
+                console.print("Fine-tuning the cross-encoder on the training queries")
+                pools = self.lessons.pools("train", 8)
+                self.finetuned_on = finetune_teacher(model, self.lessons.data, pools, args.output, args.seed)
+            self._teacher = model
+        return self._teacher
 
-    def of(self, split: str, lexical: Run, dense: Run) -> Run:
-        """Score the split's candidates, or look them up."""
-        train, qrels = split == "train", self.data.qrels[split]
-        unready = {query: relevant for query, relevant in qrels.items() if query not in self.ready}
-        scores = {query: self.ready[query] for query in qrels if query in self.ready}
-        if unready:
-            size = self.args.scored if train else self.args.pool
-            pools = interleave(lexical, dense, unready, size, with_relevant=train)
-            name = f"{split}-{self.args.fingerprint}.parquet"
-            label = f"Teacher scores {len(unready)} {split} queries"
-            scorer = self.load(lexical, dense)
-            fresh, speed = score_pools(scorer, self.data, pools, self.args.output / "teacher_scores" / name, label)
-            scores |= fresh
-            self.pairs_per_second = max(self.pairs_per_second, speed)
-        return scores
-
-    def with_guide(self, scores: Run) -> Run:
-        """The ensemble: mean z-scores of the teacher and the guide over the teacher's candidates."""
-        pools = {query: list(listed) for query, listed in scores.items()}
-        return ensemble(scores, self.guide.score(self.data.queries, pools))
+    def scores(self, split: str) -> TeacherScores:
+        """A split's scores: ready, from an earlier run, or new."""
+        args = self.args
+        console.print(f"[bold]Teacher scores[/] of the {split} queries")
+        tuned = f", fine-tuned on {args.train_queries} queries, seed {args.seed}" if args.finetune_teacher else ""
+        name = f"{args.teacher}{' (int8 ONNX)' if self._onnx else ''}, {args.teacher_max_length} tokens{tuned}"
+        return self.lessons.scored(split, args.scored if split == "train" else args.pool, self, name)
 
 
-def fingerprint(args: argparse.Namespace, data: RetrievalData) -> str:
-    """Names cached scores after all that they depend on, so that a changed teacher or corpus is never mixed up."""
-    parts = [args.teacher, args.teacher_max_length, args.finetune_teacher and (args.seed, args.train_queries)]
-    parts += [data.name, sorted(data.corpus.items()), sorted(data.queries.items())]
-    return hashlib.sha256(repr(parts).encode()).hexdigest()[:12]
+def check_teacher(lessons: Lessons, teacher: LoadedTeacher, student: Any, guide: Any) -> dict[str, float]:
+    """Measure the teacher against the student on the dev queries, before anything is trained, and say what follows."""
+    args, qrels = teacher.args, lessons.data.qrels["dev"]
+    if not qrels:
+        console.print("No dev queries: the teacher cannot be measured before training.")
+        return {}
+    scores = teacher.scores("dev")
+    teachers = run_of(scores, qrels)
+    pools = {query: list(listed) for query, listed in teachers.items()}
+    folder = lessons.folder / "teacher_scores"
+    name = f"dev-student-{lessons.corpus.fingerprint[:8]}"
+    own = score_candidates(student, pools, lessons.queries, lessons.corpus, folder / name, show_progress_bar=False)
+    return print_check(
+        console,
+        {
+            "BM25": {q: {d: lessons.lexical[q].get(d, 0.0) for d in pool} for q, pool in pools.items()},
+            "student": run_of(own, pools),
+            "guide": {q: {d: lessons.dense[q][d] for d in pool} for q, pool in pools.items()},
+            "teacher": teachers,
+            "teacher + guide": run_of(lessons.with_guide(scores, "dev"), pools),
+        },
+        qrels,
+        args,
+    )
 
 
 def run(args: argparse.Namespace) -> dict[str, Any]:
     """The whole distillation; returns what results.json holds."""
     start = time.perf_counter()
     complete(args)
-    (args.output / "teacher_scores").mkdir(parents=True, exist_ok=True)
+    args.output.mkdir(parents=True, exist_ok=True)
     data, ready = load_data(args)
-    args.fingerprint = fingerprint(args, data)
     if args.ensemble is None:
-        args.ensemble = not ready
+        args.ensemble = ready is None
     qrels, sizes = data.qrels, {split: len(part) for split, part in data.qrels.items()}
     console.print(f"[bold]Data:[/] {data.name}: {len(data.corpus)} documents, queries: {sizes}")
     for note in data.notes:
         console.print(f"  note: {note}")
 
     console.print("[bold]Candidates:[/] BM25 and the bi-encoder guide")
-    everyone = [query for split in qrels.values() for query in split]
-    depth = max(100, args.pool)
-    guide_model = load_student(args.guide)
-    guide_model.max_seq_length = min(guide_model.max_seq_length or GUIDE_TOKENS, GUIDE_TOKENS)
-    guide = DenseIndex(guide_model, data)
-    lexical = bm25_run(data, everyone, depth)
-    dense = guide.search({query: data.queries[query] for query in everyone}, depth)
-
+    guide = load_student(args.guide)
+    guide.max_seq_length = min(guide.max_seq_length or GUIDE_TOKENS, GUIDE_TOKENS)
+    pseudo = PseudoQueries.of(data.corpus, args.pseudo_queries, args.seed)
+    lessons = Lessons(data, args.output, guide, ready, pseudo)
+    test = list(qrels["test"])
     student = load_student(args.student)
-    before_index = DenseIndex(student, data)
-    teacher = Scores(args, data, guide, ready)
-    check = {}
-    if qrels["dev"]:
-        dev = teacher.of("dev", lexical, dense)
-        pools = {query: list(listed) for query, listed in dev.items()}
-        check = print_check(
-            console,
-            {
-                "BM25": {q: {d: lexical[q].get(d, 0.0) for d in pool} for q, pool in pools.items()},
-                "student": before_index.score(data.queries, pools),
-                "guide": guide.score(data.queries, pools),
-                "teacher": dev,
-                "teacher + guide": teacher.with_guide(dev),
-            },
-            qrels["dev"],
-            args,
-        )
-    else:
-        console.print("No dev queries: the teacher cannot be measured before training.")
+    runs = {"BM25": lessons.lexical, "student before": run_of(lessons.search(student, test, "student-before"), test)}
 
-    raw = teacher.of("train", lexical, dense)
-    taught = teacher.with_guide(raw) if args.ensemble else raw
-    extra = {q: dict.fromkeys(chain(list(lexical[q])[:20], list(dense[q])[:20]), 0.0) for q in qrels["train"]}
-    rows = training_rows(data, taught, qrels["train"], extra, args.list_size, not args.filter, args.seed)
-    query_rows = len(rows)
-    if args.pseudo_queries and rows:
-        rows += pseudo_rows(data, guide, args.pseudo_queries, max(2, args.list_size // 2), 5 * args.scale, args.seed)
-    if left_out := sizes["train"] - query_rows:
-        console.print(f"  {left_out} training queries have no scored relevant document or no scored negative: left out")
-    console.print(
-        f"[bold]Training[/] {args.student} with {args.loss}: {query_rows} queries"
-        + (f" and {len(rows) - query_rows} pseudo-queries" if len(rows) > query_rows else "")
+    teacher = LoadedTeacher(args, lessons)
+    check = check_teacher(lessons, teacher, student, guide)
+    raw = teacher.scores("train")
+    taught = lessons.with_guide(raw, "train") if args.ensemble else raw
+    lists, of_queries = lessons.training_lists(
+        taught, args.list_size, not args.filter, args.spread * args.scale, args.seed
     )
-    test_texts = {query: data.queries[query] for query in qrels["test"]}
-    before = before_index.search(test_texts, 100)
-    trained = time.perf_counter()
+    if left_out := sizes["train"] - of_queries:
+        console.print(f"  {left_out} training queries have no scored relevant document or no scored negative: left out")
+
     torch.manual_seed(args.seed)
-    train_student(student, rows, vars(args), args.output)
-    train_seconds = time.perf_counter() - trained
+    clock = time.perf_counter()
+    pairs = warm_up_pairs(args, data, pseudo)
+    if pairs:
+        console.print(f"[bold]Warming up[/] {args.student} on {len(pairs)} pairs of texts, without a teacher")
+        warm_up(student, pairs, args.warm_up, args.warm_up_rate, args.output, args.seed)
+        runs["student warmed up"] = run_of(lessons.search(student, test, "student-warmed-up"), test)
+    console.print(
+        f"[bold]Training[/] {args.student} with {args.loss}: {of_queries} queries"
+        + (f" and {len(lists) - of_queries} pseudo-queries" if len(lists) > of_queries else "")
+    )
+    train_student(student, lists, vars(args), args.output)
+    train_seconds = time.perf_counter() - clock
     student.save_pretrained(str(args.output / "model"))
 
     console.print("[bold]Evaluation[/] on the test queries")
-    after_index = DenseIndex(student, data)
+    runs["student after"] = run_of(lessons.search(student, test, "student-after"), test)
     clock = time.perf_counter()
-    after = after_index.search(test_texts, 100)
-    queries_per_second = len(test_texts) / (time.perf_counter() - clock)
-    test = teacher.of("test", lexical, dense)
-    runs = {
-        "BM25": {query: lexical[query] for query in test_texts},
-        "student before": before,
-        "student after": after,
-        "teacher": test,
-        "teacher + guide": teacher.with_guide(test),
-        "guide": {query: dense[query] for query in test_texts},
-    }
+    student.encode_query([data.queries[query] for query in test], show_progress_bar=False)
+    queries_per_second = len(test) / (time.perf_counter() - clock)
+    judged = teacher.scores("test")
+    runs["teacher"] = run_of(judged, test)
+    runs["teacher + guide"] = run_of(lessons.with_guide(judged, "test"), test)
+    runs["guide"] = lessons.dense
     results = summarise(runs, qrels["test"], args)
     results |= {
         "data": data.name,
@@ -387,10 +382,11 @@ def run(args: argparse.Namespace) -> dict[str, Any]:
         "queries": sizes,
         "notes": data.notes,
         "check_on_dev": check,
-        "training_lists": len(rows),
+        "training_lists": len(lists),
+        "warm_up_pairs": len(pairs),
         "teacher_finetuned_on_pairs": teacher.finetuned_on,
         "student_queries_per_second": queries_per_second,
-        "teacher_pairs_per_second": teacher.pairs_per_second,
+        "teacher_pairs_per_second": lessons.pairs_per_second,
         "train_seconds": train_seconds,
         "total_seconds": time.perf_counter() - start,
         "model": str(args.output / "model"),
@@ -401,12 +397,21 @@ def run(args: argparse.Namespace) -> dict[str, Any]:
     return results
 
 
-def summarise(runs: dict[str, Run], qrels: Qrels, args: argparse.Namespace) -> dict[str, Any]:
+def warm_up_pairs(args: argparse.Namespace, data: RetrievalData, pseudo: PseudoQueries) -> list[tuple[str, str]]:
+    """What the warm-up trains on: training queries, sentences of the corpus, docstrings of installed packages."""
+    if not args.warm_up:
+        return []
+    pairs = [(data.queries[q], data.corpus[d]) for q, relevant in data.qrels["train"].items() for d in relevant]
+    pairs += [(text, pseudo.rests[key]) for key, text in pseudo.texts.items()]
+    if args.data == "python" and args.package_pairs:
+        pairs += package_pairs(data, args.package_pairs)
+    return pairs
+
+
+def summarise(runs: dict[str, Any], qrels: Any, args: argparse.Namespace) -> dict[str, Any]:
     """Means, paired p-values against the student after training, and the share of the teacher's lead closed."""
     values = {name: per_query(found, qrels) for name, found in runs.items()}
-    systems = {
-        name: {metric: sum(scores) / len(scores) for metric, scores in each.items()} for name, each in values.items()
-    }
+    systems = {name: means(each) for name, each in values.items()}
     against = {
         name: {m: p_value(values["student after"][m], values[name][m], args.seed) for m in values[name]}
         for name in runs
@@ -427,7 +432,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     transformers_logging.disable_progress_bar()  # type: ignore[no-untyped-call]
     try:
         run(args)
-    except UsageError as error:
+    except (UsageError, FormatError) as error:
         print(f"error: {error}", file=sys.stderr)
         return 2
     return 0

@@ -5,7 +5,7 @@ from __future__ import annotations
 import argparse
 from typing import Any
 
-from retrieval import Run, p_value, per_query
+from measures import Run, p_value, per_query
 from retrieval_data import Qrels
 from rich.console import Console
 from rich.table import Table
@@ -80,7 +80,7 @@ def print_table(console: Console, results: dict[str, Any]) -> None:
     speed = results["teacher_pairs_per_second"]
     teacher = f"{speed:.0f} pairs/s" if speed else "not run (scores were ready)"
     console.print(
-        f"Speed: student {results['student_queries_per_second']:.0f} queries/s over the whole corpus; "
+        f"Speed: student encodes {results['student_queries_per_second']:.0f} queries/s; "
         f"teacher {teacher}.\n"
         f"Time: {results['total_seconds']:.0f} s, of which training {results['train_seconds']:.0f} s.\n"
         f"Model saved in {results['model']}"

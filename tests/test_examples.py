@@ -19,14 +19,17 @@ EXAMPLES = TESTS.parent / "examples"
 sys.path[:0] = [str(TESTS), str(EXAMPLES)]
 
 import distill_msmarco  # noqa: E402
+import measures  # noqa: E402
 import pyarrow as pa  # noqa: E402
 import pyarrow.parquet as pq  # noqa: E402
 import python_docs  # noqa: E402
-import retrieval  # noqa: E402
+import teaching  # noqa: E402
 import training  # noqa: E402
 from example_fixtures import make_beir, make_student, make_teacher, texts  # noqa: E402
-from retrieval_data import RetrievalData, UsageError, load_beir  # noqa: E402
+from retrieval_data import UsageError, load_beir  # noqa: E402
 from sentence_transformers import SentenceTransformer  # noqa: E402
+
+from st_m3se.scores import TeacherScores  # noqa: E402
 
 SYSTEMS = {"BM25", "student before", "student after", "teacher", "teacher + guide", "guide"}
 
@@ -58,7 +61,7 @@ def command(models, tmp_path):
 def check_results(folder: Path) -> dict:
     """results.json is complete and sane, and the saved model loads and encodes."""
     results = json.loads((folder / "results.json").read_text())
-    assert set(results["systems"]) == SYSTEMS
+    assert set(results["systems"]) - {"student warmed up"} == SYSTEMS
     for values in results["systems"].values():
         assert set(values) == {"MRR@10", "nDCG@10"}
         assert all(0 <= value <= 1 for value in values.values())
@@ -75,7 +78,11 @@ def test_command_line_on_a_beir_folder(beir, command, tmp_path):
     """The real command, with M3SE: it trains (the weights change), saves, and prints the table."""
     environment = {**os.environ, "HF_HUB_OFFLINE": "1", "OMP_NUM_THREADS": "1"}
     done = subprocess.run(
-        [sys.executable, str(EXAMPLES / "distill_msmarco.py"), *command("--data", beir, "--pseudo-queries", "10")],
+        [
+            sys.executable,
+            str(EXAMPLES / "distill_msmarco.py"),
+            *command("--data", beir, "--pseudo-queries", "10", "--warm-up", "1"),
+        ],
         capture_output=True,
         text=True,
         env=environment,
@@ -90,20 +97,45 @@ def test_command_line_on_a_beir_folder(beir, command, tmp_path):
     assert results["queries"] == {"train": 16, "dev": 16, "test": 16}
     assert results["teacher_pairs_per_second"] > 0
     assert results["training_lists"] > 10  # queries and pseudo-queries
+    assert results["warm_up_pairs"] == 26
+    assert "student warmed up" in results["systems"]
 
 
-def test_every_loss_trains(beir, models, tmp_path):
+@pytest.fixture
+def lessons(beir, models, tmp_path):
+    guide = SentenceTransformer(str(models["student"]), device="cpu")
     data = load_beir(beir)
-    scores = {
-        q: {d: float(-i) for i, d in enumerate([*r, "d00", "d11", "d22"])} for q, r in data.qrels["train"].items()
-    }
-    rows = training.training_rows(data, scores, data.qrels["train"], {}, 4, True, 0)
+    return teaching.Lessons(data, tmp_path / "out", guide, None, teaching.PseudoQueries.of(data.corpus, 6, 0))
+
+
+def by_length(pairs):
+    """A teacher that likes short documents."""
+    return [-float(len(document)) for _, document in pairs]
+
+
+def test_every_loss_trains(lessons, models, tmp_path):
+    scores = lessons.scored("train", 4, lambda: by_length, "by length")
+    lists, of_queries = lessons.training_lists(scores, 4, True, 20.0, 0)
+    assert (of_queries, len(lists)) == (16, 22)
     for name in training.LOSSES:
         student = SentenceTransformer(str(models["student"]), device="cpu")
         before = student.encode("red cat")
         options = {"loss": name, "scale": 5.0, "epochs": 1, "batch_size": 8, "learning_rate": 1e-2, "seed": 0}
-        training.train_student(student, rows, options, tmp_path)
+        training.train_student(student, lists, options, tmp_path)
         assert abs(student.encode("red cat") - before).max() > 1e-4, name
+
+
+def test_warm_up_brings_a_query_to_its_document(models, tmp_path):
+    student = SentenceTransformer(str(models["student"]), device="cpu")
+    pairs = [
+        (f"{colour} {animal}", f"{animal} the {colour}") for colour in ("red", "green") for animal in ("cat", "dog")
+    ]
+
+    def accuracy():
+        return (student.similarity(*(student.encode(side) for side in zip(*pairs, strict=True))).argmax(1)).tolist()
+
+    training.warm_up(student, pairs, 60, 1e-2, tmp_path, 0)
+    assert accuracy() == [0, 1, 2, 3]
 
 
 def test_ready_scores_in_place_of_a_teacher(beir, command, tmp_path):
@@ -155,47 +187,59 @@ def test_only_test_judgements_are_split_and_said(tmp_path):
     assert "split by a hash" in data.notes[0]
 
 
-def test_scores_are_resumed(beir, tmp_path):
-    """A second call asks the teacher only for pairs that it has not scored yet."""
-    data, calls = load_beir(beir), []
+def test_scores_are_made_once(lessons):
+    """A second call with the same pools reads what the first one wrote; another size is another run."""
+    calls = []
 
-    def scorer(pairs):
-        calls.append(len(pairs))
-        return [float(len(document)) for _, document in pairs]
+    def teacher():
+        calls.append("loaded")
+        return by_length
 
-    path = tmp_path / "scores.parquet"
-    first, _ = retrieval.score_pools(scorer, data, {"q00": ["d00", "d01"]}, path, "first")
-    again, _ = retrieval.score_pools(scorer, data, {"q00": ["d00", "d01", "d02"]}, path, "again")
-    assert calls == [2, 1]
-    assert again["q00"]["d00"] == first["q00"]["d00"]
-    assert pq.read_table(path).column_names == ["query_id", "document_ids", "scores"]
-
-
-def test_lists_are_filtered_by_the_known_positive():
-    data = RetrievalData("x", {d: d for d in "abcde"}, {"q": "q"}, {})
-    scores = {"q": {"a": 3.0, "b": 5.0, "c": 1.0}}
-    extra = {"q": {"b": 0.0, "d": 0.0}}
-    (kept,) = training.training_rows(data, scores, {"q": {"a": 1}}, extra, 4, True, 0)
-    assert (kept["documents"], kept["positives"]) == (["a", "b", "c", "d"], [True, False, False, False])
-    (filtered,) = training.training_rows(data, scores, {"q": {"a": 1}}, extra, 4, False, 0)
-    assert filtered["documents"] == ["a", "c", "d"]
-    assert filtered["scores"][:2] == [3.0, 1.0]
-    assert filtered["scores"][2] != filtered["scores"][2]  # unscored
+    first = lessons.scored("dev", 5, teacher, "by length")
+    again = lessons.scored("dev", 5, teacher, "by length")
+    assert list(first) == list(again)
+    assert lessons.pairs_per_second > 0
+    assert all(len(row.document_ids) == 5 for row in first)
+    assert all(len(row.document_ids) == 6 for row in lessons.scored("dev", 6, teacher, "by length"))
 
 
-def test_ensemble_is_the_mean_of_z_scores():
-    first, second = {"q": {"a": 4.0, "b": 0.0}}, {"q": {"a": 0.2, "b": 0.4, "c": 9.0}}
-    assert retrieval.ensemble(first, second) == {"q": {"a": pytest.approx(0.0), "b": pytest.approx(0.0)}}
-    agreeing = retrieval.ensemble(first, {"q": {"a": 0.9, "b": 0.1}})
-    assert agreeing == {"q": {"a": pytest.approx(2.0), "b": pytest.approx(-2.0)}}  # first's spread, (4 - 0) / 2
+def test_candidates_of_training_queries_begin_with_the_relevant_ones(lessons):
+    for query, pool in lessons.pools("train", 3).items():
+        assert pool[0] in lessons.data.qrels["train"][query]
+        assert len(set(pool)) == 3
+    lexical, dense = {"q": {"a": 3.0, "b": 2.0}}, {"q": {"b": 0.9, "c": 0.8, "d": 0.7}}
+    assert teaching.interleave(lexical, dense, {"q": {"x": 1}}, 3, with_relevant=False) == {"q": ["a", "b", "c"]}
+    assert teaching.interleave(lexical, dense, {"q": {"d": 1}}, 2, with_relevant=True) == {"q": ["d", "a"]}
+
+
+def test_lists_are_filtered_by_the_known_positive(lessons):
+    lists = {query: [*relevant, "d00", "d11"] for query, relevant in list(lessons.data.qrels["train"].items())[4:6]}
+    rows = [(query, ids, [3.0, 5.0, 1.0]) for query, ids in lists.items()]
+    scores = TeacherScores.from_rows(rows, lessons.folder / "made")
+    kept, count = lessons.training_lists(scores, 3, True, 20.0, 0)
+    assert count == 2
+    assert kept[0]["scores"] == [3.0, 5.0, 1.0]
+    filtered, _ = lessons.training_lists(scores, 3, False, 20.0, 0)
+    assert filtered[0]["scores"] == [3.0, 1.0]
+    assert filtered[0]["positives"] == [True, False]
+
+
+def test_pseudo_queries_are_scored_by_the_guide(lessons):
+    """Each sentence's document is shown without it, and has the guide's score of the whole."""
+    scores = lessons.scored("train", 4, lambda: by_length, "by length")
+    lists, of_queries = lessons.training_lists(scores, 4, True, 20.0, 0)
+    for row in lists.select(range(of_queries, len(lists))):
+        assert row["query"] not in row["documents"][0]
+        assert row["positives"] == [True] + [False] * (len(row["documents"]) - 1)
+        assert all(-20.0 <= score <= 20.001 for score in row["scores"])
 
 
 def test_metrics_by_hand():
-    values = retrieval.per_query({"q": {"a": 1.0, "b": 3.0, "c": 2.0}}, {"q": {"c": 1}, "none": {"a": 1}})
+    values = measures.per_query({"q": {"a": 1.0, "b": 3.0, "c": 2.0}}, {"q": {"c": 1}, "none": {"a": 1}})
     assert values["MRR@10"] == [1 / 2, 0.0]
     assert values["nDCG@10"] == [pytest.approx(0.6309, abs=1e-4), 0.0]  # 1 / log2(3)
-    assert retrieval.p_value([0.9, 0.8] * 10, [0.1, 0.2] * 10) < 0.01
-    assert retrieval.p_value([0.5, 0.5], [0.5, 0.5]) == 1.0
+    assert measures.p_value([0.9, 0.8] * 10, [0.1, 0.2] * 10) < 0.01
+    assert measures.p_value([0.5, 0.5], [0.5, 0.5]) == 1.0
 
 
 SOURCE = '''
@@ -262,7 +306,7 @@ ERRORS = {
     "missing folder": (["--data", "no-such-folder"], "found no such folder"),
     "too many labels": (["--teacher", "TWO_LABELS"], "one label"),
     "no such student": (["--student", "no-such-student"], "--student"),
-    "no scores": (["--scores", "none.parquet"], "Parquet"),
+    "no scores": (["--scores", "none.parquet"], "none.parquet"),
     "one document per list": (["--list-size", "1"], "at least 2"),
     "packages of a folder": (["--packages"], "--packages"),
     "no such msmarco": (["--data", "msmarco", "--msmarco", "no-such-folder"], "--msmarco"),
@@ -352,13 +396,3 @@ def test_the_demo_student_keeps_its_trunk(tmp_path):
     assert vectors.shape == (2, 128)
     assert abs(again.encode(["read a file", "open a socket"]) - vectors).max() < 1e-5
     assert abs(vectors[0] - vectors[1]).max() > 0.01
-
-
-def test_a_copy_of_the_relevant_text_is_no_negative():
-    """Real corpora hold texts twice; the collator refuses a list with one text on both sides, in mid-training."""
-    corpus = {"a": "same text", "b": "another text", "copy": "same text"}
-    data = RetrievalData("copies", corpus, {"q": "query"}, {})
-    (row,) = training.training_rows(data, {"q": {"b": 1.0, "copy": 2.9, "a": 3.0}}, {"q": {"a": 1}}, {}, 2, True, 0)
-    assert row["documents"] == ["same text", "another text"]
-    assert row["positives"] == [True, False]
-    assert training.training_rows(data, {"q": {"copy": 2.9, "a": 3.0}}, {"q": {"a": 1}}, {}, 2, True, 0) == []

@@ -1,0 +1,191 @@
+"""What is taught, from candidates to training lists: every stage is a store in the output folder."""
+
+from __future__ import annotations
+
+import hashlib
+import random
+import re
+import time
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from itertools import chain, zip_longest
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from datasets import Dataset
+from measures import Run, run_of
+from retrieval_data import Qrels, RetrievalData, UsageError
+from sentence_transformers import CrossEncoder, SentenceTransformer
+
+from st_m3se import build_distillation_dataset
+from st_m3se.candidates import BM25, find_candidates
+from st_m3se.scores import TeacherScores, combine, score_candidates
+from st_m3se.texts import Texts
+
+Teacher = CrossEncoder | Callable[[list[tuple[str, str]]], Any]
+
+DEPTH = 100
+BM25_CANDIDATES = 20  # the guide scores these, too
+PSEUDO_CANDIDATES = 8
+SENTENCE_WORDS = (4, 25)
+REST_WORDS = 10
+
+
+def interleave(first: Run, second: Run, qrels: Qrels, size: int, with_relevant: bool) -> dict[str, list[str]]:
+    """Candidate pools: the relevant documents (for training), then the best of both runs in turn, ``size`` in all."""
+    pools = {}
+    for query, relevant in qrels.items():
+        turns = chain.from_iterable(zip_longest(first.get(query, {}), second.get(query, {})))
+        ranked = dict.fromkeys(chain(relevant if with_relevant else (), (d for d in turns if d is not None)))
+        pools[query] = list(ranked)[: max(size, len(relevant) + 1 if with_relevant else 0)]
+    return pools
+
+
+@dataclass
+class PseudoQueries:
+    """Sentences of the corpus as queries: each one's text, its document, and that document without the sentence."""
+
+    texts: dict[str, str] = field(default_factory=dict)
+    documents: dict[str, str] = field(default_factory=dict)
+    rests: dict[str, str] = field(default_factory=dict)
+
+    @classmethod
+    def of(cls, corpus: Mapping[str, str], count: int, seed: int) -> PseudoQueries:
+        """Up to two sentences of 4 to 25 words of each document whose rest has at least 10 words."""
+        chooser, found = random.Random(seed), cls()
+        for document in chooser.sample(list(corpus), len(corpus)):
+            sentences = re.split(r"(?<=[.!?])\s+", corpus[document])
+            fitting = [i for i, s in enumerate(sentences) if SENTENCE_WORDS[0] <= len(s.split()) <= SENTENCE_WORDS[1]]
+            for i in chooser.sample(fitting, min(2, len(fitting))):
+                rest = " ".join(sentences[:i] + sentences[i + 1 :])
+                if len(rest.split()) >= REST_WORDS and len(found.texts) < count:
+                    key = f"{document} sentence {i}"
+                    found.texts[key], found.documents[key], found.rests[key] = sentences[i], document, rest
+        return found
+
+
+class Lessons:
+    """The stages for one data set: candidates, teacher scores, ensembles with the guide, training lists.
+
+    Args:
+        data: Texts and judgements.
+        folder: Where the stores go.
+        guide: The bi-encoder that finds dense candidates and joins the ensemble.
+        ready: Teacher scores that are there already.
+        pseudo: Sentences to train on besides, scored by the guide.
+    """
+
+    def __init__(
+        self,
+        data: RetrievalData,
+        folder: Path,
+        guide: SentenceTransformer,
+        ready: TeacherScores | None,
+        pseudo: PseudoQueries,
+    ) -> None:
+        """Find the candidates of all queries, by BM25 and by the guide."""
+        self.data, self.folder, self.ready, self.pseudo = data, folder, ready, pseudo
+        self.corpus = Texts.open(data.corpus)
+        self.queries = Texts.open({**data.queries, **pseudo.texts}, "queries")
+        self.pairs_per_second = 0.0
+        asked = [query for split in data.qrels.values() for query in split]
+        lexical = self.search(BM25(), asked, "bm25")
+        self.lexical = run_of(lexical, asked)
+        # One pass of the guide over the corpus gives its candidates, and its score of everything that needs one.
+        wanted = {query: dict.fromkeys(list(listed)[:BM25_CANDIDATES], 1) for query, listed in self.lexical.items()}
+        for split in data.qrels.values():
+            for query, relevant in split.items():
+                wanted[query] = {**wanted[query], **dict.fromkeys(relevant, 1)}
+        for query, listed in run_of(ready, (q for q in asked if q in ready)).items() if ready is not None else ():
+            wanted[query] = {**wanted[query], **dict.fromkeys(listed, 1)}
+        wanted |= {query: {document: 1} for query, document in pseudo.documents.items()}
+        self.guided = self.search(guide, [*asked, *pseudo.texts], "guide", wanted)
+        self.dense = run_of(self.guided, asked)
+
+    def search(
+        self, source: BM25 | SentenceTransformer, queries: Sequence[str], name: str, wanted: Qrels | None = None
+    ) -> TeacherScores:
+        """The best documents of the whole corpus for these queries, and the scores of ``wanted`` ones."""
+        texts = dict(zip(queries, self.queries.take(queries), strict=True))
+        folder = self.folder / "candidates" / name
+        return find_candidates(
+            texts, self.corpus, [source], folder, depth=DEPTH, positives=wanted, show_progress_bar=True, overwrite=True
+        )
+
+    def pools(self, split: str, size: int) -> dict[str, list[str]]:
+        """Candidates of a split's queries, BM25's and the guide's in turn; for training the relevant ones first."""
+        return interleave(self.lexical, self.dense, self.data.qrels[split], size, with_relevant=split == "train")
+
+    def scored(self, split: str, size: int, teacher: Callable[[], Teacher], name: str, **options: Any) -> TeacherScores:
+        """The split's teacher scores: ready ones, and those that the teacher gives now, or gave before.
+
+        Args:
+            split: "train", "dev" or "test".
+            size: Candidates per query that the teacher scores.
+            teacher: Loads it; called only if there is something to score.
+            name: The teacher and all that its scores depend on.
+            options: For ``score_candidates``.
+        """
+        ready = [query for query in self.data.qrels[split] if self.ready is not None and query in self.ready]
+        parts = [self.ready.select(ready)] if self.ready is not None and ready else []
+        known = set(ready)
+        pools = {query: pool for query, pool in self.pools(split, size).items() if query not in known}
+        if pools:
+            # In a folder of its own for all that the scores depend on: another teacher or pool is another run.
+            key = repr((name, options.get("max_length"), self.corpus.fingerprint, self.queries.fingerprint, pools))
+            folder = self.folder / "teacher_scores" / f"{split}-{hashlib.sha256(key.encode()).hexdigest()[:12]}"
+            fresh, start = not folder.exists(), time.perf_counter()
+            parts.append(
+                score_candidates(
+                    teacher(), pools, self.queries, self.corpus, folder, name=name, shard_queries=64, **options
+                )
+            )
+            if fresh:
+                speed = sum(map(len, pools.values())) / (time.perf_counter() - start)
+                self.pairs_per_second = max(self.pairs_per_second, speed)
+        return parts[0] if len(parts) == 1 else TeacherScores.concatenate(parts)
+
+    def with_guide(self, scores: TeacherScores, split: str) -> TeacherScores:
+        """The ensemble: the mean of teacher's and guide's per-query z-scores, in the teacher's units."""
+        folder = self.folder / "teacher_scores" / f"{split}-with-guide"
+        return combine([scores, self.guided], folder, missing="drop", overwrite=True)
+
+    def training_lists(
+        self, taught: TeacherScores, list_size: int, keep_above: bool, spread: float, seed: int
+    ) -> tuple[Dataset, int]:
+        """The training dataset, and how many of its lists are of training queries.
+
+        Args:
+            taught: The scores to teach.
+            list_size: Documents per list.
+            keep_above: Keep negatives that the teacher scores above a known relevant document.
+            spread: What the guide's cosines are multiplied with for the pseudo-queries, to be in the units of the
+                student's scores.
+            seed: For the draws.
+        """
+        qrels = {query: dict.fromkeys(relevant, 1) for query, relevant in self.data.qrels["train"].items()}
+        options: dict[str, Any] = {"list_size": list_size, "absolute_margin": None if keep_above else 0.0, "seed": seed}
+        try:
+            lists = len(build_distillation_dataset(taught, self.queries, self.corpus, qrels, **options))
+        except ValueError as error:
+            raise UsageError(
+                "Expected at least one training query whose relevant document and one negative have teacher scores, "
+                f"got none: {error} Check that the ids of --scores are those of --data, and that qrels name documents "
+                "of the corpus."
+            ) from error
+        if self.pseudo.texts:
+            taught = TeacherScores.concatenate([taught, self._pseudo_scores(spread)])
+            qrels |= {query: {query: 1} for query in self.pseudo.texts}
+        corpus = {**self.data.corpus, **self.pseudo.rests}
+        return build_distillation_dataset(taught, self.queries, corpus, qrels, **options), lists
+
+    def _pseudo_scores(self, spread: float) -> TeacherScores:
+        """The guide's scores of the pseudo-queries' candidates; the own document's is that of its rest."""
+        rows = []
+        for query, listed in run_of(self.guided, self.pseudo.texts).items():
+            own = self.pseudo.documents[query]
+            best = {own: listed[own], **dict(list(listed.items())[:PSEUDO_CANDIDATES])}
+            ids = [query if document == own else document for document in best]
+            rows.append((query, ids, spread * np.array(list(best.values()))))
+        return TeacherScores.from_rows(rows, self.folder / "teacher_scores" / "pseudo-queries", overwrite=True)
