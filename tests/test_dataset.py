@@ -602,7 +602,8 @@ def test_two_ranks_share_the_lists_of_an_epoch(
         (tmp_path / "port").write_text(str(probe.getsockname()[1]))
     make_model().save_pretrained(str(tmp_path / "model"))
     store.save(tmp_path / "scores")
-    torch.multiprocessing.spawn(one_rank, args=(str(tmp_path),), nprocs=2)
+    # Forked: the imports of two new processes would take longer than everything else.
+    torch.multiprocessing.start_processes(one_rank, args=(str(tmp_path),), nprocs=2, start_method="fork")
     ranks = [torch.load(tmp_path / f"steps{rank}.pt") for rank in range(2)]
     model, other = make_model(), build(list_size=4)
     for epoch in range(2):
