@@ -29,6 +29,7 @@ PACKED = ("", ".gz", ".zst")
 CACHE_VERSION = 1  # part of every cache file's name: raise it when what is cached changes
 GROUP_TEXTS = 16_384
 GROUP_CHARACTERS = 1 << 26
+MANY_A_CHUNK = 16  # texts of a chunk that are taken faster together than one by one
 
 Row = tuple[int, Id, str]
 """The line, or for Parquet the row, counted from 1; the id; the text."""
@@ -214,7 +215,18 @@ class Texts(Mapping[Id, str]):
         chunks = np.searchsorted(self._starts, rows, side="right") - 1
         places = rows - self._starts[chunks]
         texts = self._chunks
-        return [texts[chunk][place].as_py() for chunk, place in zip(chunks.tolist(), places.tolist(), strict=True)]
+        if len(rows) < MANY_A_CHUNK * len(texts):
+            return [texts[chunk][place].as_py() for chunk, place in zip(chunks.tolist(), places.tolist(), strict=True)]
+        order = np.argsort(chunks, kind="stable")
+        found: list[str] = []
+        borders = np.searchsorted(chunks[order], np.arange(len(texts) + 1))
+        for chunk, (start, stop) in enumerate(zip(borders[:-1].tolist(), borders[1:].tolist(), strict=True)):
+            if start < stop:
+                found += texts[chunk].take(pa.array(places[order[start:stop]])).to_pylist()
+        values = np.empty(len(rows), dtype=object)
+        values[order] = found
+        result: list[str] = values.tolist()
+        return result
 
     def __getstate__(self) -> dict[str, Any]:
         # A worker process maps the same file; of a mapping it gets a copy.

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from enum import Enum
 from pathlib import Path
 from typing import Annotated, Any
@@ -77,7 +78,11 @@ def score(
     ] = None,
     shard_queries: Annotated[
         int | None,
-        typer.Option("--shard-queries", min=1, help="Queries in a shard. Default: about a thousand shards."),
+        typer.Option(
+            "--shard-queries",
+            min=1,
+            help="Queries in a shard. Default: what makes 256 shards, but of 1,024 to 65,536 pairs.",
+        ),
     ] = None,
     device: Annotated[
         str | None, typer.Option("--device", help="Such as cuda:1 or cpu. Default: a GPU, where there is one.")
@@ -123,6 +128,8 @@ def score(
     except (ValueError, OSError, ImportError) as error:
         typer.echo(f"error: {error}", err=True)
         raise typer.Exit(1) from None
+    if os.environ.get("RANK", "0") != "0":
+        return
     for name, store in stores.items():
         manifest = store.manifest
         how = manifest["dtype"] or manifest["source"]["backend"]

@@ -133,7 +133,7 @@ def score_candidates(
         prompt: As ``CrossEncoder.predict(prompt=...)``; of a bi-encoder the queries' prompt. None is the model's.
         batch_tokens: Tokens of a batch with its padding. None is 4,096 on a CPU and 32,768 on a GPU; lower it when
             memory runs out. It may differ from one call to the next.
-        shard_queries: Queries in a shard. None cuts about a thousand shards of 1,024 to 65,536 pairs.
+        shard_queries: Queries in a shard. None cuts 256 shards, but of 1,024 to 65,536 pairs.
         device: Such as "cuda:1" or "cpu". None is the GPU of this process, where there is one.
         backend: "torch", "onnx" or "openvino", for a teacher by name or path.
         revision: Of a teacher by name on the hub. The commit that it stands for goes into the manifest.

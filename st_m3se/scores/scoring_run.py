@@ -21,7 +21,7 @@ from st_m3se.scores.writer import MANIFEST, UNFINISHED, TeacherScoresWriter, ato
 __all__ = ["ScoringRun"]
 
 VERSION = 1
-TARGET_SHARDS = 1_000
+TARGET_SHARDS = 256
 SHARD_SCORES = (1_024, 65_536)  # seconds of a fast teacher's work, and what fits into memory whatever the texts
 
 
@@ -38,7 +38,7 @@ class ScoringRun:
         settings: What must not change between the processes of a run: teacher, precision, inputs. ``teacher`` and
             ``revision`` are names, and compared only where no ``weights`` identify the teacher better.
         candidates: The lists to score.
-        shard_queries: Queries in a shard. None goes on as begun, or takes so many that there are a thousand shards
+        shard_queries: Queries in a shard. None goes on as begun, or takes so many that there are 256 shards, but
             of 1,024 to 65,536 scores.
 
     Raises:
@@ -123,7 +123,14 @@ class ScoringRun:
         """Bring the scores of a claimed shard to the disk, float32 in the order of the candidates, and release it."""
         with atomic_file(self._part(number), overwrite=True) as temporary:
             table = pa.table({"scores": pa.array(scores, pa.float32())})
-            pq.write_table(table, temporary, compression="none", use_dictionary=False, write_page_checksum=True)
+            pq.write_table(
+                table,
+                temporary,
+                compression="none",
+                use_dictionary=False,
+                write_statistics=False,
+                write_page_checksum=True,
+            )
         self.release(number)
 
     def finish(self, manifest: Mapping[str, Any]) -> None:

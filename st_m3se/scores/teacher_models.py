@@ -300,7 +300,7 @@ class BiEncoderTeacher:
         documents: Tensor = self._model.encode_document(list(prepared.documents), **self._options).float()
         for start in range(0, len(prepared), 1 << 14):
             part = slice(start, start + (1 << 14))
-            rows = (torch.from_numpy(index[part]) for index in (prepared.query_index, prepared.document_index))
+            rows = (torch.tensor(index[part]) for index in (prepared.query_index, prepared.document_index))
             left, right = (
                 embeddings[index.to(embeddings.device)]
                 for embeddings, index in zip((queries, documents), rows, strict=True)

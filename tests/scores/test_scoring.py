@@ -1,0 +1,342 @@
+"""Scores of real, small teachers beside those of sentence-transformers' own methods, and what is refused."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from conftest import PAIRS
+from sentence_transformers import CrossEncoder, SentenceTransformer
+
+from st_m3se.scores import FormatError, TeacherScores, score_candidates
+from st_m3se.scores.candidate_lists import CandidateLists
+
+QUERIES = {f"q{place}": query for place, (query, _) in enumerate(PAIRS)}
+CORPUS = {place: " ".join([answer] * (1 + place % 5)) for place, (_, answer) in enumerate(PAIRS)}
+CANDIDATES = {
+    query_id: [(place + 3 * step) % 16 for step in range(place % 6)] for place, query_id in enumerate(QUERIES)
+}
+TEXTS = [(QUERIES[query], CORPUS[document]) for query, documents in CANDIDATES.items() for document in documents]
+
+
+def make_cross_encoder(checkpoint: Path, folder: Path, labels: int = 1, seed: int = 0) -> Path:
+    from transformers import AutoTokenizer, BertConfig, BertForSequenceClassification
+
+    torch.manual_seed(seed)
+    config = BertConfig.from_pretrained(checkpoint, num_labels=labels)
+    BertForSequenceClassification(config).save_pretrained(folder)
+    AutoTokenizer.from_pretrained(checkpoint).save_pretrained(folder)
+    return folder
+
+
+@pytest.fixture(scope="session")
+def cross_encoder_path(checkpoint: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return make_cross_encoder(checkpoint, tmp_path_factory.mktemp("cross-encoder"))
+
+
+@pytest.fixture
+def cross_encoder(cross_encoder_path: Path) -> CrossEncoder:
+    return CrossEncoder(str(cross_encoder_path), device="cpu")
+
+
+def stub(pairs: list[tuple[str, str]]) -> list[float]:
+    return [len(query) - len(document) / 8 for query, document in pairs]
+
+
+def score(teacher: Any, output: Path, **options: Any) -> np.ndarray:
+    """All scores, flat, in the order of the candidates."""
+    given = {"candidates": CANDIDATES, "queries": QUERIES, "corpus": CORPUS} | options
+    store = score_candidates(teacher, output=output, show_progress_bar=False, **given)
+    store.validate()
+    assert [row.query_id for row in store] == list(CANDIDATES)
+    assert [list(row.document_ids) for row in store] == list(CANDIDATES.values())
+    return np.concatenate([np.asarray(row.scores, dtype=np.float32) for row in store])
+
+
+@pytest.mark.parametrize(
+    "options",
+    [{}, {"batch_tokens": 1}, {"batch_tokens": 100, "shard_queries": 3}, {"max_length": 20}, {"prompt": "find: "}],
+    ids=str,
+)
+def test_a_cross_encoder_scores_as_its_predict(
+    cross_encoder: CrossEncoder, tmp_path: Path, options: dict[str, Any]
+) -> None:
+    """Packing, padding and tokenising ahead must not change a score; truncation and prompts are the host's."""
+    got = score(cross_encoder, tmp_path / "store", **options)
+    if "max_length" in options:
+        cross_encoder.max_seq_length = options["max_length"]
+    expected = cross_encoder.predict(TEXTS, activation_fn=torch.nn.Identity(), prompt=options.get("prompt"))
+    assert np.ptp(expected) > 0.1, "all scores are alike: the comparison would say nothing"
+    np.testing.assert_allclose(got, expected, atol=1e-5)
+    manifest = TeacherScores.open(tmp_path / "store").manifest
+    assert manifest["dtype"] == "float32"
+    assert manifest["activation"] == "identity"
+    assert manifest["max_length"] == options.get("max_length", 64)
+    assert manifest["source"]["prompt"] == options.get("prompt")
+
+
+def test_the_default_prompt_is_the_models(cross_encoder_path: Path, tmp_path: Path) -> None:
+    model = CrossEncoder(
+        str(cross_encoder_path), device="cpu", prompts={"query": "find: "}, default_prompt_name="query"
+    )
+    expected = model.predict(TEXTS, activation_fn=torch.nn.Identity())
+    np.testing.assert_allclose(score(model, tmp_path / "store"), expected, atol=1e-5)
+    assert TeacherScores.open(tmp_path / "store").manifest["source"]["prompt"] == "find: "
+
+
+@pytest.mark.parametrize("side", ["left", "right"])
+def test_a_decoder_is_padded_on_its_side(checkpoint: Path, tmp_path: Path, side: str) -> None:
+    from transformers import AutoTokenizer, Qwen2Config, Qwen2ForSequenceClassification
+
+    torch.manual_seed(0)
+    tokenizer = AutoTokenizer.from_pretrained(checkpoint, padding_side=side)
+    config = Qwen2Config(
+        vocab_size=len(tokenizer),
+        hidden_size=32,
+        intermediate_size=64,
+        num_hidden_layers=2,
+        num_attention_heads=4,
+        num_key_value_heads=2,
+        pad_token_id=tokenizer.pad_token_id,
+        num_labels=1,
+        initializer_range=0.3,
+    )
+    Qwen2ForSequenceClassification(config).save_pretrained(tmp_path / "model")
+    tokenizer.save_pretrained(tmp_path / "model")
+    model = CrossEncoder(str(tmp_path / "model"), device="cpu")
+    assert model.tokenizer.padding_side == side
+    expected = model.predict(TEXTS, activation_fn=torch.nn.Identity())
+    np.testing.assert_allclose(score(model, tmp_path / "store"), expected, atol=1e-4)
+
+
+def test_a_name_loads_what_it_names(
+    cross_encoder_path: Path, make_model: Callable[..., SentenceTransformer], checkpoint: Path, tmp_path: Path
+) -> None:
+    model = make_model()
+    model.save(str(tmp_path / "student"))
+    stores = {
+        name: score_candidates(teacher, CANDIDATES, QUERIES, CORPUS, tmp_path / name, device="cpu")
+        for name, teacher in (("cross", str(cross_encoder_path)), ("bi", tmp_path / "student"))
+    }
+    expected = CrossEncoder(str(cross_encoder_path), device="cpu").predict(TEXTS, activation_fn=torch.nn.Identity())
+    np.testing.assert_allclose(np.concatenate([row.scores for row in stores["cross"]]), expected, atol=1e-5)
+    pairs = zip(*TEXTS, strict=True)
+    queries, documents = (model.encode(list(texts), convert_to_tensor=True) for texts in pairs)
+    expected = model.similarity_pairwise(queries, documents).numpy()
+    np.testing.assert_allclose(np.concatenate([row.scores for row in stores["bi"]]), expected, atol=1e-5)
+    assert stores["bi"].manifest["activation"] == "cosine similarity"
+    with pytest.raises(ValueError, match="neither a cross-encoder"):
+        score_candidates(str(checkpoint), CANDIDATES, QUERIES, CORPUS, tmp_path / "x")
+
+
+def test_a_bi_encoder_encodes_each_text_once(
+    make_model: Callable[..., SentenceTransformer], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    model = make_model()
+    seen: list[str] = []
+    encode = model.encode_document
+
+    def spy(texts: list[str], **options: Any) -> Any:
+        seen.extend(texts)
+        return encode(texts, **options)
+
+    monkeypatch.setattr(model, "encode_document", spy)
+    score(model, tmp_path / "store", shard_queries=100)
+    assert len(seen) == len(set(seen)) < len(TEXTS)
+
+
+def test_several_teachers_make_a_store_each(cross_encoder: CrossEncoder, tmp_path: Path) -> None:
+    stores = score_candidates(
+        {"cross": cross_encoder, "stub": stub}, CANDIDATES, QUERIES, CORPUS, tmp_path, show_progress_bar=False
+    )
+    assert list(stores) == ["cross", "stub"]
+    assert TeacherScores.open(tmp_path / "stub").manifest["teacher"] == "stub"
+    np.testing.assert_allclose(np.concatenate([row.scores for row in stores["stub"]]), stub(TEXTS), rtol=1e-6)
+    with pytest.raises(ValueError, match="can name a folder"):
+        score_candidates({"../up": stub}, CANDIDATES, QUERIES, CORPUS, tmp_path)
+
+
+@pytest.mark.parametrize("kind", [list, np.array, torch.tensor])
+def test_a_function_may_return_any_numbers(tmp_path: Path, kind: Callable[..., Any]) -> None:
+    got = score(lambda pairs: kind(stub(pairs)), tmp_path / "s", name="stub")
+    np.testing.assert_allclose(got, stub(TEXTS), rtol=1e-6)
+
+
+def test_candidates_may_be_a_store_of_any_order(tmp_path: Path) -> None:
+    """Ids of both types, lists without documents, a run of dicts; the scores of the store are ignored."""
+    run = TeacherScores.from_rows(
+        [(query, documents, np.zeros(len(documents))) for query, documents in CANDIDATES.items()], tmp_path / "run"
+    )
+    dicts = {query: dict.fromkeys(documents, 0.5) for query, documents in CANDIDATES.items()}
+    expected = score(stub, tmp_path / "0")
+    for place, candidates in enumerate((run, tmp_path / "run", dicts), start=1):
+        np.testing.assert_array_equal(score(stub, tmp_path / str(place), candidates=candidates), expected)
+    assert CandidateLists(run).fingerprint == CandidateLists(dicts).fingerprint
+    reversed_run = run.select(list(CANDIDATES)[::-1])
+    assert CandidateLists(reversed_run).fingerprint != CandidateLists(run).fingerprint
+    assert [row.query_id for row in score_candidates(stub, reversed_run, QUERIES, CORPUS, tmp_path / "r")] == list(
+        CANDIDATES
+    )[::-1]
+
+
+def test_a_broken_run_goes_on_where_it_ended(tmp_path: Path) -> None:
+    seen: list[str] = []
+
+    def teacher(pairs: list[tuple[str, str]], broken_at: int = 25) -> list[float]:
+        if len(seen) + len(pairs) > broken_at:
+            raise RuntimeError("out of memory")
+        seen.extend(query for query, _ in pairs)
+        return stub(pairs)
+
+    output = tmp_path / "store"
+    with pytest.raises(RuntimeError, match="out of memory"):
+        score(teacher, output, shard_queries=2, name="stub")
+    with pytest.raises(FormatError, match=r"not finished. Run the same command again"):
+        TeacherScores.open(output)
+    kept = list(seen)
+    assert kept
+    got = score(lambda pairs: teacher(pairs, 10**6), output, shard_queries=2, name="stub")
+    np.testing.assert_allclose(got, stub(TEXTS), rtol=1e-6)
+    assert sorted(seen) == sorted(query for query, _ in TEXTS), "a pair was scored twice, or not at all"
+    before = len(seen)
+    score(lambda pairs: teacher(pairs, 0), output, name="stub")  # a finished run asks the teacher for nothing
+    assert len(seen) == before
+
+
+@pytest.mark.parametrize("finished", [False, True])
+def test_what_differs_is_named(
+    cross_encoder: CrossEncoder, checkpoint: Path, tmp_path: Path, finished: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Prevents a store in which two teachers, or two precisions, are mixed."""
+    output = tmp_path / "store"
+    if finished:
+        score(cross_encoder, output)
+    else:
+        with monkeypatch.context() as patch:
+            patch.setattr(cross_encoder, "forward", lambda *given, **options: 1 / 0)
+            with pytest.raises(ZeroDivisionError):
+                score(cross_encoder, output)
+    other = CrossEncoder(str(make_cross_encoder(checkpoint, tmp_path / "other", seed=1)), device="cpu")
+    changes = {
+        "max_length was 64 and is 32": {"max_length": 32},
+        "dtype was 'float32' and is 'bfloat16'": {"dtype": "bfloat16"},
+        "prompt was None and is 'x'": {"prompt": "x"},
+        "queries was": {"queries": {**QUERIES, "q0": "another"}},
+        "corpus was": {"corpus": {**CORPUS, 0: "another"}},
+        "candidates was": {"candidates": {**CANDIDATES, "q0": [1]}},
+        "shard_queries was": {"shard_queries": 7},
+        "weights was": {"teacher": other},
+    }
+    for message, change in changes.items():
+        given = {"teacher": cross_encoder, "candidates": CANDIDATES, "queries": QUERIES, "corpus": CORPUS} | change
+        with pytest.raises(ValueError, match="begun with something else") as caught:
+            score_candidates(output=output, show_progress_bar=False, **given)
+        assert message in str(caught.value)
+        assert str(caught.value).count(" was ") == 3, "and nothing else differs"
+    score(cross_encoder, output, batch_tokens=64)
+
+
+def test_half_precision_leaves_the_given_model_alone(cross_encoder: CrossEncoder, tmp_path: Path) -> None:
+    got = score(cross_encoder, tmp_path / "store", dtype="bfloat16")
+    assert cross_encoder.dtype == torch.float32
+    expected = cross_encoder.predict(TEXTS, activation_fn=torch.nn.Identity())
+    assert 0 < np.abs(got - expected).max() < 0.1
+    assert TeacherScores.open(tmp_path / "store").manifest["dtype"] == "bfloat16"
+
+
+def test_models_that_cannot_teach_are_refused(checkpoint: Path, tmp_path: Path) -> None:
+    model = CrossEncoder(str(make_cross_encoder(checkpoint, tmp_path / "three", labels=3)), device="cpu")
+    with pytest.raises(ValueError, match="has 3 labels, and a teacher gives one score"):
+        score(model, tmp_path / "store")
+    model = CrossEncoder(str(make_cross_encoder(checkpoint, tmp_path / "one")), device="cpu")
+    model.max_seq_length = int(1e30)
+    with pytest.raises(ValueError, match="knows no maximum length"):
+        score(model, tmp_path / "store")
+    assert not (tmp_path / "store").exists()
+
+
+@pytest.mark.parametrize(
+    ("teacher", "message"),
+    [
+        (lambda pairs: [0.0] * (len(pairs) - 1), r"one number for each of \d+ pairs"),
+        (lambda pairs: ["high"] * len(pairs), "must return numbers"),
+        (lambda pairs: [float("nan")] * len(pairs), "gives nan to query 'q1' and document 1"),
+        (lambda pairs: np.zeros((len(pairs), 2)), "got shape"),
+    ],
+)
+def test_what_is_no_score_never_reaches_the_disk(tmp_path: Path, teacher: Any, message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        score(teacher, tmp_path / "store", name="bad")
+    assert not list((tmp_path / "store").glob("parts/*.parquet"))
+
+
+def test_bad_input_is_refused(tmp_path: Path) -> None:
+    cases: list[tuple[type[Exception], str, dict[str, Any]]] = [
+        (FormatError, "not in the corpus", {"candidates": {"q1": [99]}}),
+        (FormatError, "not in the queries", {"candidates": {"q99": [1]}}),
+        (FormatError, r"the corpus has 7 \(int\)", {"candidates": {"q1": ["7"]}}),
+        (FormatError, "stands twice in the list", {"candidates": {"q1": [1, 1]}}),
+        (FormatError, "one type, str or int", {"candidates": {"q1": [1, "d"]}}),
+        (FormatError, "got set", {"candidates": {"q1": {1, 2}}}),
+        (FormatError, "not one query", {"candidates": {}}),
+        (FormatError, "no such file or folder", {"candidates": tmp_path / "lost"}),
+        (TypeError, "a mapping from query id", {"candidates": [("q1", [1])]}),
+        (ValueError, "shard_queries must be at least 1", {"shard_queries": 0}),
+        (ValueError, "dtype is for models", {"dtype": "float16"}),
+        (ValueError, "backend belongs to a teacher by name", {"backend": "onnx"}),
+    ]
+    for place, (kind, message, options) in enumerate(cases):
+        with pytest.raises(kind, match=message):
+            score(stub, tmp_path / str(place), **options)
+    with pytest.raises(ValueError, match="has no name"):
+        score(lambda pairs: stub(pairs), tmp_path / "lambda")
+    with pytest.raises(TypeError, match="a teacher must be"):
+        score(3, tmp_path / "three")
+    (tmp_path / "run.trec").write_text("q1 Q0 1 1 0.5 bm25\n")
+    with pytest.raises(FormatError, match="st-m3se convert"):
+        score(stub, tmp_path / "y", candidates=tmp_path / "run.trec")
+
+
+def test_what_is_not_ours_is_left_alone(tmp_path: Path) -> None:
+    (tmp_path / "mine").mkdir()
+    (tmp_path / "mine" / "thesis.txt").write_text("years of work")
+    with pytest.raises(FileExistsError, match="left alone"):
+        score(stub, tmp_path / "mine")
+    with pytest.raises(FileExistsError, match="is a file"):
+        score(stub, tmp_path / "mine" / "thesis.txt")
+    assert [path.name for path in (tmp_path / "mine").iterdir() if path.name != ".lock"] == ["thesis.txt"]
+    score(stub, tmp_path / "store")
+    plan = json.loads((tmp_path / "store" / "scoring.json").read_text())
+    (tmp_path / "store" / "scoring.json").write_text(json.dumps(plan | {"version": 99}))
+    with pytest.raises(FormatError, match="version 99"):
+        score(stub, tmp_path / "store")
+
+
+def test_a_damaged_part_is_found(tmp_path: Path) -> None:
+    """Prevents a wrong score from a disk that lies."""
+    calls = 0
+
+    def teacher(pairs: list[tuple[str, str]]) -> list[float]:
+        nonlocal calls
+        calls += 1
+        if calls == 4:
+            raise KeyboardInterrupt
+        return stub(pairs)
+
+    output = tmp_path / "store"
+    with pytest.raises(KeyboardInterrupt):
+        score(teacher, output, shard_queries=4, name="stub")
+    part = sorted(output.glob("parts/*.parquet"))[1]
+    whole = bytearray(part.read_bytes())
+    place = bytes(whole).index(np.float32(stub(TEXTS)[sum(map(len, list(CANDIDATES.values())[:4]))]).tobytes())
+    whole[place] ^= 1
+    part.write_bytes(whole)
+    with pytest.raises(FormatError, match=r"000001.parquet: .*damaged.*Delete the file"):
+        score(stub, output, name="stub")
+    part.unlink()
+    np.testing.assert_allclose(score(stub, output, name="stub"), stub(TEXTS), rtol=1e-6)
