@@ -92,7 +92,7 @@ def fill(text: str, results: Path = HERE / "results") -> str:
         result = json.loads((results / match[1]).read_text(encoding="utf-8"))
         return f"<!-- {match[1]} -->\n\n{render(result)}\n\n<!-- end -->"
 
-    return re.sub(r"<!-- (\w+\.json) -->.*?<!-- end -->", section, text, flags=re.DOTALL)
+    return re.sub(r"^<!-- (\w+\.json) -->$.*?^<!-- end -->$", section, text, flags=re.DOTALL | re.MULTILINE)
 
 
 def _cell(value: Any) -> str:

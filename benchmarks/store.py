@@ -325,7 +325,9 @@ def peer_table(folder: Path, queries: int, list_size: int) -> Any:
     _remove(store)
     file.unlink()
     title = f"The same {queries * list_size:,} scores as a store and as a pickled dict of dicts"
-    return table(title, ["", "store", "pickle", "pickle / store"], [[*row, row[2] / row[1]] for row in rows])
+    return table(
+        title, ["", "store", "pickle", "pickle / store"], [[*row, row[2] / row[1] if row[1] else None] for row in rows]
+    )
 
 
 def conversion_table(folder: Path, pairs: int) -> Any:
