@@ -10,7 +10,19 @@ import pytest
 
 import st_m3se
 
-EXTRAS = ("matplotlib", "beir", "onnxruntime", "onnx", "bm25s", "ir_measures", "scipy", "faiss", "peft", "typer")
+EXTRAS = (
+    "matplotlib",
+    "beir",
+    "onnxruntime",
+    "onnx",
+    "bm25s",
+    "Stemmer",
+    "ir_measures",
+    "scipy",
+    "faiss",
+    "peft",
+    "typer",
+)
 HEAVY = ("sentence_transformers", "transformers", "datasets", "accelerate")
 
 
@@ -76,7 +88,9 @@ def test_every_public_name_resolves() -> None:
     assert set(st_m3se.__all__) <= names.keys()
 
 
-@pytest.mark.parametrize("module", ["functional", "losses", "collator", "encoding"])
+@pytest.mark.parametrize(
+    "module", ["functional", "losses", "collator", "encoding", "scores", "texts", "candidates", "dataset", "evaluation"]
+)
 def test_every_name_of_a_submodule_resolves(module: str) -> None:
     names: dict[str, object] = {}
     exec(f"from st_m3se.{module} import *", names)

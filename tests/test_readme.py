@@ -6,9 +6,11 @@ import re
 from pathlib import Path
 
 import pytest
+from example_fixtures import make_beir, make_teacher
 from typer.testing import CliRunner
 
 from st_m3se.cli import app
+from st_m3se.scores import TeacherScores
 
 README = Path(__file__).parents[1] / "README.md"
 MODEL = "sentence-transformers/all-MiniLM-L6-v2"
@@ -16,6 +18,7 @@ TEXT = README.read_text(encoding="utf-8")
 PYTHON = re.findall(r"^```python\n(.*?)^```", TEXT, flags=re.DOTALL | re.MULTILINE)
 BLOCKS = [block for block in PYTHON if MODEL in block]
 COMMANDS = re.findall(r"^st-m3se ([^#\n]+)", TEXT, flags=re.MULTILINE)
+CROSS_ENCODER = "cross-encoder/ms-marco-MiniLM-L6-v2"
 
 
 def test_the_readme_shows_the_trainer_and_fit() -> None:
@@ -25,10 +28,24 @@ def test_the_readme_shows_the_trainer_and_fit() -> None:
     assert any("model.fit(" in block for block in BLOCKS)
 
 
+def type_commands(*names: str, **replaced: str) -> None:
+    """Type the README's commands of these names, in its order."""
+    typed = [command for command in COMMANDS if command.split()[0] in names]
+    assert len(typed) >= len(names)
+    for command in typed:
+        words = [replaced.get(word, word) for word in command.split()]
+        result = CliRunner().invoke(app, words)
+        assert result.exit_code == 0, result.output
+
+
 @pytest.mark.parametrize("block", BLOCKS, ids=range(len(BLOCKS)))
 def test_block_runs(block: str, checkpoint: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """A reader who pastes a block gets a trained model, not an exception."""
+    """A reader who pastes a block, after the commands above it, gets a trained model, not an exception."""
     monkeypatch.chdir(tmp_path)
+    if "teacher-scores" in block:
+        make_beir(tmp_path / "my-data")
+        teacher = make_teacher(tmp_path)
+        type_commands("candidates", "score", "describe", **{MODEL: str(checkpoint), CROSS_ENCODER: str(teacher)})
     namespace: dict = {}
     exec(compile(block.replace(MODEL, str(checkpoint)), "README.md", "exec"), namespace)
     before = namespace["SentenceTransformer"](str(checkpoint)).state_dict()
@@ -42,11 +59,16 @@ def test_the_score_commands_and_code_run(
     """Typed from the README in order: convert, convert back, open."""
     monkeypatch.chdir(tmp_path)
     Path("kd.jsonl").write_text('{"query_id": "q1", "document_ids": ["d1", "d2"], "scores": [9.5, -3.0]}\n')
-    assert len(COMMANDS) >= 2
-    for command in COMMANDS:
-        result = CliRunner().invoke(app, command.split())
-        assert result.exit_code == 0, result.output
+    type_commands("convert")
     assert Path("kd.run.gz").is_file()
     (block,) = [block for block in PYTHON if "TeacherScores" in block]
     exec(compile(block, "README.md", "exec"), {})
     assert "['d1', 'd2'] [9.5, -3.0]" in capsys.readouterr().out
+
+
+def test_the_combine_command_runs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    for name in ("scores-minilm", "scores-bge"):
+        TeacherScores.from_rows([("q1", ["d1", "d2"], [9.5, -3.0])], tmp_path / name)
+    type_commands("combine")
+    assert TeacherScores.open("scores-both")["q1"].scores == [6.25, -6.25]  # their spread, without their mean

@@ -52,11 +52,16 @@ def score(
             "--candidates", metavar="STORE", help="The documents to score for each query: a store, scores ignored."
         ),
     ],
+    data: Annotated[
+        Path | None, typer.Option("--data", help="A BEIR folder with the texts: queries.jsonl and corpus.jsonl.")
+    ] = None,
     queries: Annotated[
-        Path,
+        Path | None,
         typer.Option("--queries", metavar="FILE", help="Texts of the queries: BEIR jsonl, Parquet, TSV, a folder."),
-    ],
-    corpus: Annotated[Path, typer.Option("--corpus", metavar="FILE", help="Texts of the documents, likewise.")],
+    ] = None,
+    corpus: Annotated[
+        Path | None, typer.Option("--corpus", metavar="FILE", help="Texts of the documents, likewise.")
+    ] = None,
     max_length: Annotated[
         int | None,
         typer.Option("--max-length", min=1, help="Tokens of a pair; longer ones are truncated. Default: the model's."),
@@ -101,6 +106,8 @@ def score(
     Several processes share the work, on one machine or on a shared file system: `accelerate launch -m st_m3se score
     ...`, torchrun, or the same command started twice.
     """
+    if (data is None) == (queries is None and corpus is None) or (queries is None) != (corpus is None):
+        raise typer.BadParameter("name either a folder with --data, or files with both --queries and --corpus.")
     names = {name.rstrip("/").rsplit("/", 1)[-1]: name for name in teacher}
     if len(names) < len(teacher):
         raise typer.BadParameter(
@@ -119,7 +126,7 @@ def score(
         "revision": revision,
         "trust_remote_code": trust_remote_code,
     }
-    inputs = candidates, queries, corpus, output
+    inputs = candidates, data or queries, data or corpus, output
     try:
         if len(teacher) == 1:
             stores = {"": score_candidates(teacher[0], *inputs, **options)}
