@@ -57,8 +57,8 @@ logger = logging.getLogger(__name__)
 CHUNK_TOKENS = 2048
 CUDA_CHUNK_TOKENS = 16384
 # What one more forward and backward pass costs, in tokens: launches, and adding up the weights' gradients. Measured on
-# a CPU with a 6-layer, 384-wide model (10 to 20); on a GPU it is an estimate from the time that launches take.
-CHUNK_COST = 16
+# a CPU with a 6-layer, 384-wide model (14 to 36); on a GPU it is an estimate from the time that launches take.
+CHUNK_COST = 32
 CUDA_CHUNK_COST = 2048
 
 

@@ -2,11 +2,16 @@
 
 from __future__ import annotations
 
+import itertools
+import logging
+import shutil
+from collections.abc import Iterator
+from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
-from conftest import ANSWERS, PAIRS, assert_same_gradients, collate, collate_columns
+from conftest import ANSWERS, PAIRS, assert_same_gradients, collate, collate_columns, gradients
 from sentence_transformers.base.losses import column_merging_disabled
 from torch import Tensor
 
@@ -113,6 +118,136 @@ def test_sorting_puts_the_shortest_first_and_says_where_rows_went(model: Any, or
         assert torch.equal(sorted_features[key][place], features[key])
 
 
+def work(widths: list[int], ranges: list[tuple[int, int]], cost: int) -> int:
+    """Padded tokens and a cost for each range."""
+    return sum((end - begin) * max(widths[begin:end]) + cost for begin, end in ranges)
+
+
+def all_cuts(rows: int) -> Iterator[list[tuple[int, int]]]:
+    """Every way to cut rows into ranges."""
+    for cuts in itertools.product([False, True], repeat=rows - 1):
+        at = [0, *(place for place, cut in enumerate(cuts, start=1) if cut), rows]
+        yield list(itertools.pairwise(at))
+
+
+@pytest.mark.parametrize("widths", [[3], [0, 0, 2], [2, 3, 3, 9, 10, 30], [5] * 7, [1, 2, 4, 8, 16, 32, 64]])
+@pytest.mark.parametrize("budget", [4, 25, 1000])
+@pytest.mark.parametrize("cost", [0, 3, 50])
+def test_the_cuts_are_the_cheapest_of_all(widths: list[int], budget: int, cost: int) -> None:
+    """Against every way to cut: a chunk that is one row too wide costs time and no test would see it."""
+    ranges = encoding._chunks(widths, budget, cost)
+    assert [begin for begin, _ in ranges] == [0, *(end for _, end in ranges[:-1])]
+    assert ranges[-1][1] == len(widths)
+    allowed = [
+        cut
+        for cut in all_cuts(len(widths))
+        if all(end - begin == 1 or (end - begin) * widths[end - 1] <= budget for begin, end in cut)
+    ]
+    assert ranges in allowed
+    assert work(widths, ranges, cost) == min(work(widths, cut, cost) for cut in allowed)
+
+
+def test_rows_without_a_token_survive(model: Any) -> None:
+    """A row that is all padding has no width; its chunk still has a column."""
+    features = model.preprocess(["a key", "blanks"])
+    features["attention_mask"] = features["attention_mask"] * 0
+    assert torch.cat(encode(model, features)).shape == (2, 32)
+
+
+# One lookup of the words for all chunks
+
+
+def lookups(embeddings: Tensor, table: Tensor) -> int:
+    """How often the graph behind embeddings looks tokens up in the table: each makes a gradient of the table's size."""
+    seen, waiting, count = set(), [embeddings.grad_fn], 0
+    while waiting:
+        node = waiting.pop()
+        if node is None or node in seen:
+            continue
+        seen.add(node)
+        following = [function for function, _ in node.next_functions]
+        if "Embedding" in type(node).__name__:
+            count += any(getattr(function, "variable", None) is table for function in following)
+        waiting += following
+    return count
+
+
+def test_all_chunks_share_one_lookup(model: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    """And only where that changes nothing: not without gradients, nor for a model that is compiled."""
+    monkeypatch.setattr(encoding, "CHUNK_TOKENS", 40)
+    features, _ = sort_by_length(model.preprocess(TEXTS))
+    table = model[0].auto_model.get_input_embeddings()
+    chunks = encode(model, features)
+    assert len(chunks) > 2
+    assert lookups(torch.cat(chunks), table.weight) == 1
+    assert not table._forward_hooks
+    compiled = torch.compile(model, backend="eager")
+    assert lookups(torch.cat(encode(compiled, features)), table.weight) == len(chunks)
+    with torch.no_grad():
+        torch.testing.assert_close(torch.cat(encode(model, features)), torch.cat(chunks))
+    table.weight.requires_grad_(False)
+    frozen = torch.cat(encode(model, features))
+    assert frozen.requires_grad
+    torch.testing.assert_close(frozen, torch.cat(chunks))
+
+
+def test_a_model_that_changes_the_ids_is_left_alone(model: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Prevents the chunk's own words from standing in for others that the model looks up."""
+    monkeypatch.setattr(encoding, "CHUNK_TOKENS", 40)
+    features, _ = sort_by_length(model.preprocess(TEXTS))
+    table = model[0].auto_model.get_input_embeddings()
+    handle = table.register_forward_pre_hook(lambda module, args: (args[0] * 0 + 7,))
+    changed = torch.cat(encode(model, features))
+    expected = torch.cat([model(dict(features))["sentence_embedding"]])
+    handle.remove()
+    torch.testing.assert_close(changed, expected, rtol=1e-4, atol=1e-5)
+    assert not torch.allclose(changed, torch.cat(encode(model, features)), atol=1e-3)
+
+
+# Precision and compilation
+
+
+@pytest.mark.parametrize("tokens", [None, 60])
+def test_autocast_to_bfloat16_keeps_the_gradient(
+    model: Any, even_rows: list[dict[str, Any]], tokens: int | None
+) -> None:
+    """Prevents a lookup, a score or a cached gradient in half precision from turning the step aside."""
+    batch = collate_columns(model, even_rows)
+    loss = M3SELoss(model, scale=3.0, mini_batch_num_tokens=tokens)
+    value, expected = gradients(loss, model, batch)
+    with torch.autocast("cpu", torch.bfloat16):
+        half_value, actual = gradients(loss, model, batch)
+    assert half_value.dtype == torch.float32
+    torch.testing.assert_close(half_value, value, rtol=0.05, atol=0.0)
+    assert all(grad.dtype == torch.float32 for grad in actual.values())
+    one, other = (torch.cat([grads[name].flatten() for name in expected]) for grads in (expected, actual))
+    assert torch.cosine_similarity(one, other, dim=0) > 0.99
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(("tokens", "backend"), [(None, "inductor"), (60, "aot_eager")])
+def test_a_compiled_model_has_the_same_gradient(
+    model: Any,
+    even_rows: list[dict[str, Any]],
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    tokens: int | None,
+    backend: str,
+) -> None:
+    """Over chunks of many shapes; with the C++ compiler once, because it takes a minute."""
+    if backend == "inductor" and shutil.which("g++") is None and shutil.which("c++") is None:
+        pytest.skip("torch.compile needs a C++ compiler on the CPU")
+    # A cache of its own: a compilation that was killed elsewhere leaves half a library in the shared one.
+    monkeypatch.setenv("TORCHINDUCTOR_CACHE_DIR", str(tmp_path))
+    batch = collate_columns(model, even_rows[:6])
+    loss = M3SELoss(model, scale=3.0, mini_batch_num_tokens=tokens)
+    value, expected = gradients(loss, model, batch)
+    loss.model = torch.compile(model, backend=backend, dynamic=True)
+    compiled_value, actual = gradients(loss, model, batch)
+    torch.testing.assert_close(compiled_value, value, rtol=1e-4, atol=1e-5)
+    assert_same_gradients(expected, actual, tolerance=1e-4)
+
+
 # Distinct rows
 
 
@@ -162,7 +297,33 @@ def test_a_batch_encodes_each_distinct_text_once(model: Any, even_rows: list[dic
         assert sum(count for count, _ in widths.shapes) == 8 + distinct
 
 
+def test_texts_of_the_same_tokens_are_one_document(model: Any) -> None:
+    """Two texts that tokenise alike are one document in either form: as an in-batch negative it would be false."""
+    documents = [["a key", "blanks"], ["A  KEY", "the copy"]]
+    rows = [
+        {"query": query, "documents": texts, "scores": [2.0, 1.0]}
+        for query, texts in zip(["copy", "key"], documents, strict=True)
+    ]
+    values = []
+    for form in (collate, collate_columns):
+        batch = form(model, rows)
+        with Widths(model) as widths:
+            values.append(M3SELoss(model, in_batch_negatives=True)(batch.fresh(), batch.labels))
+        assert sum(count for count, _ in widths.shapes) == 2 + 3
+    torch.testing.assert_close(values[0], values[1])
+
+
 # What cannot be cut
+
+
+def test_the_reason_for_the_plain_way_is_said_once(static_model: Any, caplog: pytest.LogCaptureFixture) -> None:
+    encoding._say_once.cache_clear()
+    features = static_model.preprocess([question for question, _ in PAIRS])
+    with caplog.at_level(logging.WARNING, logger="st_m3se.encoding"):
+        encode(static_model, dict(features))
+        encode(static_model, dict(features))
+    assert [record for record in caplog.records if "StaticEmbedding" in record.getMessage()] == caplog.records
+    assert len(caplog.records) == 1
 
 
 def test_unlike_columns_are_not_merged(model: Any) -> None:
