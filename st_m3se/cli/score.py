@@ -77,7 +77,7 @@ def score(
         typer.Option(
             "--batch-tokens",
             min=1,
-            help="Tokens of a batch with its padding. Default: 32,768 on a GPU, 4,096 on a CPU. Lower it when memory "
+            help="Tokens of a batch with its padding. Default: 32,768 on a GPU, 2,048 on a CPU. Lower it when memory "
             "runs out.",
         ),
     ] = None,

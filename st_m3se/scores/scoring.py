@@ -131,7 +131,7 @@ def score_candidates(
         dtype: "float32", "bfloat16" or "float16". None is bfloat16 on a GPU that has it, else float16 there (and
             float16 for a model that comes in it), and float32 on a CPU. It stands in the manifest.
         prompt: As ``CrossEncoder.predict(prompt=...)``; of a bi-encoder the queries' prompt. None is the model's.
-        batch_tokens: Tokens of a batch with its padding. None is 4,096 on a CPU and 32,768 on a GPU; lower it when
+        batch_tokens: Tokens of a batch with its padding. None is 2,048 on a CPU and 32,768 on a GPU; lower it when
             memory runs out. It may differ from one call to the next.
         shard_queries: Queries in a shard. None cuts 256 shards, but of 1,024 to 65,536 pairs.
         device: Such as "cuda:1" or "cpu". None is the GPU of this process, where there is one.

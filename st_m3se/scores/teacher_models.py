@@ -22,7 +22,7 @@ from st_m3se.scores.teacher import Backend, Pairs, Precision, Teacher, settings
 
 __all__ = ["BiEncoderTeacher", "CrossEncoderTeacher", "load", "wrap"]
 
-BATCH_TOKENS = {"cpu": 4_096, "gpu": 32_768}  # a CPU's caches are small; a GPU has to be filled
+BATCH_TOKENS = {"cpu": 2_048, "gpu": 32_768}  # a CPU's caches are small; a GPU has to be filled
 TOKENISED = 512  # pairs in one call of the tokenizer
 UNBOUNDED = 1_000_000  # tokenizers without a maximum length say 1e30
 SAMPLE = 1_024  # values of each weight tensor in its fingerprint
