@@ -114,10 +114,10 @@ def against_predict(options: argparse.Namespace) -> list[dict[str, Any]]:
             print(f"block {block + 1} of {BLOCKS}:", {name: round(value, 1) for name, value in seconds.items()})
     ours = seconds["score_candidates"]
     rows = [
-        [name, value, pairs / value, value / ours, busy[name], busy[name] / busy["score_candidates"]]
-        + [f"{apart:.1e}" if name == "score_candidates" else None]
+        [name, value, pairs / value, value / ours, busy[name], busy[name] / busy["score_candidates"], None]
         for name, value in seconds.items()
     ]
+    rows[list(seconds).index("score_candidates")][-1] = f"{apart:.1e}"
     short, middle, long = np.percentile(tokens, [5, 50, 95])
     title = (
         f"{pairs:,} real pairs, {short:.0f} / {middle:.0f} / {long:.0f} tokens (5th / 50th / 95th percentile, at most "
