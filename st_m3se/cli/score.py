@@ -100,7 +100,7 @@ def score(
 ) -> None:
     """Score each query's candidates with a teacher, into a store of raw logits.
 
-    The run may be killed at any moment: the same command again goes on and loses no more than two shards' work. With
+    The run may be killed at any moment: the same command again goes on and loses only the shards in flight. With
     another teacher, precision or input it is refused.
 
     Several processes share the work, on one machine or on a shared file system: `accelerate launch -m st_m3se score
