@@ -76,10 +76,10 @@ FULL = {
     "test_queries": 150,
     "scored": 3,
     "pool": 20,
-    "pseudo_queries": 3000,
-    "package_pairs": 8000,
+    "pseudo_queries": 1500,
+    "package_pairs": 6000,
 }
-TINY = {"epochs": 2, "learning_rate": 3e-4, "warm_up": 2.0}
+TINY = {"epochs": 2, "learning_rate": 1e-4, "warm_up": 2.0}
 OTHERS = {"epochs": 1, "learning_rate": 1e-5, "warm_up": 0.0, "pseudo_queries": 0, "package_pairs": 0}
 QUICK_DOCUMENTS = 1000
 GUIDE_TOKENS = 128  # what all-MiniLM-L6-v2 was trained with; longer documents are cut
@@ -186,7 +186,7 @@ def build_parser() -> argparse.ArgumentParser:
     group(
         "--spread",
         type=float,
-        default=1.0,
+        default=5.0,
         help="the guide's cosines times this and --scale are its scores of the pseudo-queries [%(default)s]",
     )
     group("--seed", type=int, default=1)

@@ -167,18 +167,19 @@ class Lessons:
         qrels = {query: dict.fromkeys(relevant, 1) for query, relevant in self.data.qrels["train"].items()}
         options: dict[str, Any] = {"list_size": list_size, "absolute_margin": None if keep_above else 0.0, "seed": seed}
         try:
-            lists = len(build_distillation_dataset(taught, self.queries, self.corpus, qrels, **options))
+            lists = build_distillation_dataset(taught, self.queries, self.corpus, qrels, **options)
         except ValueError as error:
             raise UsageError(
                 "Expected at least one training query whose relevant document and one negative have teacher scores, "
                 f"got none: {error} Check that the ids of --scores are those of --data, and that qrels name documents "
                 "of the corpus."
             ) from error
-        if self.pseudo.texts:
-            taught = TeacherScores.concatenate([taught, self._pseudo_scores(spread)])
-            qrels |= {query: {query: 1} for query in self.pseudo.texts}
+        if not self.pseudo.texts:
+            return lists, len(lists)
+        taught = TeacherScores.concatenate([taught, self._pseudo_scores(spread)])
+        qrels |= {query: {query: 1} for query in self.pseudo.texts}
         corpus = {**self.data.corpus, **self.pseudo.rests}
-        return build_distillation_dataset(taught, self.queries, corpus, qrels, **options), lists
+        return build_distillation_dataset(taught, self.queries, corpus, qrels, **options), len(lists)
 
     def _pseudo_scores(self, spread: float) -> TeacherScores:
         """The guide's scores of the pseudo-queries' candidates; the own document's is that of its rest."""
