@@ -77,9 +77,9 @@ FULL = {
     "scored": 3,
     "pool": 20,
     "pseudo_queries": 1500,
-    "package_pairs": 6000,
+    "package_pairs": 8000,
 }
-TINY = {"epochs": 2, "learning_rate": 1e-4, "warm_up": 2.0}
+TINY = {"epochs": 2, "learning_rate": 1e-4, "warm_up": 3.0}
 OTHERS = {"epochs": 1, "learning_rate": 1e-5, "warm_up": 0.0, "pseudo_queries": 0, "package_pairs": 0}
 QUICK_DOCUMENTS = 1000
 GUIDE_TOKENS = 128  # what all-MiniLM-L6-v2 was trained with; longer documents are cut
@@ -356,7 +356,7 @@ def run(args: argparse.Namespace) -> dict[str, Any]:
     pairs = warm_up_pairs(args, data, pseudo)
     if pairs:
         console.print(f"[bold]Warming up[/] {args.student} on {len(pairs)} pairs of texts, without a teacher")
-        warm_up(student, pairs, args.warm_up, args.warm_up_rate, args.output, args.seed)
+        warm_up(student, pairs, args.output, args.warm_up, args.warm_up_rate, args.seed)
         runs["student warmed up"] = run_of(lessons.search(student, test, "student-warmed-up"), test)
     console.print(
         f"[bold]Training[/] {args.student} with {args.loss}: {of_queries} queries"

@@ -18,7 +18,7 @@ from sentence_transformers import (
 from sentence_transformers.cross_encoder.losses import BinaryCrossEntropyLoss
 from sentence_transformers.cross_encoder.trainer import CrossEncoderTrainer
 from sentence_transformers.cross_encoder.training_args import CrossEncoderTrainingArguments
-from sentence_transformers.sentence_transformer.losses import MultipleNegativesRankingLoss
+from transformers import TrainerCallback
 
 from st_m3se import (
     CoupledRankDistilLoss,
@@ -39,8 +39,6 @@ LOSSES: dict[str, tuple[Any, dict[str, Any]]] = {
     "softmax-cross-entropy": (SoftmaxCrossEntropyLoss, {}),
     "score-mse": (ScoreMSELoss, {}),
 }
-
-WARM_UP_BATCH = 128  # every other document of the batch is a negative: more of them teach more
 
 
 def common(output: Path, epochs: float, batch_size: int, learning_rate: float, seed: int) -> dict[str, Any]:
@@ -63,33 +61,40 @@ def common(output: Path, epochs: float, batch_size: int, learning_rate: float, s
 def warm_up(
     student: SentenceTransformer,
     pairs: Sequence[tuple[str, str]],
+    output: Path,
     epochs: float,
     learning_rate: float,
-    output: Path,
     seed: int,
 ) -> None:
-    """Train in place on (query, document) pairs without a teacher: each document against all others of the batch."""
-    dataset = Dataset.from_dict({"query": [query for query, _ in pairs], "document": [text for _, text in pairs]})
-    SentenceTransformerTrainer(
-        model=student,
-        args=SentenceTransformerTrainingArguments(**common(output, epochs, WARM_UP_BATCH, learning_rate, seed)),
-        train_dataset=dataset,
-        loss=MultipleNegativesRankingLoss(student),
-    ).train()
-    student.eval()
+    """Train in place on (query, document) pairs without a teacher: each document against all others of the batch.
+
+    With lists of one document and in-batch negatives, softmax cross-entropy is the host's MultipleNegativesRankingLoss,
+    the same value and gradient; documents sorted by length make it about twice as fast on a CPU.
+    """
+    lists = Dataset.from_list([{"query": query, "documents": [text], "scores": [0.0]} for query, text in pairs])
+    loss = SoftmaxCrossEntropyLoss(student, scale=20.0, in_batch_negatives=True)
+    # Every other document of the batch is a negative: more of them teach more.
+    _train(student, lists, loss, common(output, epochs, 128, learning_rate, seed), [])
 
 
 def train_student(student: SentenceTransformer, lists: Dataset, options: Mapping[str, Any], output: Path) -> None:
     """Train in place. ``options``: loss, scale, epochs, batch_size, learning_rate, seed."""
     loss_class, loss_options = LOSSES[options["loss"]]
+    loss = loss_class(student, scale=options["scale"], **loss_options)
     arguments = common(output, *(options[name] for name in ("epochs", "batch_size", "learning_rate", "seed")))
+    _train(student, lists, loss, arguments, [ResampleCallback()])
+
+
+def _train(
+    student: SentenceTransformer, lists: Dataset, loss: Any, arguments: dict[str, Any], callbacks: list[TrainerCallback]
+) -> None:
     SentenceTransformerTrainer(
         model=student,
         args=SentenceTransformerTrainingArguments(**arguments),
         train_dataset=lists,
-        loss=loss_class(student, scale=options["scale"], **loss_options),
+        loss=loss,
         data_collator=DistillationCollator(preprocess_fn=student.preprocess),
-        callbacks=[ResampleCallback()],
+        callbacks=callbacks,
     ).train()
     student.eval()
 

@@ -134,7 +134,7 @@ def test_warm_up_brings_a_query_to_its_document(models, tmp_path):
     def accuracy():
         return (student.similarity(*(student.encode(side) for side in zip(*pairs, strict=True))).argmax(1)).tolist()
 
-    training.warm_up(student, pairs, 60, 1e-2, tmp_path, 0)
+    training.warm_up(student, pairs, tmp_path, 60, 1e-2, 0)
     assert accuracy() == [0, 1, 2, 3]
 
 

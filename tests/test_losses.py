@@ -22,6 +22,7 @@ from conftest import (
     gradients,
 )
 from sentence_transformers import util
+from sentence_transformers.sentence_transformer.losses import MultipleNegativesRankingLoss
 from torch import Tensor
 
 from st_m3se import CoupledRankDistilLoss, M3SELoss, RankDistilLoss, SoftmaxCrossEntropyLoss
@@ -63,6 +64,24 @@ def test_a_ragged_batch_gives_the_mean_of_its_lists_done_by_hand(
     actual = spec.build(model, scale=3.0)(batch.fresh(), batch.labels)
     assert actual.shape == ()
     torch.testing.assert_close(actual, expected_loss(model, spec, rows, 3.0), rtol=1e-4, atol=1e-5)
+
+
+def test_softmax_cross_entropy_without_a_teacher_is_the_hosts_in_batch_loss(
+    model: Any, even_rows: list[dict[str, Any]]
+) -> None:
+    """Lists of one document and in-batch negatives: MultipleNegativesRankingLoss, the same value and gradient."""
+    rows = [
+        {"query": row["query"], "documents": [f"{row['documents'][0]} {i}"], "scores": [0.0]}
+        for i, row in enumerate(even_rows)
+    ]
+    value, found = gradients(
+        SoftmaxCrossEntropyLoss(model, scale=20.0, in_batch_negatives=True), model, collate(model, rows)
+    )
+    columns = collate_columns(model, [{**row, "documents": row["documents"] * 2, "scores": [0.0, 0.0]} for row in rows])
+    columns.features[2:] = []
+    host, expected = gradients(MultipleNegativesRankingLoss(model, scale=20.0), model, columns)
+    torch.testing.assert_close(value, host, rtol=1e-5, atol=1e-6)
+    assert_same_gradients(found, expected)
 
 
 def test_the_coupled_loss_is_its_function_on_the_batch(model: Any, even_rows: list[dict[str, Any]]) -> None:
