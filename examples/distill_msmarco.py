@@ -61,7 +61,7 @@ from st_m3se.scores import FormatError, TeacherScores, score_candidates
 console = Console(width=110)
 
 QUICK = {
-    "epochs": 2,
+    "epochs": 1,
     "train_queries": 300,
     "dev_queries": 20,
     "test_queries": 80,
@@ -79,7 +79,7 @@ FULL = {
     "pseudo_queries": 1500,
     "package_pairs": 8000,
 }
-TINY = {"epochs": 2, "learning_rate": 1e-4, "warm_up": 3.0}
+TINY = {"epochs": 1, "learning_rate": 1e-4, "warm_up": 3.0}
 OTHERS = {"epochs": 1, "learning_rate": 1e-5, "warm_up": 0.0, "pseudo_queries": 0, "package_pairs": 0}
 QUICK_DOCUMENTS = 1000
 GUIDE_TOKENS = 128  # what all-MiniLM-L6-v2 was trained with; longer documents are cut
