@@ -70,13 +70,14 @@ console = Console(width=110)
 
 QUICK = {
     "epochs": 1,
+    "warm_up": 1.0,
     "train_queries": 300,
     "dev_queries": 20,
     "test_queries": 80,
     "scored": 3,
     "pool": 10,
-    "pseudo_queries": 500,
-    "package_pairs": 500,
+    "pseudo_queries": 300,
+    "package_pairs": 300,
 }
 FULL = {
     "train_queries": 1500,
@@ -203,7 +204,7 @@ def build_parser() -> argparse.ArgumentParser:
     return parser
 
 
-def _quick(quick: bool, tiny: bool) -> dict[str, int]:
+def _quick(quick: bool, tiny: bool) -> dict[str, float]:
     return {name: value for name, value in QUICK.items() if tiny or name not in OTHERS} if quick else {}
 
 
