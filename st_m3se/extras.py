@@ -1,0 +1,26 @@
+"""Packages that only some of this one needs, and which extra installs them."""
+
+from __future__ import annotations
+
+from importlib import import_module
+from typing import Any
+
+__all__ = ["require"]
+
+
+def require(module: str, extra: str) -> Any:
+    """Import a module that an extra of this package installs.
+
+    Args:
+        module: Its name, such as "bm25s" or "scipy.stats".
+        extra: The extra that has it, such as "candidates", "eval" or "plot".
+
+    Raises:
+        ImportError: If it cannot be imported; the message says what to install, and the cause why it failed.
+    """
+    try:
+        return import_module(module)
+    except ImportError as error:
+        raise ImportError(
+            f'this needs {module}, which cannot be imported ({error}): pip install "st-m3se[{extra}]"'
+        ) from error
