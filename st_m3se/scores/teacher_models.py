@@ -41,7 +41,9 @@ def load(
 
     Raises:
         ValueError: If the model is neither: an encoder without a classification head would give random scores.
-        ImportError: If the backend is not installed.
+        ImportError: If the backend cannot be imported; the message names what failed. Optimum lags behind
+            transformers: OpenVINO runs with optimum-intel 2.2 and transformers 5.5, ONNX waits for an optimum-onnx
+            later than 0.1.0, which imports names that transformers 5 no longer has.
     """
     kind = _kind(str(name), revision, trust_remote_code)
     options: dict[str, Any] = {"device": device, "revision": revision, "trust_remote_code": trust_remote_code}
@@ -49,10 +51,14 @@ def load(
         model: CrossEncoder | SentenceTransformer = kind(str(name), backend=backend, **options)
         return model
     except Exception as error:  # the host wraps a missing package into a bare Exception
-        if type(error) is Exception and "requires installing" in str(error):
-            extra = f'pip install "sentence-transformers[{backend}]"'
-            raise ImportError(f"backend={backend!r} needs packages that are not installed: {extra}") from error
-        raise
+        wrapped = type(error) is Exception and "requires installing" in str(error)
+        if not wrapped and not (backend != "torch" and isinstance(error, ImportError)):
+            raise
+        raise ImportError(
+            f"backend={backend!r} cannot be imported: {error.__context__ if wrapped else error}. It needs "
+            f'pip install "sentence-transformers[{backend}]", in releases of Optimum and transformers that go together: '
+            f"Optimum names the transformers that it supports. backend='torch' needs neither."
+        ) from error
 
 
 def _kind(name: str, revision: str | None, trust_remote_code: bool) -> Any:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -247,6 +248,16 @@ def test_half_precision_leaves_the_given_model_alone(cross_encoder: CrossEncoder
     expected = cross_encoder.predict(TEXTS, activation_fn=torch.nn.Identity())
     assert 0 < np.abs(got - expected).max() < 0.1
     assert TeacherScores.open(tmp_path / "store").manifest["dtype"] == "bfloat16"
+
+
+def test_a_backend_that_cannot_be_imported_says_what_failed(
+    cross_encoder_path: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Prevents "not installed" about packages that are there, and whose versions do not go together."""
+    for missing in ("optimum", "optimum.onnxruntime", "onnxruntime"):
+        monkeypatch.setitem(sys.modules, missing, None)  # what Python itself leaves where an import is halted
+    with pytest.raises(ImportError, match=r"backend='onnx' cannot be imported: .*halted.*sentence-transformers\[onnx\]"):
+        score(str(cross_encoder_path), tmp_path / "store", backend="onnx")
 
 
 def test_models_that_cannot_teach_are_refused(checkpoint: Path, tmp_path: Path) -> None:
