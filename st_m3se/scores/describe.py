@@ -149,7 +149,8 @@ def describe(
     # Reciprocal rank fusion, a search by cosine and calibrated ensembles lie there by nature.
     source = store.manifest.get("source")
     run = isinstance(source, dict) and "merged_by" in source
-    if not run and store.manifest.get("scale") != "margin" and scores.count and scores.low >= 0.0 and scores.high <= 1.0:
+    logits = not run and store.manifest.get("scale") != "margin"
+    if logits and scores.count and scores.low >= 0.0 and scores.high <= 1.0:
         summary.warnings.append(
             "all scores lie in [0, 1], as a sigmoid's outputs do: it squeezes the margins away. Score with "
             "activation_fn=torch.nn.Identity()."
