@@ -56,7 +56,7 @@ def load(
             raise
         raise ImportError(
             f"backend={backend!r} cannot be imported: {error.__context__ if wrapped else error}. It needs "
-            f'pip install "sentence-transformers[{backend}]", in releases of Optimum and transformers that go together; '
+            f'pip install "sentence-transformers[{backend}]", in releases of Optimum and transformers that fit; '
             "Optimum names the transformers that it supports. backend='torch' needs neither."
         ) from error
 
