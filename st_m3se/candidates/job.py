@@ -57,13 +57,6 @@ class Pairs:
         pairs = [(row, value) for row, value in enumerate(queries) if value in corpus]
         return cls(np.array([row for row, _ in pairs], dtype=np.int64), corpus.rows([value for _, value in pairs]))
 
-    def within(self, queries: slice, start: int, stop: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-        """The pairs in a block of queries x documents: their places in the list, and in the block row and column."""
-        low, high = np.searchsorted(self.queries, [queries.start, queries.stop]).tolist()
-        documents = self.documents[low:high]
-        places = low + np.flatnonzero((documents >= start) & (documents < stop))
-        return places, self.queries[places] - queries.start, self.documents[places] - start
-
 
 @dataclass(frozen=True)
 class Job:

@@ -8,17 +8,28 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from st_m3se.evaluation.data import EvaluationSet, Finding, open_set, qrels_set
     from st_m3se.evaluation.distillation import DistillationEvaluator
+    from st_m3se.evaluation.embeddings import CorpusEmbeddings, embed_corpus, embed_queries
+    from st_m3se.evaluation.faiss_search import FaissIndex
     from st_m3se.evaluation.measures import DEFAULT_MEASURES, parse_measures, per_query
+    from st_m3se.evaluation.retrieval import RetrievalEvaluator
+    from st_m3se.evaluation.search import Search, SearchResult
     from st_m3se.evaluation.significance import Comparison, compare, confidence_interval
 
 __all__ = [
     "DEFAULT_MEASURES",
     "Comparison",
+    "CorpusEmbeddings",
     "DistillationEvaluator",
     "EvaluationSet",
+    "FaissIndex",
     "Finding",
+    "RetrievalEvaluator",
+    "Search",
+    "SearchResult",
     "compare",
     "confidence_interval",
+    "embed_corpus",
+    "embed_queries",
     "open_set",
     "parse_measures",
     "per_query",
@@ -28,11 +39,18 @@ __all__ = [
 MODULES = {
     "DEFAULT_MEASURES": "measures",
     "Comparison": "significance",
+    "CorpusEmbeddings": "embeddings",
     "DistillationEvaluator": "distillation",
     "EvaluationSet": "data",
+    "FaissIndex": "faiss_search",
     "Finding": "data",
+    "RetrievalEvaluator": "retrieval",
+    "Search": "search",
+    "SearchResult": "search",
     "compare": "significance",
     "confidence_interval": "significance",
+    "embed_corpus": "embeddings",
+    "embed_queries": "embeddings",
     "open_set": "data",
     "parse_measures": "measures",
     "per_query": "measures",
