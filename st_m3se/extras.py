@@ -22,5 +22,5 @@ def require(module: str, extra: str) -> Any:
         return import_module(module)
     except ImportError as error:
         raise ImportError(
-            f'this needs {module}, which cannot be imported ({error}): pip install "st-m3se[{extra}]"'
+            f'this needs {module}, which cannot be imported ({error}): pip install "st-m3se[{extra}]"', name=error.name
         ) from error

@@ -7,10 +7,11 @@ import tempfile
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from hashlib import blake2b
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
 import pyarrow as pa
+import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
 from st_m3se.scores.errors import FormatError
@@ -30,6 +31,10 @@ CACHE_VERSION = 1  # part of every cache file's name: raise it when what is cach
 GROUP_TEXTS = 16_384
 GROUP_CHARACTERS = 1 << 26
 MANY_A_CHUNK = 16  # texts of a chunk that are taken faster together than one by one
+
+REPEATED = b"repeated"  # in the schema of a cached copy: the ids of which only the last text was kept
+
+Duplicates = Literal["raise", "last"]
 
 Row = tuple[int, Id, str]
 """The line, or for Parquet the row, counted from 1; the id; the text."""
@@ -70,6 +75,7 @@ class Texts(Mapping[Id, str]):
         name: str = "corpus",
         *,
         id_type: IdType | None = None,
+        duplicates: Duplicates = "raise",
         cache_dir: str | Path | None = None,
     ) -> Texts:
         """Open texts from wherever they are.
@@ -91,6 +97,8 @@ class Texts(Mapping[Id, str]):
             name: "corpus" or "queries".
             id_type: "str" or "int" converts the ids, and refuses those that would not survive the way back. None
                 leaves them; those of TSV files are strings.
+            duplicates: What happens to an id that repeats in a file: "raise", or "last", which keeps its last text in
+                the place of its first, as BEIR's loader does; :attr:`repeated` names them.
             cache_dir: Where to keep the Arrow copy of a file. None is the cache of the datasets library.
 
         Raises:
@@ -102,7 +110,7 @@ class Texts(Mapping[Id, str]):
             return source
         if isinstance(source, (str, Path)):
             path = _choose(Path(source), name)
-            return cls(_cached(path, name, id_type, cache_dir), name, str(source))
+            return cls(_cached(path, name, id_type, duplicates, cache_dir), name, str(source))
         if isinstance(source, Mapping) and not hasattr(source, "column_names"):  # a DatasetDict is a dict as well
             if not source:
                 raise FormatError(f"the mapping of {name} is empty.")
@@ -125,6 +133,12 @@ class Texts(Mapping[Id, str]):
     def ids(self) -> pa.ChunkedArray:
         """The ids in order, as Arrow holds them."""
         return self._ids
+
+    @property
+    def repeated(self) -> list[Id]:
+        """The ids that repeat in the file, of which the last text was kept: opened with ``duplicates="last"``."""
+        ids: list[Id] = json.loads((_table(self._origin).schema.metadata or {}).get(REPEATED, b"[]"))
+        return ids
 
     def __len__(self) -> int:
         return int(self._starts[-1])
@@ -151,13 +165,25 @@ class Texts(Mapping[Id, str]):
     def __repr__(self) -> str:
         return f"Texts({len(self)} {self.name}, ids {self.id_type}, from {self.source})"
 
+    def find(self, ids: Sequence[Id]) -> np.ndarray:
+        """The row of each id in the order of the source, counted from 0, or -1 where there is none: int64."""
+        return self._sorted().find_all(ids)
+
+    def blank(self) -> np.ndarray:
+        """The rows whose text is empty or white space alone, counted from 0: int64."""
+        found = [np.empty(0, dtype=np.int64)]
+        for start, chunk in zip(self._starts.tolist(), self._chunks, strict=False):
+            blank = pc.or_(pc.equal(pc.binary_length(chunk), 0), pc.utf8_is_space(chunk))
+            found.append(np.flatnonzero(blank.to_numpy(zero_copy_only=False)) + start)
+        return np.concatenate(found)
+
     def rows(self, ids: Sequence[Id]) -> np.ndarray:
         """The row of each id in the order of the source, counted from 0: int64.
 
         Raises:
             FormatError: If ids are missing: how many, the first, and whether it is there as the other type.
         """
-        rows = self._sorted().find_all(ids)
+        rows = self.find(ids)
         missing = np.flatnonzero(rows < 0)
         if not len(missing):
             return rows
@@ -467,7 +493,9 @@ def _batches(rows: Iterable[Row]) -> Iterator[pa.RecordBatch]:
         yield batch()
 
 
-def _cached(path: Path, name: str, id_type: IdType | None, cache_dir: str | Path | None) -> Path:
+def _cached(
+    path: Path, name: str, id_type: IdType | None, duplicates: Duplicates, cache_dir: str | Path | None
+) -> Path:
     """The Arrow copy of a file, made unless it is there already. It appears only whole, whoever else makes it too."""
     if cache_dir is None:
         from datasets import config
@@ -478,6 +506,9 @@ def _cached(path: Path, name: str, id_type: IdType | None, cache_dir: str | Path
     cached = Path(cache_dir) / f"{name}-{key}.arrow"
     if cached.is_file():
         return cached
+    without = cached.with_suffix(".last.arrow")  # only where there are duplicates
+    if duplicates == "last" and without.is_file():
+        return without
 
     from tqdm.auto import tqdm
 
@@ -494,6 +525,9 @@ def _cached(path: Path, name: str, id_type: IdType | None, cache_dir: str | Path
             for batch in batches:
                 writer.write_batch(batch)
         if (twice := SortedIds(_table(part).column(0)).first_duplicate()) is not None:
+            if duplicates == "last":
+                _last_wins(part).replace(without)
+                return without
             line, file = _place(path, name, id_type, twice[1])
             raise FormatError(
                 f"the id {twice[0]!r:.80} stands here for the second time: which of its texts is meant?",
@@ -502,6 +536,22 @@ def _cached(path: Path, name: str, id_type: IdType | None, cache_dir: str | Path
             )
         part.replace(cached)
     return cached
+
+
+def _last_wins(part: Path) -> Path:
+    """A copy in which each id has its last text, in the place of its first; its schema names those that repeat."""
+    table = _table(part)
+    last = {text_id: row for row, text_id in enumerate(table.column(0).to_pylist())}  # keeps the place of the first
+    counts = pc.value_counts(table.column(0))
+    repeated = counts.field("values").filter(pc.greater(counts.field("counts"), 1)).to_pylist()
+    schema = table.schema.with_metadata({REPEATED: json.dumps(repeated).encode()})
+    rows = np.fromiter(last.values(), dtype=np.int64, count=len(last))
+    copy = part.with_name("last.arrow")
+    with pa.OSFile(str(copy), "wb") as sink, pa.ipc.new_file(sink, schema) as writer:
+        for start in range(0, len(rows), GROUP_TEXTS):
+            batch = table.take(pa.array(rows[start : start + GROUP_TEXTS])).combine_chunks()
+            writer.write_table(batch.replace_schema_metadata(schema.metadata))
+    return copy
 
 
 def _place(path: Path, name: str, id_type: IdType | None, row: int) -> tuple[int, Path]:

@@ -7,12 +7,12 @@ from collections import Counter
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, dataclass
-from importlib import import_module
 from typing import Any
 
 import numpy as np
 
 from st_m3se.candidates.job import Found, Job
+from st_m3se.extras import require
 from st_m3se.scores.errors import FormatError
 
 __all__ = ["BM25", "load_bm25", "search_bm25"]
@@ -53,20 +53,13 @@ def load_bm25(settings: BM25) -> tuple[Any, Any]:
         ImportError: If a package is missing.
         ValueError: If there is no such stemmer.
     """
-    bm25s = _extra("bm25s", "bm25s")
+    bm25s = require("bm25s", "candidates")
     if settings.stemmer is None:
         return bm25s, None
-    stemmers = _extra("Stemmer", "PyStemmer")
+    stemmers = require("Stemmer", "candidates")
     if settings.stemmer not in stemmers.algorithms():
         raise ValueError(f"there is no stemmer {settings.stemmer!r}; there are {', '.join(stemmers.algorithms())}.")
     return bm25s, stemmers.Stemmer(settings.stemmer)
-
-
-def _extra(module: str, package: str) -> Any:
-    try:
-        return import_module(module)
-    except ImportError as error:
-        raise ImportError(f'BM25 needs {package}: pip install "st-m3se[candidates]"') from error
 
 
 def search_bm25(settings: BM25, job: Job) -> Found:

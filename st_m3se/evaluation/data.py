@@ -2,47 +2,45 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import re
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass
+from functools import cached_property
+from hashlib import blake2b
 from pathlib import Path
-from typing import Any, Literal, NamedTuple
+from typing import Any, Literal
 
+from st_m3se.evaluation.candidate_runs import (
+    candidates_digest,
+    is_passage_run,
+    open_candidates,
+    texts_of_passage_run,
+)
+from st_m3se.evaluation.download import BEIR_SETS, default_cache, download_set
+from st_m3se.evaluation.findings import Finding, found, refuse
+from st_m3se.evaluation.judgements import Judgements, check_judgements, read_judgements
+from st_m3se.scores.errors import FormatError
 from st_m3se.scores.store import TeacherScores
 from st_m3se.texts import Texts
 
 __all__ = ["EvaluationSet", "Finding", "open_set", "qrels_set"]
 
-Judgements = dict[str, dict[str, int]]
-
-
-class Finding(NamedTuple):
-    """Something unusual in a set, and what is done about it.
-
-    Attributes:
-        kind: What it is, such as "empty documents".
-        count: How many.
-        examples: The first three ids.
-        effect: What was done, for the report.
-    """
-
-    kind: str
-    count: int
-    examples: tuple[str, ...]
-    effect: str
+PACKED = ("", ".gz", ".zst")
+SHARD = re.compile(r"-\d+-of-\d+$")
 
 
 @dataclass(frozen=True)
 class EvaluationSet:
-    """What systems are evaluated on.
+    """What systems are evaluated on. Open one with :func:`open_set` or :func:`qrels_set`. All ids are str.
 
     Attributes:
         name: For tables.
         split: "test", "dev", ...
-        queries: Exactly the evaluated queries, in the order of ``query_ids``; None for a set of ids only. Ids are str.
+        queries: Exactly the evaluated queries, in the order of ``query_ids``; None for a set of ids only.
         corpus: The documents; None for a set of ids only.
         qrels: The evaluated queries' judgements: query id to document id to grade; above 0 is relevant.
         candidates: The run to re-rank, of evaluated queries only, best first; or None.
-        findings: What was unusual.
+        findings: What was unusual, and what was done about it.
     """
 
     name: str
@@ -55,7 +53,11 @@ class EvaluationSet:
 
     @property
     def query_ids(self) -> tuple[str, ...]:
-        """The evaluated queries in the order of the judgements."""
+        """The evaluated queries, in the order of the judgements.
+
+        Those that are judged and, where there are texts, have one. A query without a relevant document is among them
+        and counts 0, as with trec_eval and BEIR.
+        """
         return tuple(self.qrels)
 
     @property
@@ -64,9 +66,20 @@ class EvaluationSet:
         return "retrieval" if self.candidates is None else "re-ranking"
 
     @property
+    def judgements(self) -> int:
+        """How many pairs are judged."""
+        return sum(len(grades) for grades in self.qrels.values())
+
+    @cached_property
     def fingerprint(self) -> str:
         """A hash of queries, corpus, judgements and candidates: 32 hexadecimal digits, equal wherever they lie."""
-        raise NotImplementedError
+        whole = blake2b(digest_size=16)
+        for texts in (self.queries, self.corpus):
+            whole.update(b"-" if texts is None else texts.fingerprint.encode())
+        whole.update(b"-" if self.candidates is None else candidates_digest(self.candidates).encode())
+        for query, grades in self.qrels.items():
+            whole.update(repr((query, sorted(grades.items()))).encode())
+        return whole.hexdigest()
 
 
 def open_set(
@@ -79,8 +92,76 @@ def open_set(
     strict: bool = False,
     cache_dir: str | Path | None = None,
 ) -> EvaluationSet:
-    """Open a BEIR folder, or a BEIR set by its name, which is downloaded once."""
-    raise NotImplementedError
+    """Open a BEIR folder, or a BEIR set by its name, which is downloaded once.
+
+    A folder has
+
+    - documents: ``corpus.jsonl`` as BEIR, ``corpus.tsv`` or ``collection.tsv`` as MS MARCO, plain, gz or zst;
+      ``corpus.parquet``; or a folder ``corpus/`` of Parquet files as on the hub (BeIR, NanoBEIR);
+    - queries likewise: ``queries.jsonl``, ``queries.tsv``, ``queries.{split}.tsv``, ...;
+    - judgements: ``qrels/{split}.tsv`` as BEIR, four columns as TREC in ``qrels/{split}.txt``, ``qrels.{split}.tsv``,
+      ``qrels.txt`` and the like, or Parquet files ``qrels/{split}-*.parquet``.
+
+    Documents are held on disk, see :class:`~st_m3se.texts.Texts`; memory holds the ids of the documents, the queries
+    and the judgements. What is not as it should be is dealt with as BEIR's loader and trec_eval do, where these
+    define it, and every such thing is a :class:`Finding`:
+
+    - an empty document or query is kept, as the empty text;
+    - of an id that repeats, the last text counts, in the place of the first; of a pair that is judged
+      twice, the last grade;
+    - a judged query that has no text is not evaluated (BEIR's loader stops);
+    - a judged document that is not in the corpus stays in the judgements: if it is relevant, recall, AP and
+      the ideal DCG count it, and no system can find it;
+    - a query without a relevant document counts 0 in every measure, and so does one without candidates;
+    - query ids that are document ids too: noted, since the rule ``exclude_same_id`` acts on them.
+
+    What cannot be read at all (a line that is not JSON, a document without an id or text, a grade that is not an
+    integer) is an error in any mode.
+
+    Args:
+        source: The folder; or a name such as "scifact" or "cqadupstack/android", see
+            :func:`~st_m3se.evaluation.download.download_set`. A folder of that name goes first.
+        name: For tables; None is the folder's name.
+        split: "test", "dev" or "train". BEIR reports MS MARCO on "dev". A copy that has only one other split, as
+            NanoBEIR's "train", is opened with that one, which is a finding too.
+        run: A run to re-rank, see :func:`qrels_set`. None is retrieval from the whole corpus.
+        qrels: Judgements from elsewhere: a file, or a mapping.
+        strict: Refuse a set with findings, except those that are mere notes (another split, shared ids, a run
+            without scores or with other queries).
+        cache_dir: For downloads and for copies that Arrow can map. None is beside the datasets library's cache.
+
+    Raises:
+        FormatError: If something is missing or cannot be read, with ``file:line``; in strict mode, with the first ids
+            of each finding.
+    """
+    cache = default_cache() if cache_dir is None else Path(cache_dir)
+    folder = Path(source)
+    if not folder.exists():
+        if str(source) not in BEIR_SETS and str(source).split("/")[0] not in BEIR_SETS:
+            raise FormatError(
+                f"there is no such folder, and no BEIR set of this name; those are {', '.join(BEIR_SETS)}.",
+                file=str(source),
+            )
+        folder, name = download_set(str(source), cache), name or str(source)
+    elif not folder.is_dir():
+        raise FormatError("this is a file: name the folder that holds corpus, queries and qrels.", file=str(source))
+    notes: list[Finding] = []
+    if qrels is None:
+        qrels, used = _qrels_of(folder, split)
+        if used != split:
+            effect = f"the copy has no split {split!r} but one other, which is used"
+            split, notes = used, found("another split", [used], effect)
+    return _assemble(
+        name or folder.resolve().name,
+        split,
+        qrels,
+        _texts_of(folder, "queries", (f"queries.{split}", f"queries.{split}.small", "queries"), split),
+        _texts_of(folder, "corpus", ("corpus", "collection"), split),
+        run,
+        strict,
+        cache,
+        notes,
+    )
 
 
 def qrels_set(
@@ -94,5 +175,210 @@ def qrels_set(
     strict: bool = False,
     cache_dir: str | Path | None = None,
 ) -> EvaluationSet:
-    """A set from its parts: judgements, a run to re-rank, and where there are any, texts."""
-    raise NotImplementedError
+    """A set from its parts: judgements, a run to re-rank, and where there are any, texts.
+
+    With judgements alone it is a set of ids, on which given runs are measured: TREC DL19 and DL20 without MS MARCO's
+    passages, for instance. With a run and texts it is a re-ranking task, the form in which the M3SE paper reports MS
+    MARCO dev, DL19, DL20 and NQ. Judgements and findings as in :func:`open_set`.
+
+    Example:
+        >>> qrels_set(  # doctest: +SKIP
+        ...     "2019qrels-pass.txt", name="dl19", run="msmarco-passagetest2019-top1000.tsv"
+        ... )
+
+    Args:
+        qrels: A file (TREC, BEIR's TSV, Parquet) or a mapping, query id to document id to grade. DL19 and DL20: a
+            binary measure should ask for the grade 2, such as ``RR(rel=2)@10``, see
+            :func:`~st_m3se.evaluation.measures.parse_measures`.
+        name: For tables.
+        split: For the report.
+        run: The candidates: a TREC run; MS MARCO's ``qid pid rank``; its ``top1000`` files, ``qid pid query passage``,
+            whose texts are used unless ``queries`` or ``corpus`` are given; or a store, as ``find_candidates``
+            writes it.
+        queries: Whatever :meth:`Texts.open <st_m3se.texts.Texts.open>` takes, such as ``queries.dev.small.tsv``.
+        corpus: Likewise, such as ``collection.tsv``.
+        strict: See :func:`open_set`.
+        cache_dir: See :func:`open_set`.
+
+    Raises:
+        FormatError: As :func:`open_set` does.
+    """
+    cache = default_cache() if cache_dir is None else Path(cache_dir)
+    from_run: set[str] = set()
+    if is_passage_run(run) and (queries is None or corpus is None):
+        asked, passages = texts_of_passage_run(Path(str(run)), cache)
+        from_run = {kind for kind, texts in (("queries", queries), ("corpus", corpus)) if texts is None}
+        queries, corpus = asked if queries is None else queries, passages if corpus is None else corpus
+    return _assemble(name, split, qrels, queries, corpus, run, strict, cache, [], from_run)
+
+
+def _assemble(
+    name: str,
+    split: str,
+    qrels: str | Path | Mapping[str, Mapping[str, int]],
+    queries: Any,
+    corpus: Any,
+    run: str | Path | TeacherScores | None,
+    strict: bool,
+    cache: Path,
+    findings: list[Finding],
+    from_run: Collection[str] = (),
+) -> EvaluationSet:
+    """Open the parts; ``from_run`` says which of "queries" and "corpus" are no more than what the run names."""
+    if isinstance(qrels, Mapping):
+        judged = check_judgements(qrels)
+    else:
+        judged, unusual = read_judgements(Path(qrels))
+        findings = findings + unusual
+    asked: Texts | None = None
+    documents: Texts | None = None
+    candidates: TeacherScores | None = None
+    if queries is not None:
+        asked, judged, unusual = _open_queries(queries, judged, "queries" in from_run, cache)
+        findings += unusual
+    if corpus is not None:
+        documents, unusual = _open_corpus(corpus, judged, "corpus" in from_run, cache)
+        findings += unusual
+    findings += found(
+        "queries without a relevant document",
+        [query for query, grades in judged.items() if not any(grade > 0 for grade in grades.values())],
+        "they count 0 in every measure, as with trec_eval and BEIR",
+    )
+    if strict:  # before a run of millions of lines is read
+        refuse(name, findings)
+    if run is not None:
+        candidates, unusual = open_candidates(run, tuple(judged), documents, cache)
+        findings += unusual
+        if strict:
+            refuse(name, findings)
+    return EvaluationSet(name, split, asked, documents, judged, candidates, tuple(findings))
+
+
+def _open_queries(
+    source: Any, judged: Judgements, from_run: bool, cache: Path
+) -> tuple[Texts, Judgements, list[Finding]]:
+    """The judged queries' texts, the judgements of those that have one, and what is unusual."""
+    queries = Texts.open(source, "queries", id_type="str", duplicates="last", cache_dir=cache)
+    there = dict(zip(judged, (queries.find(list(judged)) >= 0).tolist(), strict=True))
+    present = [query for query, known in there.items() if known]
+    if not present:
+        raise FormatError(
+            f"none of the {len(judged)} judged queries, such as {next(iter(judged))!r:.80}, is among {queries!r}, such "
+            f"as {next(iter(queries))!r:.80}: queries and judgements belong to different sets."
+        )
+    texts = dict(zip(present, queries.take(present), strict=True))
+    findings = [
+        *found(
+            "queries whose id repeats",
+            [query for query in queries.repeated if query in texts],
+            "the last text counts, as in BEIR",
+        ),
+        *found(
+            "empty queries",
+            [query for query, text in texts.items() if not text or text.isspace()],
+            "kept: they are searched as the empty text, and count",
+        ),
+    ]
+    if from_run:  # a query that the run has nothing for: its text is not known, nor needed, and it counts 0
+        texts = {query: texts.get(query, "") for query in judged}
+    else:
+        absent = [query for query, known in there.items() if not known]
+        findings += found(
+            "judgements of absent queries", absent, "these queries are not evaluated: there is no text to search with"
+        )
+    return Texts.open(texts, "queries"), {query: judged[query] for query in texts}, findings
+
+
+def _open_corpus(source: Any, judged: Judgements, from_run: bool, cache: Path) -> tuple[Texts, list[Finding]]:
+    """The documents, and what is unusual about them and about the judgements of them."""
+    corpus = Texts.open(source, "corpus", id_type="str", duplicates="last", cache_dir=cache)
+    blank = corpus.blank()
+    pairs = [(query, document, grade) for query, grades in judged.items() for document, grade in grades.items()]
+    missing = (corpus.find([document for _, document, _ in pairs]) < 0).nonzero()[0].tolist()
+    relevant = sum(pairs[place][2] > 0 for place in missing)
+    shared = [query for query, row in zip(judged, corpus.find(list(judged)), strict=True) if row >= 0]
+    itself = sum(judged[query].get(query, 0) > 0 for query in shared)
+    findings = [
+        *found("documents whose id repeats", corpus.repeated, "the last text counts, as in BEIR"),
+        *(
+            finding._replace(count=len(blank))
+            for finding in found(
+                "empty documents",
+                [corpus.ids[row].as_py() for row in blank[:3].tolist()],
+                "kept, as in BEIR: they are indexed as the empty text",
+            )
+        ),
+        *found(
+            "judged documents outside the run" if from_run else "judgements of absent documents",
+            [f"{pairs[place][0]} {pairs[place][1]}" for place in missing],
+            f"{relevant} of them are relevant: recall, AP and the ideal DCG count these, and no system can find them",
+        ),
+        *found(
+            "query ids that are document ids",
+            shared,
+            "with exclude_same_id, BEIR's rule, that document is left out of its query's results"
+            + (f"; for {itself} of them it is relevant and can then not be found" if itself else ""),
+        ),
+    ]
+    return corpus, findings
+
+
+# Where a folder keeps what.
+
+
+def _texts_of(folder: Path, kind: str, names: tuple[str, ...], split: str) -> Path:
+    """The file, or folder of Parquet files, of the queries or the corpus."""
+    for name in names:
+        for ending in (".jsonl", ".tsv"):
+            for packed in PACKED:
+                if (file := folder / f"{name}{ending}{packed}").is_file():
+                    return file
+        if (file := folder / f"{name}.parquet").is_file():
+            return file
+        if any((folder / name).glob("*.parquet")):
+            return _of_split(folder / name, split)
+    raise FormatError(
+        f"the folder has no {kind}: expected {names[-1] if kind == 'queries' else names[0]}.jsonl, .tsv (plain, .gz or "
+        ".zst) or .parquet, or a folder of Parquet files of that name.",
+        file=str(folder),
+    )
+
+
+def _of_split(folder: Path, split: str) -> Path:
+    """The Parquet files of a folder as on the hub: of its only split, or of the one that is asked for."""
+    files: dict[str, list[Path]] = {}
+    for file in sorted(folder.glob("*.parquet")):
+        files.setdefault(SHARD.sub("", file.stem), []).append(file)
+    if len(files) == 1:
+        return folder
+    if len(files.get(split, [])) == 1:
+        return files[split][0]
+    raise FormatError(
+        f"the folder holds {', '.join(files)}: choose one with split, which now is {split!r}"
+        + (", of several files. Move them to a folder of their own." if split in files else "."),
+        file=str(folder),
+    )
+
+
+def _qrels_of(folder: Path, split: str) -> tuple[Path, str]:
+    """The judgements of a split, and the split's name: another one only where a hub copy has no other."""
+    inside = folder / "qrels"
+    names = [inside / f"{split}{ending}" for ending in (".tsv", ".txt", ".trec", ".qrels", ".jsonl")]
+    names += [folder / f"qrels.{split}{ending}" for ending in (".tsv", ".txt", ".small.tsv")]
+    names += [folder / f"qrels{ending}" for ending in (".tsv", ".txt")]
+    for name in names:
+        for packed in PACKED:
+            if (file := name.with_name(name.name + packed)).is_file():
+                return file, split
+    shards: dict[str, list[Path]] = {}
+    for file in sorted(inside.glob("*.parquet")):
+        shards.setdefault(SHARD.sub("", file.stem), []).append(file)
+    if split in shards or len(shards) == 1:
+        used = split if split in shards else next(iter(shards))
+        return (inside if len(shards) == 1 else _of_split(inside, used)), used
+    there = sorted({file.name.split(".")[0] for file in inside.glob("*.*")} if inside.is_dir() else set())
+    raise FormatError(
+        f"the folder has no judgements for the split {split!r}, such as qrels/{split}.tsv"
+        + (f"; there are {', '.join(there)}. Choose one with split." if there else ", and no others."),
+        file=str(folder),
+    )

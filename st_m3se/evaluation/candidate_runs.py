@@ -1,0 +1,223 @@
+"""A run to re-rank, from any form it is published in: one list of known documents for each evaluated query."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterable, Iterator, Sequence
+from contextlib import closing
+from hashlib import blake2b
+from pathlib import Path
+from tempfile import TemporaryDirectory
+from typing import Any
+
+import numpy as np
+
+from st_m3se.evaluation.findings import EXAMPLES, Finding, found
+from st_m3se.scores.errors import FormatError
+from st_m3se.scores.formats.grouping import Pair, TextStore, group_pairs
+from st_m3se.scores.formats.reading import INTEGER, Reading
+from st_m3se.scores.formats.trec import read_run, run_layout
+from st_m3se.scores.rows import ScoredList
+from st_m3se.scores.store import TeacherScores
+from st_m3se.scores.writer import MANIFEST, TeacherScoresWriter
+from st_m3se.texts import Texts
+
+__all__ = ["candidates_digest", "is_passage_run", "open_candidates", "texts_of_passage_run"]
+
+CACHE_VERSION = 1  # part of every name in the cache: raise it when what is kept there changes
+ASIDE = "left out: there is nothing to evaluate them with"
+NO_TEXT = "left out: there is no text to score"
+UNSCORED = "the run is there to be re-ranked: by itself it would put documents in the order of their ids"
+
+
+def open_candidates(
+    run: str | Path | TeacherScores, query_ids: Sequence[str], corpus: Texts | None, cache_dir: Path
+) -> tuple[TeacherScores, list[Finding]]:
+    """Open a run to re-rank.
+
+    What comes back is a store in the cache: of evaluated queries only, in the order of the source, ids as text, best
+    first, with equal scores in the order of the source, without documents that the corpus does not have. As long as
+    source, queries and corpus stay the same, opening it again only opens the store.
+
+    Args:
+        run: A TREC run; MS MARCO's ``qid<TAB>pid<TAB>rank``, or its ``qid<TAB>pid<TAB>query<TAB>passage``, which has
+            no scores; or a store.
+        query_ids: The evaluated queries.
+        corpus: The documents that exist; None lets all pass.
+        cache_dir: Where to keep the store.
+
+    Raises:
+        FormatError: If it is none of these, or has nothing for any of the queries.
+    """
+    store = _as_store(run)
+    stamps = _stamps(store.files if store is not None else [Path(str(run))])
+    chosen = "" if store is None else blake2b("\n".join(map(str, store.query_ids().to_pylist())).encode()).hexdigest()
+    known = [CACHE_VERSION, stamps, chosen, list(query_ids), None if corpus is None else corpus.fingerprint]
+    target = cache_dir / f"candidates-{_key(known)}"
+    if not (target / MANIFEST).is_file():
+        rows = iter(store) if store is not None else _read(Path(str(run)))
+        _write(rows, str(run), query_ids, corpus, target)
+    candidates = TeacherScores.open(target)
+    if not len(candidates):
+        raise FormatError(
+            f"the run has no document for any of the {len(query_ids)} evaluated queries, such as {query_ids[0]!r:.80}: "
+            "its ids are others.",
+            file=str(run) if store is None else None,
+        )
+    findings = [
+        Finding(kind, count, tuple(examples), effect)
+        for kind, count, examples, effect in candidates.manifest["source"]["findings"]
+    ]
+    there = set(candidates.query_ids().to_pylist())
+    if missing := [query for query in query_ids if query not in there]:
+        findings += found("queries without candidates", missing, "they count 0 in every measure")
+    return candidates, findings
+
+
+def candidates_digest(candidates: TeacherScores) -> str:
+    """A hash of the lists of :func:`open_candidates`, equal wherever they came from."""
+    return str(candidates.manifest["inputs"]["candidates"])
+
+
+def is_passage_run(run: Any) -> bool:
+    """Whether it is MS MARCO's ``qid<TAB>pid<TAB>query<TAB>passage``, which brings its own texts."""
+    return isinstance(run, (str, Path)) and Path(run).is_file() and _as_store(run) is None and _kind(Path(run)) == 4
+
+
+def texts_of_passage_run(run: Path, cache_dir: Path) -> tuple[Path, Path]:
+    """The queries and passages of such a run, as two jsonl files in the cache."""
+    folder = cache_dir / f"passages-{_key([CACHE_VERSION, _stamps([run])])}"
+    if not (folder / "corpus.jsonl").is_file():
+        folder.mkdir(parents=True, exist_ok=True)
+        with closing(TextStore()) as store, TemporaryDirectory(prefix=".", dir=folder) as part:
+            for fields in Reading(run).parsed(_passage):
+                store.query(fields[0], fields[2])
+                store.document(fields[1], fields[3])
+            store.write(Path(part))
+            for name in ("queries.jsonl", "corpus.jsonl"):  # the one that is looked for last
+                (Path(part) / name).replace(folder / name)
+    return folder / "queries.jsonl", folder / "corpus.jsonl"
+
+
+def _as_store(run: str | Path | TeacherScores) -> TeacherScores | None:
+    if isinstance(run, TeacherScores):
+        return run
+    path = Path(run)
+    return TeacherScores.open(path) if path.is_dir() or path.suffix == ".parquet" else None
+
+
+def _stamps(files: Iterable[Path]) -> list[tuple[str, int, int]]:
+    stamps = []
+    for file in files:
+        if not file.is_file():
+            raise FormatError("there is no such file.", file=str(file))
+        stamps.append((str(file.resolve()), file.stat().st_size, file.stat().st_mtime_ns))
+    return stamps
+
+
+def _key(known: Any) -> str:
+    return blake2b(json.dumps(known).encode(), digest_size=12).hexdigest()
+
+
+# Readers.
+
+
+def _kind(path: Path) -> int:
+    """The number of columns of MS MARCO's forms, 3 or 4; 0 for a TREC run."""
+    for _, line in Reading(path).lines():
+        fields = line.split("\t")
+        if len(fields) == 3 and INTEGER.fullmatch(fields[2]):
+            return 3
+        if run_layout(line) is not None:
+            return 0
+        if len(fields) == 4:
+            return 4
+        raise FormatError(
+            "this is no run: expected `query Q0 document rank score tag`, or with tabs `qid pid rank` or "
+            f"`qid pid query passage`; the first line is {line!r:.100}.",
+            file=str(path),
+        )
+    raise FormatError("the run is empty.", file=str(path))
+
+
+def _read(path: Path) -> Iterator[ScoredList]:
+    reading = Reading(path, id_type="str")
+    kind = _kind(path)
+    if kind == 0:
+        yield from read_run(reading)
+        return
+
+    def pair(line: str, number: int) -> Pair:
+        if kind == 4:
+            query, document, _, _ = _passage(line, number)
+            return Pair(reading.query_id(query), reading.document_id(document), None, 0.0, False, number)
+        fields = line.split("\t")
+        if len(fields) != 3 or not INTEGER.fullmatch(fields[2]) or len(fields[2]) > 8:
+            raise FormatError(f"expected `qid<TAB>pid<TAB>rank` as on the first line, got {line!r:.100}.")
+        rank = -float(int(fields[2]))
+        return Pair(reading.query_id(fields[0]), reading.document_id(fields[1]), None, rank, False, number)
+
+    yield from group_pairs(reading.parsed(pair), reading)
+
+
+def _passage(line: str, number: int) -> list[str]:
+    fields = line.split("\t")
+    if len(fields) != 4:
+        raise FormatError(
+            f"expected `qid<TAB>pid<TAB>query<TAB>passage` as on the first line, got {len(fields)} fields."
+        )
+    return fields
+
+
+# Into the cache.
+
+
+def _write(
+    rows: Iterable[ScoredList], source: str, query_ids: Sequence[str], corpus: Texts | None, target: Path
+) -> None:
+    wanted = set(query_ids)
+    others: list[str] = []
+    unknown: list[str] = []
+    unknown_count = 0
+    unscored: list[str] = []
+    digests: dict[str, bytes] = {}
+    manifest: dict[str, Any] = {"source": {"run": source}, "inputs": {}}
+    try:
+        with TeacherScoresWriter(target, manifest=manifest) as writer:
+            for row in rows:
+                query = str(row.query_id)
+                if query not in wanted:
+                    others.append(query)
+                    continue
+                documents = np.array([str(document) for document in row.document_ids], dtype=object)
+                scores = np.asarray(row.scores, dtype=np.float32)
+                if corpus is not None and len(documents):
+                    there = corpus.find(documents.tolist()) >= 0
+                    unknown_count += len(documents) - int(there.sum())
+                    unknown += [f"{query} {document}" for document in documents[~there][: EXAMPLES - len(unknown)]]
+                    documents, scores = documents[there], scores[there]
+                if not len(documents):
+                    continue
+                if len(scores) > 1 and not scores.any():
+                    unscored.append(query)
+                order = np.argsort(-scores, kind="stable")
+                ranked = documents[order].tolist()
+                writer.write(query, ranked, scores[order])
+                digests[query] = blake2b("\n".join(ranked).encode(), digest_size=16).digest()
+            whole = blake2b(digest_size=16)
+            for query in query_ids:
+                whole.update(query.encode() + b"\n" + digests.get(query, b""))
+            findings = [
+                *found("candidates of queries that are not evaluated", others, ASIDE),
+                *(
+                    finding._replace(count=unknown_count)
+                    for finding in found("candidates absent from the corpus", unknown, NO_TEXT)
+                ),
+                *found("candidates without scores", unscored, UNSCORED),
+            ]
+            # The writer's copy is a shallow one: what comes to light while it writes still goes in here.
+            manifest["source"]["findings"] = findings
+            manifest["inputs"]["candidates"] = whole.hexdigest()
+    except FileExistsError:  # another process was faster with the same rows
+        if not (target / MANIFEST).is_file():
+            raise
