@@ -10,30 +10,45 @@ if TYPE_CHECKING:
     from st_m3se.evaluation.distillation import DistillationEvaluator
     from st_m3se.evaluation.embeddings import CorpusEmbeddings, embed_corpus, embed_queries
     from st_m3se.evaluation.faiss_search import FaissIndex
+    from st_m3se.evaluation.html import write_html
     from st_m3se.evaluation.measures import DEFAULT_MEASURES, parse_measures, per_query
+    from st_m3se.evaluation.plots import plot_bars, plot_wins
+    from st_m3se.evaluation.report import write_report
+    from st_m3se.evaluation.results import EvaluatedSet, Results, compare_files
     from st_m3se.evaluation.retrieval import RetrievalEvaluator
     from st_m3se.evaluation.search import Search, SearchResult
     from st_m3se.evaluation.significance import Comparison, compare, confidence_interval
+    from st_m3se.evaluation.tables import render_latex, render_markdown, render_terminal
 
 __all__ = [
     "DEFAULT_MEASURES",
     "Comparison",
     "CorpusEmbeddings",
     "DistillationEvaluator",
+    "EvaluatedSet",
     "EvaluationSet",
     "FaissIndex",
     "Finding",
+    "Results",
     "RetrievalEvaluator",
     "Search",
     "SearchResult",
     "compare",
+    "compare_files",
     "confidence_interval",
     "embed_corpus",
     "embed_queries",
     "open_set",
     "parse_measures",
     "per_query",
+    "plot_bars",
+    "plot_wins",
     "qrels_set",
+    "render_latex",
+    "render_markdown",
+    "render_terminal",
+    "write_html",
+    "write_report",
 ]
 
 MODULES = {
@@ -55,6 +70,16 @@ MODULES = {
     "parse_measures": "measures",
     "per_query": "measures",
     "qrels_set": "data",
+    "EvaluatedSet": "results",
+    "Results": "results",
+    "compare_files": "results",
+    "write_report": "report",
+    "write_html": "html",
+    "render_terminal": "tables",
+    "render_markdown": "tables",
+    "render_latex": "tables",
+    "plot_bars": "plots",
+    "plot_wins": "plots",
 }
 """Where each public name is; imported when asked for, so that measures do not wait for sentence-transformers."""
 

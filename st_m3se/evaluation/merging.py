@@ -10,6 +10,7 @@ from typing import Any
 
 import numpy as np
 
+from st_m3se.evaluation.data import Finding
 from st_m3se.evaluation.results import EvaluatedSet, Results, Values
 from st_m3se.scores.errors import FormatError
 
@@ -139,8 +140,6 @@ def _common_set(name: str, parts: Mapping[str, Results], common_queries: bool) -
     common = set(one.query_ids).intersection(*(other.query_ids for _, other in others))
     if not common:
         raise FormatError(f"the sets {name!r} have no query in common, so nothing can be compared. {found}.")
-    from st_m3se.evaluation.data import Finding
-
     dropped = sorted({query for other in having.values() for query in other.query_ids} - common)
     findings = dict.fromkeys(finding for other in having.values() for finding in other.findings)
     note = Finding(

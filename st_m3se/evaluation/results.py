@@ -11,10 +11,10 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from st_m3se.evaluation.data import EvaluationSet, Finding
 from st_m3se.scores.errors import FormatError
 
 if TYPE_CHECKING:
-    from st_m3se.evaluation.data import EvaluationSet, Finding
     from st_m3se.evaluation.summary import Summary
 
 __all__ = ["EvaluatedSet", "Results", "Values", "compare_files"]
@@ -372,8 +372,6 @@ def _read_set(data: dict[str, Any], place: str) -> EvaluatedSet:
 
 
 def _read_finding(data: Any, place: str) -> Finding:
-    from st_m3se.evaluation.data import Finding
-
     data = _object(data, place)
     texts = isinstance(data.get("kind"), str) and isinstance(data.get("effect"), str)
     if not (texts and _is_count(data.get("count")) and _is_texts(data.get("examples"))):

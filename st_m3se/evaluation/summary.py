@@ -145,7 +145,7 @@ def _set_cells(results: Results, name: str, measure: str, tests: list[Comparison
         for test in tests:
             if test.significant and group in (test.first, test.second):
                 other = test.second if group == test.first else test.first
-                won = (test.difference > 0) == (group == test.first)
+                won = (test.difference > 0) == (group == test.second)  # the difference is the second's
                 (better if won else worse).append(other)
         yield group, Cell(float(np.mean(means)), _deviation(means), len(means), interval, tuple(better), tuple(worse))
 

@@ -1,0 +1,387 @@
+"""What a report's tables hold, before it is known whether they are for a terminal, a paper or a browser."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from itertools import product
+from string import ascii_lowercase
+from typing import TYPE_CHECKING, Any, NamedTuple
+
+import numpy as np
+
+from st_m3se.evaluation.summary import Cell
+
+if TYPE_CHECKING:
+    from st_m3se.evaluation.results import Results
+
+__all__ = [
+    "Grid",
+    "Listing",
+    "Shown",
+    "findings_listing",
+    "grids",
+    "headline",
+    "legend",
+    "plain",
+    "provenance_listing",
+    "reference",
+    "seeds_listing",
+    "sets_listing",
+    "speeds_listing",
+    "systems_listing",
+    "tests_listing",
+]
+
+DIGITS = 3
+AVERAGE = "average"
+NOTHING = "\N{EN DASH}"
+
+
+class Shown(NamedTuple):
+    """A figure as the tables show it: whether it is the best of its set, and its marks of significance."""
+
+    cell: Cell
+    best: bool
+    marks: str
+
+    @property
+    def mean(self) -> str:
+        """With the standard deviation where there are several seeds."""
+        deviation = "" if self.cell.deviation is None else f" ± {self.cell.deviation:.{DIGITS}f}"
+        return f"{self.cell.mean:.{DIGITS}f}{deviation}"
+
+    @property
+    def interval(self) -> str:
+        """Of the mean; "" for an average over sets."""
+        return "" if self.cell.interval is None else _interval(self.cell.interval)
+
+
+@dataclass(frozen=True)
+class Grid:
+    """A table of figures.
+
+    Attributes:
+        title: The measure; or the set, where there is but one.
+        corner: What the first column names.
+        rows: Their labels.
+        columns: Their labels.
+        figures: [rows, columns]; None where nothing was measured.
+        by_set: Whether the sets are the rows, and the systems the columns.
+    """
+
+    title: str
+    corner: str
+    rows: tuple[str, ...]
+    columns: tuple[str, ...]
+    figures: tuple[tuple[Shown | None, ...], ...]
+    by_set: bool = False
+
+    def turned(self) -> Grid:
+        """With rows for columns."""
+        figures = tuple(zip(*self.figures, strict=True))
+        return Grid(self.title, "set", self.columns, self.rows, figures, by_set=not self.by_set)
+
+
+class Listing(NamedTuple):
+    """A table of texts."""
+
+    title: str
+    columns: tuple[str, ...]
+    rows: list[tuple[str, ...]]
+
+
+def plain(text: str) -> str:
+    """A name on one line, without characters that move a terminal's cursor."""
+    return "".join(letter if letter.isprintable() else "\N{REPLACEMENT CHARACTER}" for letter in text)
+
+
+def grids(results: Results, *, turn: bool = True) -> list[Grid]:
+    """One table per measure, with the average over sets at the end; or a single one where there is a single set.
+
+    Args:
+        results: What to show.
+        turn: Let the sets run down where there are more of them than systems, as BEIR papers do.
+    """
+    summary = results.summary
+    if len(summary.columns) == 1:
+        label = summary.columns[0].label
+        by_column = {measure: summary.cells[measure][label] for measure in results.measures}
+        return [_grid(results, label, by_column)]
+    found = []
+    for measure in results.measures:
+        by_label = {column.label: summary.cells[measure][column.label] for column in summary.columns}
+        grid = _grid(results, measure, by_label, summary.averages[measure])
+        found.append(grid.turned() if turn and len(grid.columns) > len(grid.rows) else grid)
+    return found
+
+
+def _grid(
+    results: Results,
+    title: str,
+    by_column: Mapping[str, Mapping[str, Cell]],
+    average: Mapping[str, Cell] | None = None,
+) -> Grid:
+    columns = [*by_column.items(), *([] if average is None else [(AVERAGE, average)])]
+    letters = _letters(results)
+    figures = []
+    for group in results.groups:
+        row: list[Shown | None] = []
+        for _, cells in columns:
+            best = max((round(cell.mean, DIGITS) for cell in cells.values()), default=0.0)
+            cell = cells.get(group)
+            shown = cell and Shown(
+                cell, len(cells) > 1 and round(cell.mean, DIGITS) == best, _marks(results, cell, letters)
+            )
+            row.append(shown)
+        figures.append(tuple(row))
+    labels = tuple(_label(results, group, letters) for group in results.groups)
+    return Grid(title, "system", labels, tuple(plain(label) for label, _ in columns), tuple(figures))
+
+
+def _letters(results: Results) -> dict[str, str]:
+    """a, b, ..., z, aa, ab, ... for the systems where all pairs are compared."""
+    if results.baseline is not None or len(results.groups) < 2:
+        return {}
+    names = ["".join(pair) for length in (1, 2) for pair in product(ascii_lowercase, repeat=length)]
+    return dict(zip(results.groups, names, strict=False))
+
+
+def _label(results: Results, group: str, letters: Mapping[str, str]) -> str:
+    seeds = len(results.groups[group])
+    letter = f"{letters[group]}: " if group in letters else ""
+    return letter + plain(group) + (f" ({seeds} seeds)" if seeds > 1 else "")
+
+
+def _marks(results: Results, cell: Cell, letters: Mapping[str, str]) -> str:
+    if results.baseline is not None:
+        return ("†" if results.baseline in cell.better else "") + ("‡" if results.baseline in cell.worse else "")
+    return " ".join(letters[group] for group in cell.better)
+
+
+def legend(results: Results) -> list[str]:
+    """What bold, marks, brackets and averages mean, in sentences."""
+    summary, settings = results.summary, results.settings
+    sentences = []
+    if len(results.groups) > 1:
+        sentences.append("Bold: the best of each set.")
+    tests = [tests for measures in summary.comparisons.values() for tests in measures.values()]
+    if tests:
+        sizes = sorted({len(family) for family in tests})
+        number = f"{sizes[0]}" if len(sizes) == 1 else f"{sizes[0]} to {sizes[-1]}"
+        family = (
+            "one comparison for each set and measure"
+            if sizes[-1] == 1
+            else f"Holm-corrected over the {number} comparisons of the same set and measure"
+        )
+        what = (
+            f"† significantly better, ‡ significantly worse than {plain(results.baseline)}"
+            if results.baseline is not None
+            else "Letters: the systems that this one is significantly better than"
+        )
+        sentences.append(
+            f"{what}: two-sided paired randomisation test of the values per query, {family}, p ≤ {summary.alpha:g}."
+        )
+    elif len(results.groups) > 1:
+        missing = "" if results.baseline is None else f" that also has {plain(results.baseline)}, the baseline"
+        sentences.append(f"Nothing was tested: no two systems were measured on the same set{missing}.")
+    sentences.append(f"Brackets: {100 * settings['confidence']:g} % bootstrap interval of the mean over the queries.")
+    if any(len(systems) > 1 for systems in results.groups.values()):
+        sentences.append("±: standard deviation over seeds; intervals and tests use each query's mean over the seeds.")
+    if len(summary.columns) > 1 or not summary.columns[0].is_set:
+        subsets = [column for column in summary.columns if not column.is_set]
+        also = ", to which the subsets of CQADupStack count together as one" if subsets else ""
+        sentences.append(f"Average: the unweighted mean over the sets{also}, of systems that have all; not tested.")
+    if any(shown is None for grid in grids(results) for row in grid.figures for shown in row):
+        sentences.append(f"{NOTHING}: not measured.")
+    return sentences
+
+
+def headline(results: Results) -> str:
+    """The main outcome in a sentence or two."""
+    summary, measure = results.summary, results.measures[0]
+    last = summary.columns[0].label
+    cells = summary.cells[measure][last] if len(summary.columns) == 1 else summary.averages[measure]
+    where = f"on {plain(last)}" if len(summary.columns) == 1 else f"on average over {len(summary.columns)} sets"
+    if not cells:
+        return f"No system has {measure} on every set, so there is no average to lead with."
+    best = max(cells, key=lambda group: cells[group].mean)
+    text = f"{plain(best)} reaches {measure} {cells[best].mean:.{DIGITS}f} {where}"
+    if len(cells) < 2:
+        return text + "."
+    text = f"Best of {len(cells)} systems: {text}."
+    other = results.baseline or max((group for group in cells if group != best), key=lambda group: cells[group].mean)
+    if other == best:
+        return f"{text} It is the baseline."
+    tested = [name for name in results.sets if {best, other} <= summary.cells[measure][name].keys()]
+    better = [name for name in tested if other in summary.cells[measure][name][best].better]
+    worse = [name for name in tested if other in summary.cells[measure][name][best].worse]
+    role = "the baseline" if other == results.baseline else "the next best"
+    if len(results.sets) == 1:
+        verdict = "better than" if better else "worse than" if worse else "different from"
+        negation = "" if better or worse else "not "
+        return f"{text} It is {negation}significantly {verdict} {plain(other)}, {role}."
+    return (
+        f"{text} Against {plain(other)}, {role}, it is significantly better on {len(better)} of {len(tested)} sets and "
+        f"significantly worse on {len(worse)}."
+    )
+
+
+def reference(results: Results, name: str, measure: str) -> str | None:
+    """The group that differences per query are shown to: the baseline, or the first that was measured there."""
+    if results.baseline is not None:
+        return results.baseline if results.per_query(name, results.baseline, measure) is not None else None
+    measured = (group for group in results.groups if results.per_query(name, group, measure) is not None)
+    return next(measured, None)
+
+
+def tests_listing(results: Results, measure: str) -> Listing:
+    """Every test of a measure: the difference with its interval, how many queries won and lost, and the p-values."""
+    rows = []
+    for name, measures in results.summary.comparisons.items():
+        for test in measures.get(measure, []):
+            first, second = (results.per_query(name, group, measure) for group in (test.first, test.second))
+            assert first is not None  # a test has two sides
+            assert second is not None
+            difference = second - first
+            wins, losses = int((difference > 0).sum()), int((difference < 0).sum())
+            rows.append(
+                (
+                    plain(name),
+                    plain(test.second),
+                    plain(test.first),
+                    f"{test.difference:+.{DIGITS}f}",
+                    _interval(test.interval, "+"),
+                    f"{wins:,}",
+                    f"{len(difference) - wins - losses:,}",
+                    f"{losses:,}",
+                    _p(test.randomisation_p),
+                    _p(test.t_p),
+                    _p(test.holm_p),
+                    "yes" if test.significant else "no",
+                )
+            )
+    columns = ("set", "system", "against", "difference", "interval", "wins", "ties", "losses")
+    return Listing(measure, (*columns, "p (randomisation)", "p (t-test)", "p (Holm)", "significant"), rows)
+
+
+def seeds_listing(results: Results) -> Listing:
+    """The mean of each seed, of the systems that have several."""
+    rows = [
+        (
+            plain(name),
+            plain(group),
+            plain(system),
+            *(
+                f"{found.mean():.{DIGITS}f}" if (found := measured.get(measure)) is not None else NOTHING
+                for measure in results.measures
+            ),
+        )
+        for name, systems in results.values.items()
+        for group, seeds in results.groups.items()
+        for system in seeds
+        if len(seeds) > 1 and (measured := systems.get(system))
+    ]
+    return Listing("Seeds", ("set", "system", "seed", *results.measures), rows)
+
+
+def sets_listing(results: Results) -> Listing:
+    """The sets and their sizes."""
+    rows = [
+        (
+            plain(name),
+            plain(evaluated.split),
+            evaluated.form,
+            NOTHING if evaluated.documents is None else f"{evaluated.documents:,}",
+            f"{evaluated.queries:,}",
+            f"{evaluated.judgements:,}",
+            evaluated.fingerprint[:12],
+        )
+        for name, evaluated in results.sets.items()
+    ]
+    return Listing("Sets", ("set", "split", "form", "documents", "queries", "judgements", "fingerprint"), rows)
+
+
+def findings_listing(results: Results) -> Listing:
+    """What was unusual about the data, and what was done about it."""
+    rows = [
+        (
+            plain(name),
+            plain(finding.kind),
+            f"{finding.count:,}",
+            plain(", ".join(finding.examples)),
+            plain(finding.effect),
+        )
+        for name, evaluated in results.sets.items()
+        for finding in evaluated.findings
+    ]
+    return Listing("Findings", ("set", "what", "count", "for example", "effect"), rows)
+
+
+def speeds_listing(results: Results) -> Listing:
+    """How long each step took."""
+    rows = []
+    for name, systems in results.seconds.items():
+        for system, steps in systems.items():
+            for step, seconds in steps.items():
+                documents = "corpus" in step
+                count = results.sets[name].documents if documents else results.sets[name].queries
+                rate = (
+                    f"{count / seconds:,.1f} {'documents' if documents else 'queries'}/s"
+                    if count and seconds
+                    else NOTHING
+                )
+                rows.append((plain(name), plain(system), plain(step), f"{seconds:,.2f}", rate))
+    return Listing("Seconds", ("set", "system", "step", "seconds", "rate"), rows)
+
+
+def systems_listing(results: Results) -> Listing:
+    """How each system was made."""
+    rows = []
+    for name, system in results.systems.items():
+        rest = {key: value for key, value in system.items() if key not in ("kind", "group") and value is not None}
+        about = "; ".join(f"{key}: {_text(value)}" for key, value in rest.items())
+        rows.append((plain(name), plain(results.group_of(name)), plain(system["kind"]), plain(about)))
+    if all(name == group for name, group, *_ in rows):
+        return Listing("Systems", ("system", "kind", "description"), [(row[0], *row[2:]) for row in rows])
+    return Listing("Systems", ("system", "group", "kind", "description"), rows)
+
+
+def provenance_listing(results: Results) -> Listing:
+    """When, where and with what the values were made."""
+    parts = [dict(_flat(part)) for part in results.parts]
+    names = dict.fromkeys(name for part in parts for name in part)
+    rows = [(plain(name), *(plain(part.get(name, NOTHING)) for part in parts)) for name in names]
+    settings = [(plain(name), *([plain(_text(value))] * len(parts))) for name, value in results.settings.items()]
+    columns = ("value",) if len(parts) == 1 else tuple(f"evaluation {number}" for number in range(1, len(parts) + 1))
+    return Listing("Provenance", ("what", *columns), [*rows, *settings])
+
+
+def _flat(values: Mapping[str, Any]) -> Iterator[tuple[str, str]]:
+    for name, value in values.items():
+        if isinstance(value, dict):
+            yield name, ", ".join(f"{key} {_text(part)}" for key, part in value.items())
+        else:
+            yield name, _text(value)
+
+
+def _text(value: Any) -> str:
+    """A setting for people."""
+    if value is None:
+        return "none"
+    if isinstance(value, bool):
+        return "yes" if value else "no"
+    if isinstance(value, list | tuple) and all(isinstance(part, str | int | float) for part in value):
+        return ", ".join(map(str, value)) or "none"
+    return value if isinstance(value, str) else json.dumps(value, ensure_ascii=False)
+
+
+def _interval(interval: tuple[float, float], sign: str = "") -> str:
+    return "[" + ", ".join(f"{bound:{sign}.{DIGITS}f}" for bound in interval) + "]"
+
+
+def _p(value: float) -> str:
+    if np.isnan(value):
+        return NOTHING
+    return "< 0.0001" if value < 0.0001 else f"{value:.4f}"

@@ -1,0 +1,248 @@
+"""Plots of an evaluation: bars with intervals, and what each query won or lost. Legible in grey."""
+
+from __future__ import annotations
+
+import io
+import textwrap
+from collections.abc import Iterator, Sequence
+from contextlib import AbstractContextManager
+from itertools import groupby
+from typing import TYPE_CHECKING, Any, NamedTuple
+
+import numpy as np
+
+from st_m3se.evaluation.grids import AVERAGE, NOTHING, Grid, grids, plain, reference
+from st_m3se.extras import require
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+    from matplotlib.container import BarContainer
+    from matplotlib.figure import Figure
+
+    from st_m3se.evaluation.results import Results
+
+__all__ = ["Plot", "image", "plot_bars", "plot_wins", "plots"]
+
+# Okabe and Ito's colours, which people with colour blindness tell apart; in grey the hatches do it.
+COLOURS = ("#0072B2", "#E69F00", "#009E73", "#CC79A7", "#56B4E9", "#D55E00", "#F0E442", "#999999")
+HATCHES = ("", "///", "...", "xxx", "\\\\\\", "+++", "ooo", "---")
+WIDTH = 9.0  # inches
+BARS = 32  # in a row
+PANELS = 3  # in a row
+STYLE = {
+    "font.size": 9,
+    "hatch.linewidth": 0.6,
+    "text.parse_math": False,  # a dollar in a name is a dollar
+    "svg.fonttype": "none",  # text stays text
+    "svg.hashsalt": "st-m3se",  # the same file for the same figures
+}
+
+
+class Plot(NamedTuple):
+    """A figure and what it shows: ``name`` for its files, ``caption`` below it, ``alt`` for who cannot see it."""
+
+    name: str
+    caption: str
+    alt: str
+    figure: Figure
+
+
+def plots(results: Results) -> Iterator[Plot]:
+    """All plots of a report: bars of every measure, and wins and losses on every set by the headline measure."""
+    for grid in grids(results, turn=False):
+        alt = f"Bar chart of the table {grid.title}: {len(grid.rows)} systems, {len(grid.columns)} groups of bars."
+        caption = f"{grid.title}: means with bootstrap intervals."
+        yield Plot(f"bars {grid.title}", caption, alt, _bars(grid, _measure(results, grid)))
+    measure = results.measures[0]
+    for name in results.sets:
+        others = _others(results, name, measure)
+        if not others:
+            continue
+        against = plain(reference(results, name, measure) or "")
+        counts = "; ".join(f"{plain(group)}: {_counts(values)}" for group, values in others.items())
+        yield Plot(
+            f"wins {name}",
+            f"{plain(name)}: {measure} of each query minus that of {against}, sorted.",
+            f"Sorted differences in {measure} to {against} on {plain(name)}. {counts}.",
+            plot_wins(results, name, measure),
+        )
+
+
+def plot_bars(results: Results, measure: str | None = None) -> Figure:
+    """Bars with intervals: every system on every set and on average; for a single set, on every measure.
+
+    Args:
+        results: What to show.
+        measure: By default the first; without effect where there is a single set.
+
+    Raises:
+        ImportError: If matplotlib is missing.
+    """
+    tables = {grid.title: grid for grid in grids(results, turn=False)}
+    grid = tables.get(measure or results.measures[0], next(iter(tables.values())))
+    return _bars(grid, _measure(results, grid))
+
+
+def _measure(results: Results, grid: Grid) -> str:
+    return grid.title if grid.title in results.measures and len(results.summary.columns) > 1 else "value"
+
+
+def _bars(grid: Grid, measure: str) -> Figure:
+    with _style():
+        from matplotlib.figure import Figure
+
+        systems, places = len(grid.rows), list(range(len(grid.columns)))
+        rows = max(1, -(-len(places) * systems // BARS))
+        per_row = -(-len(places) // rows)
+        parts = [places[start : start + per_row] for start in range(0, len(places), per_row)]
+        columns = max(1, min(systems, int(110 / (max(map(len, grid.rows)) + 8))))
+        height = 0.4 + 0.22 * -(-systems // columns) + 2.6 * len(parts)
+        figure = Figure(figsize=(WIDTH, height), layout="constrained")
+        panels: Sequence[Axes] = figure.subplots(len(parts), 1, squeeze=False, sharey=True)[:, 0]
+        for panel, part in zip(panels, parts, strict=True):
+            bars = _draw_bars(panel, grid, part, per_row)
+            panel.set_ylabel(measure)
+        labels = [f" {label}" for label in grid.rows]  # one that begins with an underscore would be left out
+        figure.legend(bars, labels, loc="outside upper center", ncols=columns, frameon=False)
+    return figure
+
+
+def _draw_bars(panel: Axes, grid: Grid, part: Sequence[int], slots: int) -> list[BarContainer]:
+    """Some of the columns, in a panel that has room for so many; returns the bars of each system."""
+    systems, drawn = len(grid.rows), []
+    width = 0.84 / systems
+    for row in range(systems):
+        shown = [grid.figures[row][place] for place in part]
+        x = np.arange(len(part)) + (row - (systems - 1) / 2) * width
+        heights = np.array([np.nan if figure is None else figure.cell.mean for figure in shown])
+        bars = panel.bar(
+            x,
+            np.nan_to_num(heights),
+            width,
+            color=COLOURS[row % len(COLOURS)],
+            hatch=HATCHES[(row + row // len(COLOURS)) % len(HATCHES)],
+            edgecolor="black",
+            linewidth=0.6,
+        )
+        drawn.append(bars)
+        for bar, height in zip(bars, heights, strict=True):
+            bar.set_visible(bool(np.isfinite(height)))
+        for place, figure in zip(x, shown, strict=True):
+            if figure is None:
+                panel.annotate(NOTHING, (place, 0), xytext=(0, 2), textcoords="offset points", ha="center")
+                continue
+            low, high = figure.cell.interval or (figure.cell.mean, figure.cell.mean)
+            if high > low:
+                # The interval holds the mean but for rounding.
+                errors = [[max(0.0, figure.cell.mean - low)], [max(0.0, high - figure.cell.mean)]]
+                panel.errorbar(
+                    [place], [figure.cell.mean], errors, fmt="none", ecolor="black", capsize=2, linewidth=0.9
+                )
+            if systems * slots <= BARS // 2:
+                text = f"{figure.cell.mean:.3f}"
+                panel.annotate(text, (place, high), xytext=(0, 2), textcoords="offset points", ha="center", fontsize=7)
+    labels = ["\n".join(textwrap.wrap(grid.columns[place], max(10, 90 // slots))) for place in part]
+    panel.set_xticks(np.arange(len(part)), labels)
+    panel.set_xlim(-0.5, slots - 0.5)
+    if AVERAGE in grid.columns and part[-1] == len(grid.columns) - 1:
+        panel.axvline(len(part) - 1.5, color="0.5", linewidth=0.8, linestyle=":")
+    panel.margins(y=0.12)
+    panel.set_ylim(bottom=0)
+    panel.spines[["top", "right"]].set_visible(False)
+    panel.grid(axis="y", linewidth=0.4, alpha=0.6)
+    panel.set_axisbelow(True)
+    return drawn
+
+
+def _others(results: Results, name: str, measure: str) -> dict[str, np.ndarray]:
+    """Each group's differences to the reference on a set, per query."""
+    against = reference(results, name, measure)
+    if against is None:
+        return {}
+    base = results.per_query(name, against, measure)
+    values = {group: results.per_query(name, group, measure) for group in results.groups if group != against}
+    return {group: found - base for group, found in values.items() if found is not None and base is not None}
+
+
+def _counts(differences: np.ndarray) -> str:
+    wins, losses = int((differences > 0).sum()), int((differences < 0).sum())
+    return f"{wins:,} won, {len(differences) - wins - losses:,} tied, {losses:,} lost"
+
+
+def plot_wins(results: Results, name: str, measure: str | None = None) -> Figure:
+    """For each system, its value minus the baseline's for every query of a set, sorted: how many won, and how much.
+
+    Args:
+        results: What to show.
+        name: The set.
+        measure: By default the first.
+
+    Raises:
+        ValueError: If fewer than two systems were measured there, or the baseline was not.
+        ImportError: If matplotlib is missing.
+    """
+    measure = measure or results.measures[0]
+    others = _others(results, name, measure)
+    if not others:
+        raise ValueError(
+            f"on {name!r} there are no two systems with {measure}, one of them the baseline, to show differences of."
+        )
+    with _style():
+        from matplotlib.figure import Figure
+
+        columns = min(PANELS, len(others))
+        rows = -(-len(others) // columns)
+        figure = Figure(figsize=(WIDTH if columns > 1 else WIDTH * 0.66, 0.5 + 2.4 * rows), layout="constrained")
+        panels = figure.subplots(rows, columns, squeeze=False, sharex=True, sharey=True)
+        limit = max(0.05, *(float(np.abs(values).max()) * 1.08 for values in others.values()))
+        for panel, (group, values) in zip(panels.flat, others.items(), strict=False):
+            _draw_wins(panel, values)
+            panel.set_title("\n".join(textwrap.wrap(plain(group), 44)), fontsize=9)
+            panel.set_ylim(-limit, limit)
+        for panel in panels.flat[len(others) :]:
+            panel.set_visible(False)
+        for column in range(columns):
+            lowest = max(row for row in range(rows) if row * columns + column < len(others))
+            panels[lowest, column].set_xlabel("queries, best difference first")
+            panels[lowest, column].tick_params(labelbottom=True)
+        against = "\n".join(textwrap.wrap(plain(reference(results, name, measure) or ""), 40))
+        figure.supylabel(f"{measure} minus that of\n{against}", fontsize=9, ha="center", multialignment="center")
+    return figure
+
+
+def _draw_wins(panel: Axes, differences: np.ndarray) -> None:
+    # Runs of equal differences are one step, so that thousands of queries do not make a large file.
+    runs = [(value, len(list(equal))) for value, equal in groupby(np.sort(differences)[::-1].tolist())]
+    steps = np.array([value for value, _ in runs])
+    edges = np.cumsum([0, *(length for _, length in runs)])
+    for part, colour, hatch in ((np.maximum(steps, 0), COLOURS[0], ""), (np.minimum(steps, 0), COLOURS[1], "////")):
+        panel.stairs(part, edges, fill=True, facecolor=colour, hatch=hatch, edgecolor="black", linewidth=0.5)
+    panel.axhline(0, color="black", linewidth=0.8)
+    mean = float(differences.mean())
+    panel.axhline(mean, color="0.3", linewidth=1, linestyle="--")
+    panel.annotate(
+        f"{_counts(differences)}\nmean {mean:+.3f} (dashed)",
+        (0.97, 0.95),
+        xycoords="axes fraction",
+        ha="right",
+        va="top",
+        fontsize=7.5,
+    )
+    panel.set_xlim(0, len(differences))
+    panel.spines[["top", "right"]].set_visible(False)
+
+
+def image(figure: Figure, form: str) -> bytes:
+    """The figure as "svg" or "png", the same bytes for the same figure."""
+    # Without these the SVG would hold the date, and addresses of vocabularies.
+    metadata: dict[str, Any] = {"Date": None, "Creator": None, "Format": None, "Type": None} if form == "svg" else {}
+    with _style():
+        file = io.BytesIO()
+        figure.savefig(file, format=form, dpi=150, metadata=metadata)
+    return file.getvalue()
+
+
+def _style() -> AbstractContextManager[None]:
+    matplotlib = require("matplotlib", "plot")
+    context: AbstractContextManager[None] = matplotlib.rc_context(STYLE)
+    return context

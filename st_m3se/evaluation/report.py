@@ -1,0 +1,86 @@
+"""A folder with everything that an evaluation found: for programs, papers, terminals and browsers."""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from st_m3se.evaluation.html import Section, write_html
+from st_m3se.evaluation.plots import image
+from st_m3se.evaluation.plots import plots as draw
+from st_m3se.evaluation.results import FILE
+from st_m3se.evaluation.tables import render_latex, render_markdown
+
+if TYPE_CHECKING:
+    from st_m3se.evaluation.results import Results
+
+__all__ = ["write_per_query", "write_report"]
+
+
+def write_report(
+    results: Results,
+    folder: str | Path,
+    *,
+    plots: bool = True,
+    sections: Sequence[Section] = (),
+    title: str | None = None,
+) -> list[Path]:
+    """Write ``results.json``, ``per_query.jsonl``, ``report.md``, ``report.tex``, ``report.html`` and ``plots/``.
+
+    Files of these names are replaced; ``results.json`` comes first, so that nothing is lost if a package for the rest
+    is missing.
+
+    Args:
+        results: What to report.
+        folder: Where to; it is made.
+        plots: Draw the plots, as PNG and SVG; the page holds them too. Needs matplotlib.
+        sections: More sections for the page; see :func:`st_m3se.evaluation.html.write_html`.
+        title: Of the page.
+
+    Returns:
+        The files.
+
+    Raises:
+        ImportError: If ``plots`` and matplotlib is missing.
+    """
+    folder = Path(folder)
+    written = [results.save(folder / FILE), write_per_query(results, folder / "per_query.jsonl")]
+    for name, text in (("report.md", render_markdown(results)), ("report.tex", render_latex(results))):
+        (folder / name).write_text(text, encoding="utf-8")
+        written.append(folder / name)
+    drawn = list(draw(results)) if plots else []
+    taken: set[str] = set()
+    for plot in drawn:
+        (folder / "plots").mkdir(exist_ok=True)
+        name = _file_name(plot.name, taken)
+        for form in ("png", "svg"):
+            file = folder / "plots" / f"{name}.{form}"
+            file.write_bytes(image(plot.figure, form))
+            written.append(file)
+    return [*written, write_html(results, folder / "report.html", plots=drawn, sections=sections, title=title)]
+
+
+def write_per_query(results: Results, path: str | Path) -> Path:
+    """Write one JSON line per set, system and query: {"set", "system", "query_id", and each measure's value}."""
+    path = Path(path)
+    with path.open("w", encoding="utf-8") as file:
+        for name, systems in results.values.items():
+            for system, measures in systems.items():
+                columns = [values.tolist() for values in measures.values()]
+                for query, row in zip(results.sets[name].query_ids, zip(*columns, strict=True), strict=False):
+                    line = {"set": name, "system": system, "query_id": query, **dict(zip(measures, row, strict=True))}
+                    file.write(json.dumps(line, ensure_ascii=False) + "\n")
+    return path
+
+
+def _file_name(name: str, taken: set[str]) -> str:
+    """A file name that any system takes, and no other plot has; it is added to ``taken``."""
+    short = re.sub(r"[^a-z0-9]+", "-", name.lower()).strip("-")[:80] or "plot"
+    number = 1
+    while (found := short if number == 1 else f"{short}-{number}") in taken:
+        number += 1
+    taken.add(found)
+    return found

@@ -1,0 +1,161 @@
+"use strict";
+
+// "0.645 ± 0.003", "< 0.0001", "1,234.5": what comes first is the number; anything else is sorted as text.
+function sortKey(text) {
+  const number = /^[<+]?\s*(-?[\d,]*\.?\d+)/.exec(text.trim());
+  return number ? Number(number[1].replaceAll(",", "")) : text.trim();
+}
+
+function compareKeys(first, second) {
+  if (typeof first === "number" && typeof second === "number") return first - second;
+  if (typeof first === typeof second) return first.localeCompare(second, undefined, { numeric: true });
+  return typeof first === "number" ? -1 : 1;
+}
+
+// Turn a head's text into a button that asks for an order: numbers largest first, texts from a to z, then the reverse.
+function sortButton(head, numeric, sort) {
+  const button = document.createElement("button");
+  button.type = "button";
+  button.append(...head.childNodes);
+  head.append(button);
+  button.addEventListener("click", () => {
+    const before = head.getAttribute("aria-sort");
+    const ascending = before ? before === "descending" : !numeric();
+    for (const other of head.parentElement.children) other.removeAttribute("aria-sort");
+    head.setAttribute("aria-sort", ascending ? "ascending" : "descending");
+    sort(ascending);
+  });
+}
+
+for (const table of document.querySelectorAll("table.sortable")) {
+  const body = table.tBodies[0];
+  [...table.tHead.rows[0].cells].forEach((head, column) => {
+    const key = (row) => sortKey(row.cells[column].textContent);
+    const numeric = () => [...body.rows].some((row) => typeof key(row) === "number");
+    sortButton(head, numeric, (ascending) => {
+      const rows = [...body.rows].map((row) => [key(row), row]);
+      rows.sort((a, b) => {
+        if (typeof a[0] !== typeof b[0]) return compareKeys(a[0], b[0]); // what was not measured stays last
+        return ascending ? compareKeys(a[0], b[0]) : compareKeys(b[0], a[0]);
+      });
+      body.append(...rows.map((pair) => pair[1]));
+    });
+  });
+}
+
+// Printed pages show everything.
+addEventListener("beforeprint", () => {
+  for (const details of document.querySelectorAll("details")) details.open = true;
+});
+
+(function browseQueries() {
+  const page = 100;
+  const data = JSON.parse(document.getElementById("values").textContent);
+  const part = (id) => document.getElementById(id);
+  const chosen = (id) => Number(part(id).value);
+  const table = part("query-table");
+  let order = null; // [column, ascending]
+  let limit = page;
+
+  function options(id, names, selected) {
+    const made = names.map(([value, name]) => new Option(name, value, false, value === selected));
+    part(id).replaceChildren(...made);
+  }
+
+  // The systems that the chosen set and measure have.
+  function chooseSystems() {
+    const set = data.sets[chosen("set")];
+    const measured = data.systems.map((name, row) => [row, name]).filter(([row]) => set.values[chosen("measure")][row]);
+    const known = measured.map(([row]) => row);
+    const against = known.includes(set.reference) ? set.reference : known[0];
+    const system = known.find((row) => row !== against);
+    options("system", measured, system === undefined ? against : system);
+    options("against", measured, against);
+  }
+
+  function cell(kind, text, numeric) {
+    const made = document.createElement(kind);
+    made.textContent = text;
+    if (numeric) made.className = "number";
+    return made;
+  }
+
+  function draw() {
+    const set = data.sets[chosen("set")];
+    const values = set.values[chosen("measure")];
+    const measured = data.systems.map((_, row) => row).filter((row) => values[row]);
+    const [system, against] = [values[chosen("system")], values[chosen("against")]];
+    const wanted = part("filter").value.toLowerCase();
+    const show = part("show").value;
+    let rows = [];
+    set.queries.forEach((query, row) => {
+      const difference = system && against ? Number((system[row] - against[row]).toFixed(4)) : 0;
+      const result = difference > 0 ? "won" : difference < 0 ? "lost" : "tied";
+      if ((show === "all" || show === result) && query.toLowerCase().includes(wanted)) {
+        rows.push([query, ...measured.map((column) => values[column][row]), difference]);
+      }
+    });
+    if (order !== null) {
+      const [column, ascending] = order;
+      rows.sort((a, b) => (ascending ? 1 : -1) * compareKeys(a[column], b[column]));
+    }
+    part("count").textContent = `${rows.length} of ${set.queries.length} queries`;
+    part("more").hidden = rows.length <= limit;
+    const body = document.createElement("tbody");
+    for (const row of rows.slice(0, limit)) {
+      const line = document.createElement("tr");
+      row.forEach((value, column) => {
+        const signed = column === row.length - 1 && value > 0 ? "+" : "";
+        line.append(column ? cell("td", signed + value.toFixed(4), true) : cell("th", value));
+      });
+      line.firstChild.scope = "row";
+      body.append(line);
+    }
+    table.replaceChildren(heads(measured), body);
+  }
+
+  function heads(measured) {
+    const line = document.createElement("tr");
+    const [system, against] = [data.systems[chosen("system")], data.systems[chosen("against")]];
+    const names = ["query", ...measured.map((column) => data.systems[column]), `${system} − ${against}`];
+    names.forEach((name, column) => {
+      const head = cell("th", name);
+      head.scope = "col";
+      line.append(head);
+      if (order && order[0] === column) head.setAttribute("aria-sort", order[1] ? "ascending" : "descending");
+      sortButton(head, () => column > 0, (ascending) => {
+        order = [column, ascending];
+        draw();
+        table.tHead.rows[0].cells[column].firstChild.focus();
+      });
+    });
+    const made = document.createElement("thead");
+    made.append(line);
+    return made;
+  }
+
+  function changed() {
+    limit = page;
+    draw();
+  }
+
+  options("set", data.sets.map((set, row) => [row, set.name]), 0);
+  options("measure", data.measures.map((name, row) => [row, name]), 0);
+  chooseSystems();
+  for (const id of ["set", "measure"]) {
+    part(id).addEventListener("change", () => {
+      order = null;
+      chooseSystems();
+      changed();
+    });
+  }
+  for (const id of ["system", "against", "show"]) part(id).addEventListener("change", changed);
+  part("filter").addEventListener("input", changed);
+  part("controls").addEventListener("submit", (event) => event.preventDefault());
+  part("more").addEventListener("click", () => {
+    limit += page;
+    draw();
+  });
+  part("browser").hidden = false;
+  draw();
+})();
