@@ -12,7 +12,7 @@ if TYPE_CHECKING:
     from st_m3se.evaluation.faiss_search import FaissIndex
     from st_m3se.evaluation.html import write_html
     from st_m3se.evaluation.measures import DEFAULT_MEASURES, parse_measures, per_query
-    from st_m3se.evaluation.plots import plot_bars, plot_wins
+    from st_m3se.evaluation.plots import plot_bars, plot_differences, plot_wins
     from st_m3se.evaluation.report import write_report
     from st_m3se.evaluation.results import EvaluatedSet, Results, compare_files
     from st_m3se.evaluation.retrieval import RetrievalEvaluator
@@ -42,6 +42,7 @@ __all__ = [
     "parse_measures",
     "per_query",
     "plot_bars",
+    "plot_differences",
     "plot_wins",
     "qrels_set",
     "render_latex",
@@ -79,6 +80,7 @@ MODULES = {
     "render_markdown": "tables",
     "render_latex": "tables",
     "plot_bars": "plots",
+    "plot_differences": "plots",
     "plot_wins": "plots",
 }
 """Where each public name is; imported when asked for, so that measures do not wait for sentence-transformers."""

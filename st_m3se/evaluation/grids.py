@@ -160,8 +160,8 @@ def _marks(results: Results, cell: Cell, letters: Mapping[str, str]) -> str:
     return " ".join(letters[group] for group in cell.better)
 
 
-def legend(results: Results) -> list[str]:
-    """What bold, marks, brackets and averages mean, in sentences."""
+def legend(results: Results, *, intervals: bool = True) -> list[str]:
+    """What bold, marks, brackets and averages mean, in sentences; for tables with or without intervals."""
     summary, settings = results.summary, results.settings
     sentences = []
     if len(results.groups) > 1:
@@ -186,7 +186,9 @@ def legend(results: Results) -> list[str]:
     elif len(results.groups) > 1:
         missing = "" if results.baseline is None else f" that also has {plain(results.baseline)}, the baseline"
         sentences.append(f"Nothing was tested: no two systems were measured on the same set{missing}.")
-    sentences.append(f"Brackets: {100 * settings['confidence']:g} % bootstrap interval of the mean over the queries.")
+    if intervals:
+        level = f"{100 * settings['confidence']:g} %"
+        sentences.append(f"Brackets: {level} bootstrap interval of the mean over the queries.")
     if any(len(systems) > 1 for systems in results.groups.values()):
         sentences.append("±: standard deviation over seeds; intervals and tests use each query's mean over the seeds.")
     if len(summary.columns) > 1 or not summary.columns[0].is_set:

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 
-from st_m3se.evaluation.grids import AVERAGE, NOTHING, Grid, grids, plain, reference
+from st_m3se.evaluation.grids import AVERAGE, DIGITS, NOTHING, Grid, grids, plain, reference
 from st_m3se.extras import require
 
 if TYPE_CHECKING:
@@ -21,7 +21,7 @@ if TYPE_CHECKING:
 
     from st_m3se.evaluation.results import Results
 
-__all__ = ["Plot", "image", "plot_bars", "plot_wins", "plots"]
+__all__ = ["Plot", "image", "plot_bars", "plot_differences", "plot_wins", "plots"]
 
 # Okabe and Ito's colours, which people with colour blindness tell apart; in grey the hatches do it.
 COLOURS = ("#0072B2", "#E69F00", "#009E73", "#CC79A7", "#56B4E9", "#D55E00", "#F0E442", "#999999")
@@ -48,11 +48,25 @@ class Plot(NamedTuple):
 
 
 def plots(results: Results) -> Iterator[Plot]:
-    """All plots of a report: bars of every measure, and wins and losses on every set by the headline measure."""
+    """All plots of a report: bars and tested differences of every measure, wins and losses by the headline measure."""
     for grid in grids(results, turn=False):
         alt = f"Bar chart of the table {grid.title}: {len(grid.rows)} systems, {len(grid.columns)} groups of bars."
         caption = f"{grid.title}: means with bootstrap intervals."
         yield Plot(f"bars {grid.title}", caption, alt, _bars(grid, _measure(results, grid)))
+    for measure in results.measures:
+        if tests := _tests(results, measure):
+            against = plain(_against(results))
+            points = "; ".join(
+                f"{plain(name)}, {plain(group)}: {difference:+.{DIGITS}f}{', significant' if significant else ''}"
+                for group, found in tests.items()
+                for name, difference, _, significant in found
+            )
+            yield Plot(
+                f"differences {measure}",
+                f"{measure}: difference to {against} with bootstrap intervals; filled where significant.",
+                f"Differences in {measure} to {against}. {points}.",
+                plot_differences(results, measure),
+            )
     measure = results.measures[0]
     for name in results.sets:
         others = _others(results, name, measure)
@@ -139,7 +153,7 @@ def _draw_bars(panel: Axes, grid: Grid, part: Sequence[int], slots: int) -> list
                     [place], [figure.cell.mean], errors, fmt="none", ecolor="black", capsize=2, linewidth=0.9
                 )
             if systems * slots <= BARS // 2:
-                text = f"{figure.cell.mean:.3f}"
+                text = f"{figure.cell.mean:.{DIGITS}f}"
                 panel.annotate(text, (place, high), xytext=(0, 2), textcoords="offset points", ha="center", fontsize=7)
     labels = ["\n".join(textwrap.wrap(grid.columns[place], max(10, 90 // slots))) for place in part]
     panel.set_xticks(np.arange(len(part)), labels)
@@ -152,6 +166,82 @@ def _draw_bars(panel: Axes, grid: Grid, part: Sequence[int], slots: int) -> list
     panel.grid(axis="y", linewidth=0.4, alpha=0.6)
     panel.set_axisbelow(True)
     return drawn
+
+
+def _against(results: Results) -> str:
+    """The group that tested differences are shown to."""
+    return results.baseline or next(iter(results.groups))
+
+
+Tested = list[tuple[str, float, tuple[float, float], bool]]
+"""Set, difference, its interval, and whether it is significant."""
+
+
+def _tests(results: Results, measure: str) -> dict[str, Tested]:
+    """Group -> the sets where it was tested against the reference."""
+    found: dict[str, Tested] = {}
+    for name, measures in results.summary.comparisons.items():
+        for test in measures.get(measure, []):
+            if test.first == _against(results):
+                point = (name, test.difference, test.interval, test.significant)
+                found.setdefault(test.second, []).append(point)
+    return found
+
+
+def plot_differences(results: Results, measure: str | None = None) -> Figure:
+    """The tested differences to the baseline on every set, with their intervals; filled where significant.
+
+    Without a baseline, the differences to the first system.
+
+    Args:
+        results: What to show.
+        measure: By default the first.
+
+    Raises:
+        ValueError: If nothing was tested against it.
+        ImportError: If matplotlib is missing.
+    """
+    measure = measure or results.measures[0]
+    tests = _tests(results, measure)
+    if not tests:
+        raise ValueError(f"nothing was tested against {_against(results)!r} by {measure}: that takes a set with both.")
+    with _style():
+        from matplotlib.figure import Figure
+
+        names = [name for name in results.sets if any(name == point[0] for found in tests.values() for point in found)]
+        places = {name: place for place, name in enumerate(reversed(names))}
+        columns = min(PANELS, len(tests))
+        rows = -(-len(tests) // columns)
+        height = 0.7 + rows * (0.6 + 0.24 * len(names))
+        figure = Figure(figsize=(WIDTH if columns > 1 else WIDTH * 0.66, height), layout="constrained")
+        panels = figure.subplots(rows, columns, squeeze=False, sharex=True, sharey=True)
+        for panel, (group, found) in zip(panels.flat, tests.items(), strict=False):
+            for name, difference, (low, high), significant in found:
+                panel.plot([low, high], [places[name]] * 2, color="black", linewidth=1)
+                face = COLOURS[0] if significant else "white"
+                panel.plot(
+                    difference, places[name], marker="o", markersize=5.5, markerfacecolor=face, markeredgecolor="black"
+                )
+            panel.axvline(0, color="0.5", linewidth=0.8, linestyle="--")
+            panel.set_title("\n".join(textwrap.wrap(plain(group), 44)), fontsize=9)
+            panel.set_yticks(list(places.values()), ["\n".join(textwrap.wrap(plain(name), 30)) for name in places])
+            panel.set_ylim(-0.6, len(names) - 0.4)
+            panel.spines[["top", "right"]].set_visible(False)
+            panel.grid(axis="x", linewidth=0.4, alpha=0.6)
+        _finish(panels, len(tests), "")
+        figure.supxlabel(f"{measure} minus that of {plain(_against(results))}"[:120], fontsize=9)
+    return figure
+
+
+def _finish(panels: np.ndarray, used: int, label: str) -> None:
+    """Hide the panels that nothing was left for, and label the lowest of each column."""
+    for panel in panels.flat[used:]:
+        panel.set_visible(False)
+    columns = panels.shape[1]
+    for column in range(columns):
+        lowest = panels[(used - 1 - column) // columns, column]
+        lowest.set_xlabel(label)
+        lowest.tick_params(labelbottom=True)
 
 
 def _others(results: Results, name: str, measure: str) -> dict[str, np.ndarray]:
@@ -199,12 +289,7 @@ def plot_wins(results: Results, name: str, measure: str | None = None) -> Figure
             _draw_wins(panel, values)
             panel.set_title("\n".join(textwrap.wrap(plain(group), 44)), fontsize=9)
             panel.set_ylim(-limit, limit)
-        for panel in panels.flat[len(others) :]:
-            panel.set_visible(False)
-        for column in range(columns):
-            lowest = max(row for row in range(rows) if row * columns + column < len(others))
-            panels[lowest, column].set_xlabel("queries, best difference first")
-            panels[lowest, column].tick_params(labelbottom=True)
+        _finish(panels, len(others), "queries, best difference first")
         against = "\n".join(textwrap.wrap(plain(reference(results, name, measure) or ""), 40))
         figure.supylabel(f"{measure} minus that of\n{against}", fontsize=9, ha="center", multialignment="center")
     return figure
@@ -221,7 +306,7 @@ def _draw_wins(panel: Axes, differences: np.ndarray) -> None:
     mean = float(differences.mean())
     panel.axhline(mean, color="0.3", linewidth=1, linestyle="--")
     panel.annotate(
-        f"{_counts(differences)}\nmean {mean:+.3f} (dashed)",
+        f"{_counts(differences)}\nmean {mean:+.{DIGITS}f} (dashed)",
         (0.97, 0.95),
         xycoords="axes fraction",
         ha="right",

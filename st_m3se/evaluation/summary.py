@@ -80,12 +80,10 @@ class Summary:
         return {
             "alpha": self.alpha,
             "means": {
-                measure: {
-                    **{label: _cells(found) for label, found in columns.items()},
-                    "average": _cells(self.averages[measure]),
-                }
+                measure: {label: _cells(found) for label, found in columns.items()}
                 for measure, columns in self.cells.items()
             },
+            "averages": {measure: _cells(found) for measure, found in self.averages.items()},
             "comparisons": {
                 name: {measure: [_plain(asdict(test)) for test in tests] for measure, tests in found.items()}
                 for name, found in self.comparisons.items()

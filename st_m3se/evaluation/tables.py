@@ -78,7 +78,7 @@ def render_terminal(results: Results, console: Console | None = None) -> None:
     for grid in tables:
         for part in _fitting(grid, console.width, intervals=len(tables) == 1):
             console.print(part)
-    for sentence in legend(results):
+    for sentence in legend(results, intervals=len(tables) == 1):
         console.print(Text(sentence, style="dim"))
     if findings := findings_listing(results).rows:
         console.print(Text("\nUnusual about the data", style="bold"))

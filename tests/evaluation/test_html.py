@@ -88,7 +88,7 @@ class TestPage:
         assert read.all("html")[0]["lang"] == "en"
         assert len(read.all("title")) == len(read.all("h1")) == len(read.all("main")) == 1
         assert all(image["alt"] for image in read.all("img"))
-        assert len(read.all("img")) == 6
+        assert len(read.all("img")) == 9
         assert any(meta.get("name") == "viewport" for meta in read.all("meta"))
         for tag in ("prefers-color-scheme: dark", "@media print"):
             assert tag in page
@@ -226,7 +226,9 @@ class TestReport:
         names = {file.relative_to(tmp_path / "out").as_posix() for file in files}
         assert names == {path.relative_to(tmp_path / "out").as_posix() for path in (tmp_path / "out").rglob("*.*")}
         expected = {"results.json", "per_query.jsonl", "report.md", "report.tex", "report.html"}
-        for plot in ("bars-ndcg-10", "bars-r-100", "bars-ap", "wins-scifact", "wins-nfcorpus", "wins-fiqa"):
+        measures = ("ndcg-10", "r-100", "ap")
+        drawn = [f"{kind}-{measure}" for kind in ("bars", "differences") for measure in measures]
+        for plot in (*drawn, "wins-scifact", "wins-nfcorpus", "wins-fiqa"):
             expected |= {f"plots/{plot}.png", f"plots/{plot}.svg"}
         assert names == expected
         assert Results.load(tmp_path / "out").to_json(summary=False) == results.to_json(summary=False)
@@ -245,7 +247,7 @@ class TestReport:
         values = {"a": [0, 1], "b": [1, 1]}
         write_report(results_of({"x/y": values, "x y": values, "X-Y": values}), tmp_path)
         names = sorted(path.stem for path in (tmp_path / "plots").glob("*.svg"))
-        assert names == ["bars-ndcg-10", "wins-x-y", "wins-x-y-2", "wins-x-y-3"]
+        assert names == ["bars-ndcg-10", "differences-ndcg-10", "wins-x-y", "wins-x-y-2", "wins-x-y-3"]
 
     def test_without_matplotlib_the_values_are_kept_and_the_rest_is_written_on_demand(self, monkeypatch, tmp_path):
         monkeypatch.setitem(sys.modules, "matplotlib", None)

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from evaluation.results_samples import HOSTILE, hostile, results_of, sample
-from st_m3se.evaluation.plots import image, plot_bars, plot_wins, plots
+from st_m3se.evaluation.plots import image, plot_bars, plot_differences, plot_wins, plots
 
 PNG = b"\x89PNG\r\n\x1a\n"
 
@@ -20,10 +20,6 @@ def bars_of(figure):
         for container in panel.containers
         if hasattr(container, "patches")
     ]
-
-
-def lines_of(figure):
-    return [line for panel in figure.axes for line in panel.lines]
 
 
 class TestBars:
@@ -59,6 +55,28 @@ class TestBars:
         assert len(set(styles)) == 12
 
 
+class TestDifferences:
+    @pytest.mark.parametrize("baseline", ["bm25", None])
+    def test_points_and_whiskers_are_the_tests(self, baseline):
+        results = sample(baseline=baseline)
+        figure = plot_differences(results, "AP")
+        assert [panel.get_title() for panel in figure.axes] == ["minilm", "reranked"]
+        for panel, system in zip(figure.axes, ("minilm", "reranked"), strict=True):
+            drawn = panel.lines
+            for place, name in enumerate(results.sets):
+                tests = results.summary.comparisons[name]["AP"]
+                (test,) = [test for test in tests if (test.first, test.second) == ("bm25", system)]
+                whisker, point = drawn[2 * place : 2 * place + 2]
+                assert tuple(whisker.get_xdata()) == test.interval
+                assert float(point.get_xdata()[0]) == test.difference
+                assert (point.get_markerfacecolor() != "white") == test.significant
+                assert point.get_ydata()[0] == len(results.sets) - 1 - place
+
+    def test_nothing_tested_has_no_plot(self):
+        with pytest.raises(ValueError, match="nothing was tested against 'a'"):
+            plot_differences(results_of({"toy": {"a": [0, 1]}}))
+
+
 class TestWins:
     def test_the_steps_are_the_sorted_differences(self):
         results = results_of({"toy": {"base": [0.5, 0.5, 0.5, 0.5], "new": [1, 0.5, 0, 1]}}, baseline="base")
@@ -87,8 +105,9 @@ class TestWins:
 class TestAll:
     def test_there_is_one_for_each_table_and_set(self):
         made = list(plots(sample()))
-        names = ["bars nDCG@10", "bars R@100", "bars AP", "wins scifact", "wins nfcorpus", "wins fiqa"]
-        assert [plot.name for plot in made] == names
+        measures = ("nDCG@10", "R@100", "AP")
+        names = [f"{kind} {measure}" for kind in ("bars", "differences") for measure in measures]
+        assert [plot.name for plot in made] == [*names, "wins scifact", "wins nfcorpus", "wins fiqa"]
         assert all(plot.alt and plot.caption for plot in made)
         assert [plot.name for plot in plots(results_of({"toy": {"a": [0, 1]}}))] == ["bars toy"]
 
