@@ -1,0 +1,276 @@
+"""`st-m3se diagnose`."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from st_m3se.cli.convert import IdsChoice
+from st_m3se.cli.score import BackendChoice, DtypeChoice
+
+if TYPE_CHECKING:
+    from st_m3se.diagnostics.scoring import Scorer
+    from st_m3se.scores.formats import Qrels
+    from st_m3se.texts import Texts
+
+__all__ = ["diagnose"]
+
+
+def diagnose(
+    output: Annotated[
+        Path, typer.Option("--output", "-o", metavar="OUT", help="The folder for figures, numbers and scores.")
+    ],
+    data: Annotated[
+        Path | None,
+        typer.Option("--data", help="A BEIR folder: corpus.jsonl, queries.jsonl and, for --split, qrels/SPLIT.tsv."),
+    ] = None,
+    split: Annotated[
+        str | None, typer.Option("--split", help="The queries of qrels/SPLIT.tsv of --data: test, dev, train ...")
+    ] = None,
+    scorer: Annotated[
+        list[str] | None,
+        typer.Option(
+            "--scorer",
+            metavar="[NAME=]SCORER",
+            help="bm25, or the name or folder of a CrossEncoder or SentenceTransformer. Repeat it to compare. NAME= is "
+            "what figures call it.",
+        ),
+    ] = None,
+    scores: Annotated[
+        list[str] | None,
+        typer.Option(
+            "--scores",
+            metavar="[NAME=]STORE",
+            help="Scores that are there already, such as a teacher's. Documents that it lacks are left out for all "
+            "scorers. Repeatable.",
+        ),
+    ] = None,
+    candidates: Annotated[
+        Path | None,
+        typer.Option(
+            "--candidates",
+            metavar="RUN",
+            help="The lists: a store, whose scores are ignored. Without it: the best --depth documents by BM25, and "
+            "the relevant ones.",
+        ),
+    ] = None,
+    depth: Annotated[int, typer.Option("--depth", min=1, help="Documents per query without --candidates.")] = 50,
+    queries: Annotated[Path | None, typer.Option("--queries", help="Queries, in place of --data.")] = None,
+    corpus: Annotated[Path | None, typer.Option("--corpus", help="Documents, in place of --data.")] = None,
+    qrels: Annotated[Path | None, typer.Option("--qrels", help="Judgements (TREC, BEIR), in place of --split.")] = None,
+    max_queries: Annotated[
+        int | None, typer.Option("--max-queries", min=1, help="Look at so many queries, drawn at random.")
+    ] = None,
+    gap: Annotated[
+        str | None,
+        typer.Option(
+            "--gap",
+            metavar="BEFORE,AFTER,TEACHER",
+            help="Three of the scorers: how much of the teacher's lead over BEFORE has AFTER closed?",
+        ),
+    ] = None,
+    measure: Annotated[str, typer.Option("--measure", help="What the lead is measured in.")] = "RR@10",
+    evolution: Annotated[
+        list[str] | None,
+        typer.Option(
+            "--evolution",
+            metavar="[NAME=]CSV",
+            help="A record of ScoreEvolutionCallback, to be drawn; several stand side by side. Needs no --data.",
+        ),
+    ] = None,
+    model_card: Annotated[
+        Path | None,
+        typer.Option("--model-card", metavar="FOLDER", help="Add the margin plot to the card of this saved model."),
+    ] = None,
+    exclude_same_id: Annotated[
+        bool,
+        typer.Option(
+            "--exclude-same-id/--keep-same-id",
+            help="Leave out the document with the query's own id, unless it is judged relevant.",
+        ),
+    ] = True,
+    resamples: Annotated[int, typer.Option("--resamples", min=1, help="Bootstrap draws for the intervals.")] = 1000,
+    seed: Annotated[int, typer.Option("--seed", help="For these draws and for --max-queries.")] = 0,
+    max_length: Annotated[
+        int | None, typer.Option("--max-length", min=1, help="Tokens that models read. Default: each model's own.")
+    ] = None,
+    dtype: Annotated[
+        DtypeChoice, typer.Option("--dtype", help="Auto is bfloat16 (or float16) on a GPU, float32 on a CPU.")
+    ] = DtypeChoice.AUTO,
+    batch_tokens: Annotated[
+        int | None, typer.Option("--batch-tokens", min=1, help="Tokens of a batch. Lower it when memory runs out.")
+    ] = None,
+    device: Annotated[
+        str | None, typer.Option("--device", help="Such as cuda:1 or cpu. Default: a GPU, where there is one.")
+    ] = None,
+    backend: Annotated[BackendChoice, typer.Option("--backend", help="What runs the models.")] = BackendChoice.TORCH,
+    ids: Annotated[
+        IdsChoice, typer.Option("--ids", help="Keep the ids as they are (TSV: str), or make them str or int.")
+    ] = IdsChoice.KEEP,
+) -> None:
+    """Show how far scorers separate relevant documents from others, over the same lists.
+
+    For example: st-m3se diagnose --data scifact --split test --scorer bm25 --scorer student --scorer teacher -o look
+
+    OUT gets, as PNG and SVG with their data as CSV: score_densities, the scores of relevant and other documents, with a
+    panel for each scorer; and margins, the normalised margins of all scorers in one plot. report.html has both and a
+    table of numbers with bootstrap intervals: overlap (0: apart, 1: alike), AUC per query and pooled, and the margins'
+    peak and mean. scores/ keeps every score. A run that was killed goes on with the same command.
+
+    With --gap base,student,teacher: from where to where the student has come, and where its teacher is.
+    """
+    given_data = [scorer, scores, data, queries, corpus, qrels, split, candidates]
+    if not scorer and not scores:
+        if any(option is not None for option in given_data) or not evolution:
+            raise typer.BadParameter("name what to look at: --scorer or --scores, or only --evolution.")
+        if model_card is not None or gap is not None:
+            raise typer.BadParameter("--model-card and --gap need scorers.")
+    else:
+        _check(data, split, queries, corpus, qrels, candidates, bool(scorer))
+    names = None if gap is None else tuple(name.strip() for name in gap.split(","))
+    if names is not None and len(names) != 3:
+        raise typer.BadParameter("expected three names: BEFORE,AFTER,TEACHER.", param_hint="--gap")
+
+    from st_m3se.diagnostics.diagnosis import diagnose as look
+    from st_m3se.diagnostics.model_card import add_to_model_card
+    from st_m3se.diagnostics.report import render_text, write_evolution, write_report
+    from st_m3se.diagnostics.tracking import Evolution
+    from st_m3se.extras import require
+    from st_m3se.scores.store import TeacherScores
+
+    try:
+        require("matplotlib", "plot")  # not after hours of scoring
+        records = [Evolution.read(path, name) for name, path in map(_split, evolution or [])]
+        if not scorer and not scores:
+            write_evolution(records, output)
+            typer.echo(f"wrote {output / 'evolution.png'}, .svg and .csv")
+            return
+        scorers = _scorers(scorer or [], scores or [])
+        if names is not None and (unknown := [name for name in names if name not in scorers]):
+            raise typer.BadParameter(f"{unknown[0]!r} is none of {', '.join(scorers)}.", param_hint="--gap")
+        texts, judged = _inputs(data, split, queries, corpus, qrels, scorers, ids)
+        if candidates is None:
+            lists: TeacherScores = _find(texts, judged, output, depth, exclude_same_id)
+        else:
+            lists = TeacherScores.open(candidates)
+        options: dict[str, Any] = {
+            "max_length": max_length,
+            "dtype": None if dtype is DtypeChoice.AUTO else dtype.value,
+            "batch_tokens": batch_tokens,
+            "device": device,
+            "backend": backend.value,
+        }
+        found = look(
+            scorers,
+            lists,
+            judged,
+            output,
+            queries=texts[0] if texts else None,
+            corpus=texts[1] if texts else None,
+            name=" ".join(part for part in (data.resolve().name if data else "", split or "") if part),
+            gap=None if names is None else (names[0], names[1], names[2]),
+            measure=measure,
+            exclude_same_id=exclude_same_id,
+            max_queries=max_queries,
+            n_resamples=resamples,
+            seed=seed,
+            **options,
+        )
+        write_report(found, output, records)
+        typer.echo(render_text(found))
+        if model_card is not None:
+            typer.echo(f"added the margin plot to {add_to_model_card(model_card, output)}")
+    except (ValueError, OSError, ImportError) as error:
+        typer.echo(f"error: {error}", err=True)
+        raise typer.Exit(1) from None
+    typer.echo(f"wrote {output / 'report.html'}, score_densities and margins (.png, .svg, .csv), numbers.csv, scores/")
+
+
+def _check(
+    data: Path | None,
+    split: str | None,
+    queries: Path | None,
+    corpus: Path | None,
+    qrels: Path | None,
+    candidates: Path | None,
+    models: bool,
+) -> None:
+    if (split is None) == (qrels is None):
+        raise typer.BadParameter("name the judgements, with --split (of --data) or --qrels.")
+    if split is not None and data is None:
+        raise typer.BadParameter("--split names a file of --data; for another file, use --qrels.")
+    if data is not None and (queries is not None or corpus is not None):
+        raise typer.BadParameter("name either a folder with --data, or files with --queries and --corpus.")
+    if data is None and (queries is None) != (corpus is None):
+        raise typer.BadParameter("--queries and --corpus belong together.")
+    if data is None and queries is None and (models or candidates is None):
+        raise typer.BadParameter("scorers and BM25 candidates read texts: --data, or --queries and --corpus.")
+
+
+def _split(given: str) -> tuple[str | None, str]:
+    """NAME=VALUE, where the name is no path."""
+    name, equals, value = given.partition("=")
+    return (name, value) if equals and name and "/" not in name and "\\" not in name else (None, given)
+
+
+def _scorers(models: list[str], stores: list[str]) -> dict[str, Scorer]:
+    from st_m3se.scores.store import TeacherScores
+
+    found: dict[str, Scorer] = {}
+    for given, is_store in [*((each, False) for each in models), *((each, True) for each in stores)]:
+        name, value = _split(given)
+        name = name or value.rstrip("/").rsplit("/", 1)[-1]
+        if name in found:
+            raise typer.BadParameter(f"two scorers are called {name!r}. Name them: --scorer NAME={value}.")
+        found[name] = TeacherScores.open(value) if is_store else value
+    return found
+
+
+def _inputs(
+    data: Path | None,
+    split: str | None,
+    queries: Path | None,
+    corpus: Path | None,
+    qrels: Path | None,
+    scorers: dict[str, Any],
+    ids: IdsChoice,
+) -> tuple[tuple[Texts, Texts] | None, Qrels]:
+    """The texts, where there are any, and the judgements with ids of their types."""
+    from st_m3se.candidates.files import read_judgements
+    from st_m3se.cli.describe import _judgements
+    from st_m3se.scores.formats.reading import IdType
+    from st_m3se.scores.store import TeacherScores
+    from st_m3se.texts import Texts
+
+    path = qrels if qrels is not None else (data or Path()) / "qrels" / f"{split}.tsv"
+    if data is None and queries is None:
+        first = next(store for store in scorers.values() if isinstance(store, TeacherScores))
+        return None, _judgements(path, first)
+    id_type: IdType | None = None if ids is IdsChoice.KEEP else "int" if ids is IdsChoice.INT else "str"
+    texts = (
+        Texts.open(data or queries or Path(), "queries", id_type=id_type),
+        Texts.open(data or corpus or Path(), "corpus", id_type=id_type),
+    )
+    return texts, read_judgements(path, *texts)
+
+
+def _find(texts: tuple[Texts, Texts] | None, judged: Qrels, output: Path, depth: int, exclude_same_id: bool) -> Any:
+    """The lists where none are given: BM25's, with the relevant documents."""
+    from st_m3se.candidates import find_candidates
+    from st_m3se.texts import Texts
+
+    if texts is None:
+        raise ValueError("without --candidates lists are searched for, which needs texts: --data.")
+    queries, corpus = texts
+    relevant = {
+        query: {document: 1 for document, grade in grades.items() if grade > 0 and document in corpus}
+        for query, grades in judged.items()
+        if query in queries
+    }
+    relevant = {query: documents for query, documents in relevant.items() if documents}
+    asked = Texts.open(dict(zip(relevant, queries.take(list(relevant)), strict=True)), "queries")
+    return find_candidates(
+        asked, corpus, ["bm25"], output / "candidates", depth=depth, positives=relevant, overwrite=True
+    )

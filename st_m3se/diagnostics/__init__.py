@@ -1,0 +1,63 @@
+"""What the paper looks at, on your own data: score densities, normalised margins, score evolution, as figures."""
+
+from __future__ import annotations
+
+from importlib import import_module
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from st_m3se.diagnostics.diagnosis import Diagnosis, diagnose
+    from st_m3se.diagnostics.evolution import ScoreEvolutionCallback
+    from st_m3se.diagnostics.gap import ClosedShare, closed_share
+    from st_m3se.diagnostics.lists import JudgedLists
+    from st_m3se.diagnostics.model_card import add_to_model_card
+    from st_m3se.diagnostics.plots import plot_densities, plot_evolution, plot_gap, plot_margins, save_figure
+    from st_m3se.diagnostics.report import html_section
+    from st_m3se.diagnostics.separation import Estimate, Separation, measure_separation
+    from st_m3se.diagnostics.tracking import Evolution, TrackedList, track
+
+__all__ = [
+    "ClosedShare",
+    "Diagnosis",
+    "Estimate",
+    "Evolution",
+    "JudgedLists",
+    "ScoreEvolutionCallback",
+    "Separation",
+    "TrackedList",
+    "add_to_model_card",
+    "closed_share",
+    "diagnose",
+    "html_section",
+    "measure_separation",
+    "plot_densities",
+    "plot_evolution",
+    "plot_gap",
+    "plot_margins",
+    "save_figure",
+    "track",
+]
+
+MODULES = {
+    "diagnosis": ("Diagnosis", "diagnose"),
+    "evolution": ("ScoreEvolutionCallback",),
+    "gap": ("ClosedShare", "closed_share"),
+    "lists": ("JudgedLists",),
+    "model_card": ("add_to_model_card",),
+    "plots": ("plot_densities", "plot_evolution", "plot_gap", "plot_margins", "save_figure"),
+    "report": ("html_section",),
+    "separation": ("Estimate", "Separation", "measure_separation"),
+    "tracking": ("Evolution", "TrackedList", "track"),
+}
+"""Where each public name is; imported when asked for, so that a measure does not wait for transformers."""
+
+
+def __getattr__(name: str) -> Any:
+    for module, names in MODULES.items():
+        if name in names:
+            return getattr(import_module(f"{__name__}.{module}"), name)
+    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+
+
+def __dir__() -> list[str]:
+    return sorted([*globals(), *__all__])

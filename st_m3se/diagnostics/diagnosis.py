@@ -1,0 +1,242 @@
+"""One look at several scorers over the same lists, and the folder in which it is kept."""
+
+from __future__ import annotations
+
+import csv
+import json
+import platform
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import asdict, dataclass, field
+from datetime import datetime, timezone
+from importlib.metadata import version
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from st_m3se.diagnostics.gap import ClosedShare, closed_share
+from st_m3se.diagnostics.lists import JudgedLists
+from st_m3se.diagnostics.scoring import describe_scorer, folder_names, score_lists
+from st_m3se.diagnostics.separation import NUMBERS, Estimate, Separation, measure_separation
+from st_m3se.scores.errors import FormatError
+from st_m3se.scores.store import TeacherScores
+from st_m3se.texts import Texts
+
+if TYPE_CHECKING:
+    from datasets import Dataset
+
+    from st_m3se.diagnostics.scoring import Scorer
+
+__all__ = ["DIAGNOSIS", "Diagnosis", "diagnose"]
+
+DIAGNOSIS = "diagnosis.json"
+FORMAT = 1
+PACKAGES = ("sentence-transformers", "transformers", "torch", "numpy", "scipy")
+DIGITS = 7  # of the curves: more than a figure shows
+CURVES = ("x", "positives", "negatives", "margin_x", "margin_density")
+
+
+@dataclass(frozen=True, eq=False)
+class Diagnosis:
+    """What :func:`diagnose` finds; :meth:`save` and :meth:`load` keep it as JSON and CSV.
+
+    Attributes:
+        data: "name", "queries", "positives", "negatives", "left_out".
+        settings: "n_resamples", "confidence", "seed".
+        scorers: By name, in the order in which they were given.
+        descriptions: By name, what is known of the scorer: teacher, revision, max_length, dtype ...
+        gap: How much of the teacher's lead the student has closed, where it was asked for.
+        provenance: Date and versions.
+    """
+
+    data: dict[str, Any]
+    settings: dict[str, Any]
+    scorers: dict[str, Separation]
+    descriptions: dict[str, dict[str, Any]]
+    gap: ClosedShare | None = None
+    provenance: dict[str, Any] = field(default_factory=dict)
+
+    def save(self, folder: str | Path) -> None:
+        """Write ``diagnosis.json``, and its numbers and curves as CSV beside it."""
+        folder = Path(folder)
+        folder.mkdir(parents=True, exist_ok=True)
+        content = {
+            "format": FORMAT,
+            "provenance": self.provenance,
+            "data": self.data,
+            "settings": self.settings,
+            "gap": None if self.gap is None else asdict(self.gap),
+            "scorers": {name: self._scorer(name) for name in self.scorers},
+        }
+        _write(folder / DIAGNOSIS, json.dumps(content, indent=1, ensure_ascii=False) + "\n")
+        numbers = [
+            [name, number, *separation.numbers[number]]
+            for name, separation in self.scorers.items()
+            for number in NUMBERS
+        ]
+        _write_csv(folder / "numbers.csv", ["scorer", "number", "value", "low", "high"], numbers)
+        densities = [
+            [name, *row]
+            for name, separation in self.scorers.items()
+            for row in zip(*_rounded(separation.x, separation.positives, separation.negatives), strict=True)
+        ]
+        _write_csv(
+            folder / "score_densities.csv", ["scorer", "score", "positives_density", "negatives_density"], densities
+        )
+        margins = [
+            [name, *row]
+            for name, separation in self.scorers.items()
+            for row in zip(*_rounded(separation.margin_x, separation.margin_density), strict=True)
+        ]
+        _write_csv(folder / "margins.csv", ["scorer", "normalised_margin", "density"], margins)
+
+    @classmethod
+    def load(cls, folder: str | Path) -> Diagnosis:
+        """Read what :meth:`save` has written.
+
+        Raises:
+            FormatError: If there is none, or one of another version.
+        """
+        path = Path(folder) / DIAGNOSIS
+        if not path.is_file():
+            raise FormatError("there is no such file. `st-m3se diagnose` makes one.", file=str(path))
+        content = json.loads(path.read_text(encoding="utf-8"))
+        if content.get("format") != FORMAT:
+            raise FormatError(
+                f"the diagnosis has format {content.get('format')!r} and this program reads {FORMAT}. Update st-m3se.",
+                file=str(path),
+            )
+        scorers = {
+            name: Separation(
+                {number: Estimate(*found) for number, found in scorer["numbers"].items()},
+                scorer["spread"],
+                *(np.array(scorer["curves"][curve]) for curve in CURVES),
+            )
+            for name, scorer in content["scorers"].items()
+        }
+        descriptions = {name: scorer["description"] for name, scorer in content["scorers"].items()}
+        gap = None if content["gap"] is None else ClosedShare.of(content["gap"])
+        return cls(content["data"], content["settings"], scorers, descriptions, gap, content["provenance"])
+
+    def _scorer(self, name: str) -> dict[str, Any]:
+        separation = self.scorers[name]
+        return {
+            "description": self.descriptions[name],
+            "spread": separation.spread,
+            "numbers": {number: list(found) for number, found in separation.numbers.items()},
+            "curves": dict(zip(CURVES, _rounded(*(getattr(separation, curve) for curve in CURVES)), strict=True)),
+        }
+
+
+def diagnose(
+    scorers: Mapping[str, Scorer],
+    candidates: TeacherScores | Mapping[Any, Sequence[Any]] | str | Path,
+    qrels: Mapping[Any, Mapping[Any, int]],
+    output: str | Path,
+    *,
+    queries: Texts | Mapping[Any, Any] | Dataset | str | Path | None = None,
+    corpus: Texts | Mapping[Any, Any] | Dataset | str | Path | None = None,
+    name: str = "",
+    gap: tuple[str, str, str] | None = None,
+    measure: str = "RR@10",
+    exclude_same_id: bool = True,
+    max_queries: int | None = None,
+    n_resamples: int = 1000,
+    confidence: float = 0.95,
+    seed: int = 0,
+    show_progress_bar: bool = True,
+    **options: Any,
+) -> Diagnosis:
+    """Score the same lists with several scorers, and measure how each separates positives from negatives.
+
+    ``output`` gets a store of each scorer's scores in ``scores/``, the judgements of the lists in ``qrels.tsv``, from
+    which every number can be computed again, and what :meth:`Diagnosis.save` writes. Figures are drawn by
+    :func:`~st_m3se.diagnostics.report.write_report`. A call that was killed goes on where it was when it is repeated.
+
+    Args:
+        scorers: By the name that figures give them: "bm25" or :class:`~st_m3se.candidates.BM25`; a CrossEncoder or
+            SentenceTransformer, or the name or path of one; a function of (query, document) pairs; or a
+            :class:`~st_m3se.scores.TeacherScores` store. Documents that one of the stores has not scored are left out
+            for all.
+        candidates: Whose documents are scored: a store or its path, whose scores are ignored, or query id to document
+            ids. Without their relevant documents the lists say nothing: ``find_candidates(..., positives=qrels)``.
+        qrels: Query id to document id to relevance; above 0 is relevant.
+        output: The folder.
+        queries: The texts of the queries, whatever :meth:`Texts.open` takes. Stores need none.
+        corpus: The documents, likewise.
+        name: What the data are, for titles.
+        gap: The names of three of the scorers, (student before, student after, teacher): how much of the teacher's lead
+            over the first the second has closed, see :func:`~st_m3se.diagnostics.closed_share`.
+        measure: What the lead is measured in, re-ranking the lists; any name of ir_measures.
+        exclude_same_id: Leave out the document that has the query's own id, unless it is judged relevant.
+        max_queries: Look at so many queries, drawn at random; None is all.
+        n_resamples: Bootstrap draws for the intervals.
+        confidence: What share of them an interval holds.
+        seed: For the draws.
+        show_progress_bar: Show progress.
+        options: For models, see :func:`~st_m3se.diagnostics.scoring.score_lists`.
+
+    Raises:
+        FormatError: If ids are of different types, a text is missing, or no list has a positive and a negative.
+        ValueError: If a folder of ``scores/`` was begun with another model or other lists.
+    """
+    output = Path(output)
+    if not scorers:
+        raise ValueError("there is no scorer to look at.")
+    if gap is not None and (unknown := [scorer for scorer in gap if scorer not in scorers]):
+        raise ValueError(f"gap names {unknown[0]!r}, and the scorers are {list(scorers)}.")
+    folder_names(scorers)
+    if isinstance(candidates, (str, Path)):
+        candidates = TeacherScores.open(candidates)
+    ready = {scorer: store for scorer, store in scorers.items() if isinstance(store, TeacherScores)}
+    lists = JudgedLists.of(
+        candidates, qrels, scored_by=ready, exclude_same_id=exclude_same_id, max_queries=max_queries, seed=seed
+    )
+    texts = [None if given is None else Texts.open(given, what) for given, what in ((queries, "queries"), (corpus, ""))]
+    output.mkdir(parents=True, exist_ok=True)
+    judged = [[query, document, 1] for query, relevant in lists.qrels().items() for document in relevant]
+    _write_csv(output / "qrels.tsv", ["query-id", "corpus-id", "score"], judged, delimiter="\t")
+    stores = score_lists(
+        lists, scorers, texts[0], texts[1], output / "scores", show_progress_bar=show_progress_bar, **options
+    )
+    statistics: dict[str, Any] = {"n_resamples": n_resamples, "confidence": confidence, "seed": seed}
+    found = Diagnosis(
+        {
+            "name": name,
+            "queries": len(lists),
+            "positives": int(lists.positives.sum()),
+            "negatives": int((~lists.positives).sum()),
+            "left_out": lists.left_out,
+        },
+        statistics,
+        measure_separation(lists, {scorer: lists.scores(store) for scorer, store in stores.items()}, **statistics),
+        {scorer: describe_scorer(store) for scorer, store in stores.items()},
+        None if gap is None else closed_share(lists, stores, gap, measure=measure, **statistics),
+        _provenance(),
+    )
+    found.save(output)
+    return found
+
+
+def _provenance() -> dict[str, Any]:
+    return {
+        "date": datetime.now(timezone.utc).isoformat(timespec="seconds"),
+        "st_m3se": version("st-m3se"),
+        "python": platform.python_version(),
+        "packages": {package: version(package) for package in PACKAGES},
+    }
+
+
+def _rounded(*arrays: np.ndarray) -> list[list[float]]:
+    return [[float(f"{value:.{DIGITS}g}") for value in array.tolist()] for array in arrays]
+
+
+def _write(path: Path, content: str) -> None:
+    path.write_text(content, encoding="utf-8")
+
+
+def _write_csv(path: Path, header: Sequence[str], rows: Iterable[Sequence[Any]], delimiter: str = ",") -> None:
+    with path.open("w", newline="", encoding="utf-8") as stream:
+        writer = csv.writer(stream, delimiter=delimiter, lineterminator="\n")
+        writer.writerow(header)
+        writer.writerows(rows)

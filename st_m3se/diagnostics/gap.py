@@ -1,0 +1,134 @@
+"""How much of a teacher's lead a student has closed."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+
+from st_m3se.diagnostics.lists import JudgedLists
+from st_m3se.diagnostics.separation import Estimate
+from st_m3se.scores.store import TeacherScores
+
+__all__ = ["ClosedShare", "closed_share", "share_of_gap"]
+
+
+@dataclass(frozen=True)
+class ClosedShare:
+    """How far a student has come from where it was to where its teacher is.
+
+    Attributes:
+        measure: In what.
+        names: The scorers: (student before, student after, teacher).
+        before: The mean over the queries, with its interval.
+        after: Likewise.
+        teacher: Likewise.
+        gap: ``teacher - before``, the lead that there was to close.
+        share: ``(after - before) / (teacher - before)``; None where the teacher was not ahead.
+        interval: Of the share; None where the interval of the gap reaches down to 0, since a share of nothing has none.
+    """
+
+    measure: str
+    names: tuple[str, str, str]
+    before: Estimate
+    after: Estimate
+    teacher: Estimate
+    gap: Estimate
+    share: float | None
+    interval: tuple[float, float] | None
+
+    def __str__(self) -> str:
+        start, end, lead = (f"{estimate.value:.3f}" for estimate in (self.before, self.after, self.teacher))
+        values = f"{self.measure} {start} -> {end}, teacher {lead}"
+        if self.share is None:
+            return f"{values}: the teacher is not ahead of the student's start, so there is no gap to close"
+        if self.interval is None:
+            return f"{values}: {self.share:.0%} of a lead ({self.gap}) that cannot be told from chance"
+        low, high = self.interval
+        return f"{values}: {self.share:.0%} of the teacher's lead closed [{low:.0%}, {high:.0%}]"
+
+    @classmethod
+    def of(cls, content: Mapping[str, Any]) -> ClosedShare:
+        """From its JSON."""
+        estimates = {name: Estimate(*content[name]) for name in ("before", "after", "teacher", "gap")}
+        interval = content["interval"]
+        return cls(
+            measure=content["measure"],
+            names=tuple(content["names"]),
+            share=content["share"],
+            interval=None if interval is None else (interval[0], interval[1]),
+            **estimates,
+        )
+
+
+def closed_share(
+    lists: JudgedLists,
+    stores: Mapping[str, TeacherScores],
+    names: tuple[str, str, str],
+    *,
+    measure: str = "RR@10",
+    n_resamples: int = 1000,
+    confidence: float = 0.95,
+    seed: int = 0,
+) -> ClosedShare:
+    """The closed share of the teacher's lead, re-ranking the lists.
+
+    Args:
+        lists: The lists and their positives.
+        stores: Scores by name.
+        names: Of the stores of the student before, the student after, and the teacher.
+        measure: Any name of ir_measures: "RR@10", "nDCG@10", "AP" ...
+        n_resamples: Bootstrap draws of queries.
+        confidence: What share of the draws an interval holds.
+        seed: For the draws.
+
+    Raises:
+        ImportError: Without ir_measures (extra ``eval``).
+    """
+    from st_m3se.evaluation.measures import per_query
+
+    qrels = {str(query): {str(d): grade for d, grade in judged.items()} for query, judged in lists.qrels().items()}
+    queries = [str(query) for query in lists.query_ids]
+    values = [
+        per_query(stores[name], qrels, [measure], query_ids=queries, exclude_same_id=False)[measure] for name in names
+    ]
+    return share_of_gap(np.stack(values), measure, names, n_resamples=n_resamples, confidence=confidence, seed=seed)
+
+
+def share_of_gap(
+    values: np.ndarray,
+    measure: str,
+    names: tuple[str, str, str],
+    *,
+    n_resamples: int = 1000,
+    confidence: float = 0.95,
+    seed: int = 0,
+) -> ClosedShare:
+    """The closed share of values per query: float ``[3, Q]``, of the student before and after, and of the teacher."""
+    random = np.random.default_rng(seed)
+    queries = values.shape[1]
+    drawn = np.stack([values[:, random.integers(queries, size=queries)].mean(axis=1) for _ in range(n_resamples)])
+    tails = (1 - confidence) / 2, (1 + confidence) / 2
+
+    def estimate(value: float, draws: np.ndarray) -> Estimate:
+        low, high = np.quantile(draws, tails)
+        return Estimate(value, float(low), float(high))
+
+    before, after, teacher = values.mean(axis=1).tolist()
+    gap = estimate(teacher - before, drawn[:, 2] - drawn[:, 0])
+    interval = None
+    if gap.low > 0:
+        gaps = drawn[:, 2] - drawn[:, 0]
+        shares = (drawn[:, 1] - drawn[:, 0])[gaps > 0] / gaps[gaps > 0]
+        low, high = np.quantile(shares, tails)
+        interval = float(low), float(high)
+    return ClosedShare(
+        measure,
+        names,
+        *(estimate(value, drawn[:, place]) for place, value in enumerate((before, after, teacher))),
+        gap,
+        (after - before) / gap.value if gap.value > 0 else None,
+        interval,
+    )

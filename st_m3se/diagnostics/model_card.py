@@ -1,0 +1,73 @@
+"""A diagnosis in the model card."""
+
+from __future__ import annotations
+
+import re
+import shutil
+from pathlib import Path
+
+from st_m3se.diagnostics.diagnosis import Diagnosis
+from st_m3se.diagnostics.report import about, about_gap, render_markdown
+from st_m3se.scores.errors import FormatError
+
+__all__ = ["add_to_model_card"]
+
+START, END = "<!-- st-m3se diagnosis -->", "<!-- end of st-m3se diagnosis -->"
+PICTURE = "assets/st_m3se_margins.png"
+BEFORE = (
+    "\n<!--\n## Bias, Risks and Limitations",
+    "\n## Training Details",
+    "\n## Citation",
+    "\n## Additional Resources",
+)
+
+
+def add_to_model_card(model_folder: str | Path, diagnosis_folder: str | Path) -> Path:
+    """Put the margin plot, the numbers and the closed share of the teacher's lead into a saved model's card.
+
+    sentence-transformers writes ``README.md`` anew whenever a model is saved, from a template that has no place for a
+    figure. So this goes into the card of a folder that is already saved: a section in front of "Training Details" and
+    the figure in ``assets/``. Called again it replaces its section. ``model.save_pretrained`` to the same folder
+    removes it; publish the folder as it is: ``model.push_to_hub("me/model", local_model_path=model_folder)``.
+
+    Args:
+        model_folder: Where ``model.save_pretrained`` has written the model.
+        diagnosis_folder: What ``st-m3se diagnose`` has written, with its figures.
+
+    Returns:
+        The card.
+
+    Raises:
+        FormatError: If one of the folders is not what it should be.
+    """
+    model_folder, diagnosis_folder = Path(model_folder), Path(diagnosis_folder)
+    card, figure = model_folder / "README.md", diagnosis_folder / "margins.png"
+    diagnosis = Diagnosis.load(diagnosis_folder)
+    if not card.is_file():
+        raise FormatError("the model has no card there. Save it: model.save_pretrained(folder).", file=str(card))
+    if not figure.is_file():
+        raise FormatError("the diagnosis has no figure. `st-m3se diagnose` draws it.", file=str(figure))
+    (model_folder / PICTURE).parent.mkdir(exist_ok=True)
+    shutil.copyfile(figure, model_folder / PICTURE)
+    name = f" on {diagnosis.data['name']}" if diagnosis.data["name"] else ""
+    parts = [
+        START,
+        f"## How it separates relevant documents{name}",
+        f"![Densities of the normalised margins]({PICTURE})",
+        "Margin: a relevant document's score minus another's of the same query, divided by the scorer's mean range of "
+        "scores in a list (the normalisation is st-m3se's own). AUC per query: the share of these margins above 0.",
+        render_markdown(diagnosis),
+        about(diagnosis),
+    ]
+    if diagnosis.gap is not None:
+        parts.append(f"**Distance to the teacher.** {about_gap(diagnosis)}")
+    section = "\n\n".join([*parts, END])
+    text = card.read_text(encoding="utf-8")
+    if START in text and END in text:
+        text = re.sub(f"{re.escape(START)}.*?{re.escape(END)}", lambda _: section, text, count=1, flags=re.DOTALL)
+    else:
+        places = [place for heading in BEFORE if (place := text.find(heading)) >= 0]
+        place = min(places, default=len(text))
+        text = f"{text[:place].rstrip()}\n\n{section}\n{text[place:]}"
+    card.write_text(text, encoding="utf-8")
+    return card

@@ -1,0 +1,186 @@
+"""A diagnosis to read: its table, its figures, and its section of an HTML page."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Sequence
+from html import escape
+from pathlib import Path
+
+from st_m3se.diagnostics.diagnosis import Diagnosis
+from st_m3se.diagnostics.plots import plot_densities, plot_evolution, plot_margins, save_figure
+from st_m3se.diagnostics.separation import NUMBERS
+from st_m3se.diagnostics.tracking import Evolution
+
+__all__ = ["about", "about_gap", "html_section", "render_markdown", "render_text", "write_evolution", "write_report"]
+
+EXPLAINED = {
+    "score_densities": (
+        "Scores of relevant and of other documents",
+        "How the scores of relevant documents (solid) and of all others in the lists (dashed) are distributed; each "
+        "scorer in its own units. The less the two overlap, the better a threshold would tell them apart.",
+    ),
+    "margins": (
+        "Normalised margins",
+        "A positive's score minus a negative's of the same query, divided by the scorer's mean range of scores in a "
+        "list, so that scorers of different units can be compared; each query counts the same. This normalisation is "
+        "st-m3se's own. The share right of 0 is the AUC per query.",
+    ),
+    "evolution": (
+        "Scores during training",
+        "The scores of a few relevant and other documents of one query over the steps of the training.",
+    ),
+}
+"""Figures by file name: title and what to see."""
+
+CSS = (
+    "body{font:15px/1.5 system-ui,sans-serif;max-width:62rem;margin:2rem auto;padding:0 1rem;color:#1a1a1a}"
+    "table{border-collapse:collapse;margin:1rem 0}th,td{padding:.25rem .8rem;border-bottom:1px solid #ccc;"
+    "text-align:right}th:first-child,td:first-child{text-align:left}td small{color:#555;white-space:nowrap}"
+    "figure{margin:1.5rem 0}figure svg{max-width:100%;height:auto}figcaption{color:#444;font-size:.9em}"
+)
+
+
+def write_report(diagnosis: Diagnosis, folder: str | Path, evolutions: Sequence[Evolution] = ()) -> None:
+    """Draw the figures of a diagnosis into its folder, as PNG and SVG, and write ``report.html`` around them.
+
+    Raises:
+        ImportError: Without matplotlib (extra ``plot``).
+    """
+    folder = Path(folder)
+    save_figure(plot_densities(diagnosis.scorers), folder / "score_densities")
+    save_figure(plot_margins(diagnosis.scorers), folder / "margins")
+    if evolutions:
+        write_evolution(evolutions, folder)
+    title, section = html_section(folder)
+    (folder / "report.html").write_text(_page(title, section), encoding="utf-8")
+
+
+def write_evolution(evolutions: Sequence[Evolution], folder: str | Path) -> None:
+    """Draw score evolutions side by side into ``evolution.png`` and ``.svg``, with their data as CSV."""
+    folder = Path(folder)
+    folder.mkdir(parents=True, exist_ok=True)
+    save_figure(plot_evolution(evolutions), folder / "evolution")
+    lines = ["model,step,query_id,document_id,positive,score"]
+    for each in evolutions:
+        for step, scores in zip(each.steps.tolist(), each.scores.tolist(), strict=True):
+            for query, document, positive, score in zip(
+                each.query_ids, each.document_ids, each.positives.tolist(), scores, strict=True
+            ):
+                cells = [each.name, str(step), query, document, str(int(positive)), f"{score:.7g}"]
+                lines.append(",".join(_cell(cell) for cell in cells))
+    (folder / "evolution.csv").write_text("\n".join(lines) + "\n", encoding="utf-8")
+
+
+def html_section(folder: str | Path) -> tuple[str, str]:
+    """A diagnosis as a section of an HTML page: its title, and HTML with the figures inlined as SVG.
+
+    Args:
+        folder: What ``st-m3se diagnose`` has written.
+
+    Returns:
+        The title, and the HTML that belongs below it (headings from h3, no styles of its own).
+    """
+    folder = Path(folder)
+    diagnosis = Diagnosis.load(folder)
+    data = diagnosis.data
+    title = "How the scorers separate relevant documents" + (f": {data['name']}" if data["name"] else "")
+    parts = [f"<p>{escape(about(diagnosis))}</p>", _html_table(diagnosis)]
+    if diagnosis.gap is not None:
+        parts.append(f"<p><strong>Distance to the teacher.</strong> {escape(about_gap(diagnosis))}</p>")
+    if data["left_out"]:
+        items = "".join(f"<li>{count:,} {escape(what)}</li>" for what, count in data["left_out"].items())
+        parts.append(f"<p>Left out:</p><ul>{items}</ul>")
+    for name, (heading, text) in EXPLAINED.items():
+        file = folder / f"{name}.svg"
+        if file.is_file():
+            drawing = _inlined(file.read_text(encoding="utf-8"), name, heading)
+            parts.append(f"<h3>{escape(heading)}</h3><figure>{drawing}<figcaption>{escape(text)}</figcaption></figure>")
+    return title, "\n".join(parts)
+
+
+def render_text(diagnosis: Diagnosis) -> str:
+    """The numbers as a table for a terminal."""
+    rows = _rows(diagnosis)
+    widths = [max(len(row[column]) for row in rows) for column in range(len(rows[0]))]
+    lines = [
+        "  ".join(
+            cell.ljust(width) if column == 0 else cell.rjust(width)
+            for column, (cell, width) in enumerate(zip(row, widths, strict=True))
+        ).rstrip()
+        for row in rows
+    ]
+    lines.insert(1, "  ".join("-" * width for width in widths))
+    lines = [about(diagnosis), "", *lines]
+    if diagnosis.gap is not None:
+        lines += ["", about_gap(diagnosis)]
+    lines += [f"left out: {count:,} {what}" for what, count in diagnosis.data["left_out"].items()]
+    return "\n".join(lines)
+
+
+def render_markdown(diagnosis: Diagnosis) -> str:
+    """The numbers as a Markdown table."""
+    header, *rows = [[cell.replace("|", "\\|") for cell in row] for row in _rows(diagnosis)]
+    rule = ["---"] + ["---:"] * (len(header) - 1)
+    return "\n".join(f"| {' | '.join(row)} |" for row in [header, rule, *rows])
+
+
+def _rows(diagnosis: Diagnosis) -> list[list[str]]:
+    return [
+        ["scorer", *NUMBERS.values()],
+        *(
+            [name, *(str(separation.numbers[number]) for number in NUMBERS)]
+            for name, separation in diagnosis.scorers.items()
+        ),
+    ]
+
+
+def about(diagnosis: Diagnosis) -> str:
+    """What the numbers are of, in a sentence."""
+    data, settings = diagnosis.data, diagnosis.settings
+    return (
+        f"{data['queries']:,} queries, {data['positives']:,} relevant and {data['negatives']:,} other documents, the "
+        f"same for every scorer. In brackets {settings['confidence']:.0%} intervals over {settings['n_resamples']:,} "
+        "bootstrap draws of queries."
+    )
+
+
+def about_gap(diagnosis: Diagnosis) -> str:
+    """The closed share of the teacher's lead, in a sentence; empty where nobody asked for it."""
+    gap = diagnosis.gap
+    if gap is None:
+        return ""
+    before, after, teacher = gap.names
+    return f"From {before} to {after}, with {teacher} as the teacher: {gap}."
+
+
+def _html_table(diagnosis: Diagnosis) -> str:
+    head = "".join(f"<th>{escape(name)}</th>" for name in ("scorer", *NUMBERS.values()))
+    body = []
+    for name, separation in diagnosis.scorers.items():
+        cells = [f"<td>{escape(name)}</td>"]
+        for number in NUMBERS:
+            value, low, high = separation.numbers[number]
+            cells.append(f"<td>{value:.3f} <small>[{low:.3f}, {high:.3f}]</small></td>")
+        body.append(f"<tr>{''.join(cells)}</tr>")
+    return f"<table><thead><tr>{head}</tr></thead><tbody>{''.join(body)}</tbody></table>"
+
+
+def _inlined(svg: str, prefix: str, label: str) -> str:
+    """An SVG file's drawing, with ids that do not meet those of another on the page."""
+    drawing = svg[svg.index("<svg") :].strip()
+    drawing = re.sub(r'\bid="', f'id="{prefix}-', drawing)
+    drawing = re.sub(r'href="#', f'href="#{prefix}-', drawing)
+    drawing = re.sub(r"url\(#", f"url(#{prefix}-", drawing)
+    return drawing.replace("<svg", f'<svg role="img" aria-label="{escape(label)}"', 1)
+
+
+def _page(title: str, section: str) -> str:
+    return (
+        f'<!DOCTYPE html>\n<html lang="en"><head><meta charset="utf-8"><title>{escape(title)}</title>'
+        f"<style>{CSS}</style></head>\n<body><h1>{escape(title)}</h1>\n{section}\n</body></html>\n"
+    )
+
+
+def _cell(text: str) -> str:
+    return '"' + text.replace('"', '""') + '"' if re.search(r'[",\n\r]', text) else text

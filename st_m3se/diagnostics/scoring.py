@@ -1,0 +1,138 @@
+"""The scores of the same lists by any scorer, each as a store in the output folder."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from tempfile import TemporaryDirectory
+from typing import TYPE_CHECKING, Any, TypeAlias
+
+from st_m3se.candidates import BM25, find_candidates
+from st_m3se.diagnostics.lists import JudgedLists
+from st_m3se.scores.scoring import score_candidates
+from st_m3se.scores.store import TeacherScores
+from st_m3se.texts import Texts
+
+if TYPE_CHECKING:
+    from sentence_transformers import CrossEncoder, SentenceTransformer
+
+    Scorer: TypeAlias = (
+        TeacherScores | BM25 | CrossEncoder | SentenceTransformer | Callable[[list[tuple[str, str]]], Any] | str | Path
+    )
+
+__all__ = ["describe_scorer", "folder_names", "score_lists"]
+
+KEPT = ("teacher", "revision", "max_length", "dtype", "activation", "source")  # of the manifest of a store
+
+
+def score_lists(
+    lists: JudgedLists,
+    scorers: Mapping[str, Scorer],
+    queries: Texts | None,
+    corpus: Texts | None,
+    output: Path,
+    *,
+    show_progress_bar: bool = True,
+    **options: Any,
+) -> dict[str, TeacherScores]:
+    """Score every document of the lists with every scorer.
+
+    Models go through :func:`~st_m3se.scores.score_candidates`: raw logits, and what was killed goes on with the same
+    call. BM25 scores, and those that are taken from a store, are written anew.
+
+    Args:
+        lists: What to score.
+        scorers: By name: a store; "bm25" or :class:`~st_m3se.candidates.BM25`; or whatever ``score_candidates`` takes
+            as a teacher.
+        queries: Their texts; needed by all but stores.
+        corpus: The documents, likewise.
+        output: The folder in which each scorer gets a folder of its name.
+        show_progress_bar: Show progress.
+        options: For ``score_candidates``: ``max_length``, ``dtype``, ``batch_tokens``, ``device``, ``backend`` ...
+            They are for models by name or path and for loaded models; callables take none.
+
+    Returns:
+        The stores, by name.
+    """
+    stores = {}
+    for name, folder in folder_names(scorers).items():
+        scorer, place = scorers[name], output / folder
+        if isinstance(scorer, TeacherScores):
+            stores[name] = _taken(lists, scorer, place)
+            continue
+        if queries is None or corpus is None:
+            raise ValueError(f"the scorer {name} reads texts: give queries and corpus, or a store of its scores.")
+        if isinstance(scorer, BM25) or scorer == "bm25":
+            source = scorer if isinstance(scorer, BM25) else BM25()
+            stores[name] = _bm25(lists, source, queries, corpus, place, show_progress_bar)
+            continue
+        given = {} if _is_function(scorer) else options
+        stores[name] = score_candidates(
+            scorer,  # type: ignore[arg-type]
+            lists.by_query(),
+            queries,
+            corpus,
+            place,
+            name=None if isinstance(scorer, (str, Path)) else name,
+            show_progress_bar=show_progress_bar,
+            **given,
+        )
+    return stores
+
+
+def folder_names(names: Mapping[str, Any]) -> dict[str, str]:
+    """A name for each scorer that a file system takes.
+
+    Raises:
+        ValueError: If two scorers would share a folder.
+    """
+    folders = {name: re.sub(r"[^\w.+-]+", "_", name).strip("._") or "scorer" for name in names}
+    taken: dict[str, str] = {}
+    for name, folder in folders.items():
+        if (other := taken.setdefault(folder.lower(), name)) != name:
+            raise ValueError(f"the scorers {other!r} and {name!r} would share the folder {folder!r}. Rename one.")
+    return folders
+
+
+def describe_scorer(store: TeacherScores) -> dict[str, Any]:
+    """What a report says of the scorer behind a store."""
+    known = {field: store.manifest.get(field) for field in ("teacher", "revision", "max_length", "dtype", "activation")}
+    return {field: value for field, value in known.items() if value is not None}
+
+
+def _is_function(scorer: Any) -> bool:
+    return not isinstance(scorer, (str, Path)) and not hasattr(scorer, "preprocess")  # the models' own
+
+
+def _taken(lists: JudgedLists, store: TeacherScores, place: Path) -> TeacherScores:
+    return _write(lists, lists.scores(store).tolist(), place, {field: store.manifest.get(field) for field in KEPT})
+
+
+def _bm25(
+    lists: JudgedLists, source: BM25, queries: Texts, corpus: Texts, place: Path, show_progress_bar: bool
+) -> TeacherScores:
+    """BM25 scores over the whole corpus of the lists' documents, 0 where no word matches."""
+    asked = Texts.open(dict(zip(lists.query_ids, queries.take(lists.query_ids), strict=True)), "queries")
+    wanted = {query: dict.fromkeys(documents, 1) for query, documents in lists.by_query().items()}
+    place.parent.mkdir(parents=True, exist_ok=True)
+    with TemporaryDirectory(prefix=".bm25.", dir=place.parent) as scratch:
+        found = find_candidates(
+            asked,
+            corpus,
+            [source],
+            Path(scratch) / "run",
+            depth=1,
+            positives=wanted,
+            show_progress_bar=show_progress_bar,
+        )
+        values = lists.scores(found).tolist()
+    return _write(lists, values, place, {"teacher": "bm25", "source": found.manifest.get("source")})
+
+
+def _write(lists: JudgedLists, values: list[float], place: Path, manifest: dict[str, Any]) -> TeacherScores:
+    rows, start = [], 0
+    for query, documents in lists.by_query().items():
+        rows.append((query, documents, values[start : start + len(documents)]))
+        start += len(documents)
+    return TeacherScores.from_rows(rows, place, manifest=manifest, overwrite=True)

@@ -1,0 +1,308 @@
+"""How far a scorer separates positives from negatives: densities, margins, overlap and AUC, as functions of arrays."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from typing import NamedTuple
+
+import numpy as np
+
+from st_m3se.diagnostics.lists import JudgedLists
+
+__all__ = [
+    "NUMBERS",
+    "Estimate",
+    "Separation",
+    "auc_per_query",
+    "bandwidth",
+    "list_spread",
+    "margins",
+    "measure_separation",
+    "pooled_auc",
+]
+
+NUMBERS = {
+    "overlap": "overlap",
+    "auc_per_query": "AUC per query",
+    "auc_pooled": "AUC pooled",
+    "margin_peak": "margin peak",
+    "margin_mean": "margin mean",
+}
+"""The numbers of a scorer, and what tables call them."""
+
+TAIL = 4.0  # bandwidths beyond the last value at which a Gaussian kernel is as good as zero
+BINS = (256, 4096)
+BINS_PER_BANDWIDTH = 4.0
+BLOCK = 1 << 22  # numbers that one block of resamples holds
+
+
+class Estimate(NamedTuple):
+    """A number and its bootstrap interval."""
+
+    value: float
+    low: float
+    high: float
+
+    def __str__(self) -> str:
+        return f"{self.value:.3f} [{self.low:.3f}, {self.high:.3f}]"
+
+
+@dataclass(frozen=True, eq=False)
+class Separation:
+    """What :func:`measure_separation` finds for one scorer.
+
+    Attributes:
+        numbers: By name, see :data:`NUMBERS`.
+        spread: What the margins are divided by, in the scorer's units, see :func:`list_spread`.
+        x: The places of the densities of scores, ``[G]``, in the scorer's units.
+        positives: The density of the positives' scores there.
+        negatives: That of the negatives' scores.
+        margin_x: The places of the margins' density, ``[H]``, in units of the spread.
+        margin_density: The density of the normalised margins there; each query has the same weight.
+    """
+
+    numbers: dict[str, Estimate]
+    spread: float
+    x: np.ndarray
+    positives: np.ndarray
+    negatives: np.ndarray
+    margin_x: np.ndarray
+    margin_density: np.ndarray
+
+
+def measure_separation(
+    lists: JudgedLists,
+    scores: Mapping[str, np.ndarray],
+    *,
+    n_resamples: int = 1000,
+    confidence: float = 0.95,
+    seed: int = 0,
+) -> dict[str, Separation]:
+    """Densities of scores and of normalised margins, and five numbers with their intervals, for each scorer.
+
+    - **Densities** are Gaussian kernel density estimates, each document with the same weight, with the bandwidth of
+      :func:`bandwidth` for positives and negatives each. They are computed on a grid that has four bins or more to the
+      bandwidth, and agree with ``scipy.stats.gaussian_kde`` of that bandwidth to about a hundredth of their peak.
+    - **overlap**: the area under the lower one of the two curves, ``∫ min(p, n)``: 0 if the scores of positives and
+      negatives have no value in common, 1 if they are distributed alike. It is that of the curves that are drawn.
+    - **AUC per query**: for each query the share of its (positive, negative) pairs in which the positive has the higher
+      score, ties counting half; the mean over queries. What ranking needs.
+    - **AUC pooled**: the same over all pairs, of different queries as well. Lower than the former where a score means
+      one thing for one query and another for the next, so that no threshold fits all.
+    - **Normalised margins**: ``(s_i - s_j) / spread`` for each positive i and negative j of a query; each query has the
+      same weight, spread over its pairs. The paper does not publish its normalisation; this one is ours: see
+      :func:`list_spread`. It does not change when a scorer's scores are shifted or scaled. The share of the margins
+      above 0 is the AUC per query. **margin peak** is where their density is highest, **margin mean** their mean.
+
+    Intervals are percentiles over ``n_resamples`` draws of as many queries with replacement, the same draws for every
+    scorer. Documents of one query stay together, since they are no independent observations. Spread and bandwidths are
+    those of all queries.
+
+    Args:
+        lists: The lists.
+        scores: By scorer's name: float ``[N]``, the scores of ``lists.document_ids``.
+        n_resamples: Draws for the intervals.
+        confidence: What share of the draws lies within.
+        seed: For the draws.
+
+    Raises:
+        ValueError: If a scorer has another number of scores, or gives all documents of every list the same one.
+    """
+    if n_resamples < 1 or not 0 < confidence < 1:
+        raise ValueError(
+            f"n_resamples must be at least 1 and confidence between 0 and 1, got {n_resamples}, {confidence}."
+        )
+    scorers = {name: _Scorer(lists, np.asarray(values, np.float64), name) for name, values in scores.items()}
+    values = {name: scorer.statistics(np.ones((1, len(lists)))) for name, scorer in scorers.items()}
+    draws: dict[str, dict[str, list[np.ndarray]]] = {name: {number: [] for number in NUMBERS} for name in scorers}
+    for counts in _resamples(len(lists), n_resamples, max((s.size for s in scorers.values()), default=1), seed):
+        for name, scorer in scorers.items():
+            for number, drawn in scorer.statistics(counts).items():
+                draws[name][number].append(drawn)
+    tails = (1 - confidence) / 2, (1 + confidence) / 2
+    found = {}
+    for name, scorer in scorers.items():
+        numbers = {}
+        for number, (value,) in values[name].items():
+            low, high = np.quantile(np.concatenate(draws[name][number]), tails)
+            numbers[number] = Estimate(float(value), float(low), float(high))
+        everyone = np.ones((1, len(lists)))
+        found[name] = Separation(
+            numbers,
+            scorer.spread,
+            scorer.positives.x,
+            scorer.positives.curves(everyone)[0],
+            scorer.negatives.curves(everyone)[0],
+            scorer.margins.x,
+            scorer.margins.curves(everyone)[0],
+        )
+    return found
+
+
+def margins(scores: np.ndarray, positives: np.ndarray, lengths: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Each positive's score minus each negative's of its query.
+
+    Args:
+        scores: float ``[N]``, one list after the other.
+        positives: bool ``[N]``.
+        lengths: int ``[Q]``.
+
+    Returns:
+        The margins ``[M]``, and the query of each ``[M]``.
+    """
+    parts, sizes = [np.zeros(0)], []
+    ends = np.cumsum(lengths)
+    for start, end in zip((ends - lengths).tolist(), ends.tolist(), strict=True):
+        own, flags = scores[start:end], positives[start:end]
+        parts.append(np.subtract.outer(own[flags], own[~flags]).ravel())
+        sizes.append(len(parts[-1]))
+    return np.concatenate(parts), np.repeat(np.arange(len(lengths)), sizes)
+
+
+def list_spread(scores: np.ndarray, lengths: np.ndarray) -> float:
+    """A scorer's usual range: highest minus lowest score of a list, in the mean over the lists."""
+    starts = np.cumsum(lengths) - lengths
+    return float((np.maximum.reduceat(scores, starts) - np.minimum.reduceat(scores, starts)).mean())
+
+
+def auc_per_query(scores: np.ndarray, positives: np.ndarray, lengths: np.ndarray) -> np.ndarray:
+    """For each list the share of its pairs that are in the right order, ties counting half: float64 ``[Q]``."""
+    values, owner = margins(scores, positives, lengths)
+    right = (values > 0) + 0.5 * (values == 0)
+    return np.bincount(owner, right, len(lengths)) / np.bincount(owner, minlength=len(lengths))
+
+
+def pooled_auc(scores: np.ndarray, positives: np.ndarray, weights: np.ndarray) -> np.ndarray:
+    """The area under the ROC curve over all documents, for each row of weights, ties counting half.
+
+    Args:
+        scores: float ``[N]``.
+        positives: bool ``[N]``.
+        weights: float ``[B, N]``, of each document; a row is one sample of documents.
+
+    Returns:
+        float64 ``[B]``.
+    """
+    order = np.argsort(scores, kind="stable")
+    ordered = scores[order]
+    starts = np.flatnonzero(np.append(True, ordered[1:] != ordered[:-1]))  # of runs of equal scores
+    weights = weights[:, order]
+    good = np.add.reduceat(weights * positives[order], starts, axis=1)
+    bad = np.add.reduceat(weights * ~positives[order], starts, axis=1)
+    below = np.cumsum(bad, axis=1) - bad
+    right = (good * (below + bad / 2)).sum(axis=1)
+    return np.asarray(right / (good.sum(axis=1) * bad.sum(axis=1)))
+
+
+def bandwidth(values: np.ndarray, weights: np.ndarray | None = None) -> float:
+    """Silverman's rule of thumb: ``0.9 min(σ, IQR / 1.349) n^(-1/5)`` (1986, equation 3.31).
+
+    With the interquartile range it does not smooth two modes into one as rules on σ alone do. ``n`` is the effective
+    number of values, ``(Σw)² / Σw²``. Where half of the values are equal, σ alone counts.
+
+    Returns:
+        The standard deviation of the kernel; 0 if all values are equal.
+    """
+    weights = np.full(len(values), 1 / len(values)) if weights is None else weights / weights.sum()
+    mean = weights @ values
+    sigma = float(np.sqrt(weights @ (values - mean) ** 2))
+    order = np.argsort(values, kind="stable")
+    places = np.cumsum(weights[order]) - weights[order] / 2
+    low, high = np.interp((0.25, 0.75), places, values[order])
+    width = min(sigma, (high - low) / 1.349) if high > low else sigma
+    return float(0.9 * width * (1 / (weights**2).sum()) ** -0.2)
+
+
+class _Curve:
+    """A kernel density estimate as a function of how often each query counts."""
+
+    def __init__(self, values: np.ndarray, owner: np.ndarray, weights: np.ndarray, queries: int, width: float) -> None:
+        self._values, self._owner, self._weights, self._queries = values, owner, weights, queries
+        self.width = width
+
+    def on(self, low: float, high: float, bins: int) -> _Curve:
+        """Put the values into the bins of a grid."""
+        from scipy.sparse import csr_matrix
+
+        edges = np.linspace(low, high, bins + 1)
+        self.x = (edges[1:] + edges[:-1]) / 2
+        self.step = float(edges[1] - edges[0])
+        # Each value is shared between its two neighbours on the grid, which keeps the mean and halves the error.
+        place = (self._values - self.x[0]) / self.step
+        left = np.clip(np.floor(place).astype(np.int64), 0, bins - 2)
+        share = place - left
+        entries = np.concatenate([self._weights * (1 - share), self._weights * share])
+        places = np.concatenate([left, left + 1])
+        rows = np.concatenate([self._owner, self._owner])
+        self._binned = csr_matrix((entries, (places, rows)), shape=(bins, self._queries))
+        return self
+
+    def curves(self, counts: np.ndarray) -> np.ndarray:
+        """The densities ``[B, G]`` when the queries count ``[B, Q]`` times."""
+        from scipy.ndimage import gaussian_filter1d
+
+        binned = np.asarray((self._binned @ counts.T).T)
+        mass = binned.sum(axis=1, keepdims=True)
+        smooth = gaussian_filter1d(binned, self.width / self.step, axis=1, mode="constant", truncate=TAIL)
+        return np.asarray(smooth / (mass * self.step))
+
+
+class _Scorer:
+    """One scorer's statistics as functions of how often each query counts."""
+
+    def __init__(self, lists: JudgedLists, scores: np.ndarray, name: str) -> None:
+        if scores.shape != lists.positives.shape:
+            raise ValueError(f"{name} has {scores.shape} scores for {lists.positives.shape} documents.")
+        self._lists, self._scores, self._owner = lists, scores, lists.owner
+        self.spread = list_spread(scores, lists.lengths)
+        if not self.spread > 0:
+            raise ValueError(
+                f"{name} gives all documents of a list the same score, for every list: there is no margin to look at. "
+                "Is it the right model, and were its weights loaded?"
+            )
+        queries = len(lists)
+        values, owner = margins(scores, lists.positives, lists.lengths)
+        values = values / self.spread
+        weights = 1 / np.bincount(owner, minlength=queries)[owner]
+        self._margin_mean = np.bincount(owner, weights * values, queries)
+        self._auc = auc_per_query(scores, lists.positives, lists.lengths)
+        # Equal values have no bandwidth of their own: they become a narrow peak.
+        least = 1e-3 * float(scores.max() - scores.min())
+        parts = []
+        for flags in (lists.positives, ~lists.positives):
+            own = scores[flags]
+            width = max(bandwidth(own), least)
+            parts.append(_Curve(own, self._owner[flags], np.ones(len(own)), queries, width))
+        narrow, wide = sorted(part.width for part in parts)
+        grid = _grid(scores, narrow, wide)
+        self.positives, self.negatives = (part.on(*grid) for part in parts)
+        width = max(bandwidth(values, weights), 1e-3 * float(values.max() - values.min()), 1e-6)
+        self.margins = _Curve(values, owner, weights, queries, width).on(*_grid(values, width, width))
+        self.size = max(len(scores), len(self.positives.x), len(self.margins.x))
+
+    def statistics(self, counts: np.ndarray) -> dict[str, np.ndarray]:
+        """Each number ``[B]`` when the queries count ``[B, Q]`` times."""
+        queries = counts.sum(axis=1)
+        lower = np.minimum(self.positives.curves(counts), self.negatives.curves(counts))
+        return {
+            "overlap": lower.sum(axis=1) * self.positives.step,
+            "auc_per_query": counts @ self._auc / queries,
+            "auc_pooled": pooled_auc(self._scores, self._lists.positives, counts[:, self._owner]),
+            "margin_peak": self.margins.x[self.margins.curves(counts).argmax(axis=1)],
+            "margin_mean": counts @ self._margin_mean / queries,
+        }
+
+
+def _grid(values: np.ndarray, narrow: float, wide: float) -> tuple[float, float, int]:
+    low, high = float(values.min()) - TAIL * wide, float(values.max()) + TAIL * wide
+    return low, high, int(np.clip(np.ceil((high - low) / narrow * BINS_PER_BANDWIDTH), *BINS))
+
+
+def _resamples(queries: int, n_resamples: int, size: int, seed: int) -> Iterator[np.ndarray]:
+    """How often each query is drawn, ``[b, Q]`` at a time, ``n_resamples`` rows in all."""
+    random = np.random.default_rng(seed)
+    rows = max(1, BLOCK // max(size, queries))
+    for start in range(0, n_resamples, rows):
+        drawn = random.integers(queries, size=(min(rows, n_resamples - start), queries))
+        yield np.stack([np.bincount(row, minlength=queries) for row in drawn]).astype(np.float64)

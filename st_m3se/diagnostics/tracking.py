@@ -1,0 +1,212 @@
+"""The documents whose scores are followed while a model trains, and the record of them."""
+
+from __future__ import annotations
+
+import csv
+import json
+import random
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, NamedTuple, TypeVar
+
+import numpy as np
+
+from st_m3se.scores.errors import FormatError
+from st_m3se.scores.rows import Id
+from st_m3se.scores.store import TeacherScores
+from st_m3se.texts import Texts
+
+if TYPE_CHECKING:
+    from datasets import Dataset
+
+__all__ = ["HEADER", "Evolution", "TrackedList", "track"]
+
+HEADER = ("step", "epoch", "query_id", "document_id", "positive", "score")
+
+Item = TypeVar("Item")
+
+
+class TrackedList(NamedTuple):
+    """A query and those of its documents that are followed."""
+
+    query_id: Id
+    query: str
+    document_ids: tuple[Id, ...]
+    documents: tuple[str, ...]
+    positives: tuple[bool, ...]
+
+
+def track(
+    candidates: TeacherScores | Mapping[Any, Sequence[Any]] | str | Path,
+    queries: Texts | Mapping[Any, Any] | Dataset | str | Path,
+    corpus: Texts | Mapping[Any, Any] | Dataset | str | Path,
+    qrels: Mapping[Any, Mapping[Any, int]],
+    *,
+    num_queries: int = 1,
+    num_positives: int = 5,
+    num_negatives: int = 5,
+    seed: int = 0,
+) -> list[TrackedList]:
+    """Draw queries, and positives and negatives of each, to be followed.
+
+    Reservoir sampling in one pass over the candidates, so that every query that has enough positives and negatives is
+    as likely as another, however many there are; then likewise among the documents of a query. Where no query has that
+    many, which is the rule where each query has one relevant document, those with the most are drawn from.
+
+    Args:
+        candidates: Where negatives are drawn from: a store, its path, or query id to document ids.
+        queries: The texts of the queries, whatever :meth:`Texts.open` takes.
+        corpus: The documents, likewise.
+        qrels: Query id to document id to relevance. Positives are those above 0 that are in the corpus, among the
+            candidates or not; negatives all other candidates.
+        num_queries: How many queries.
+        num_positives: Positives of each, at most.
+        num_negatives: Negatives of each, at most.
+        seed: For the draws. The same seed draws the same from the same candidates.
+
+    Raises:
+        FormatError: If no query has both a positive and a negative, or a text is missing.
+    """
+    if min(num_queries, num_positives, num_negatives) < 1:
+        raise ValueError("num_queries, num_positives and num_negatives must be at least 1.")
+    if isinstance(candidates, (str, Path)):
+        candidates = TeacherScores.open(candidates)
+    queries, corpus = Texts.open(queries, "queries"), Texts.open(corpus, "corpus")
+    rows = (
+        ((row.query_id, row.document_ids) for row in candidates)
+        if isinstance(candidates, TeacherScores)
+        else candidates.items()
+    )
+    chooser = random.Random(seed)
+    most, drawn = 0, _Reservoir[tuple[Id, list[Id], list[Id]]](num_queries, chooser)
+    for query, listed in rows:
+        positives = [document for document, grade in qrels.get(query, {}).items() if grade > 0 and document in corpus]
+        relevant = set(positives)
+        negatives = [document for document in listed if document not in relevant]
+        if not positives or not negatives:
+            continue
+        wealth = min(len(positives), num_positives) + min(len(negatives), num_negatives)
+        if wealth > most:
+            most, drawn = wealth, _Reservoir(num_queries, chooser)
+        if wealth == most:
+            drawn.offer((query, positives, negatives))
+    if not drawn.items:
+        raise FormatError(
+            "no query has both a relevant document in the corpus and another candidate, so there is nothing to "
+            "follow. Are the ids of candidates, judgements and texts the same ones?"
+        )
+    tracked = []
+    for query, positives, negatives in drawn.items:
+        chosen = [*_sample(positives, num_positives, chooser), *_sample(negatives, num_negatives, chooser)]
+        flags = [document in positives for document in chosen]
+        tracked.append(TrackedList(query, queries[query], tuple(chosen), tuple(corpus.take(chosen)), tuple(flags)))
+    return tracked
+
+
+class _Reservoir(list[Item]):
+    """Of all items offered so far, a uniform sample without replacement (Vitter 1985, algorithm R)."""
+
+    def __init__(self, size: int, chooser: random.Random) -> None:
+        super().__init__()
+        self._size, self._chooser, self._seen = size, chooser, 0
+
+    @property
+    def items(self) -> list[Item]:
+        """The sample."""
+        return list(self)
+
+    def offer(self, item: Item) -> None:
+        """Let an item take part."""
+        self._seen += 1
+        if len(self) < self._size:
+            self.append(item)
+        elif (place := self._chooser.randrange(self._seen)) < self._size:
+            self[place] = item
+
+
+def _sample(items: Sequence[Item], size: int, chooser: random.Random) -> list[Item]:
+    reservoir = _Reservoir[Item](size, chooser)
+    for item in items:
+        reservoir.offer(item)
+    return reservoir.items
+
+
+@dataclass(frozen=True, eq=False)
+class Evolution:
+    """The scores of followed documents over the steps of a training.
+
+    Attributes:
+        name: The model's, for titles.
+        steps: The steps at which they were taken, int ``[T]``.
+        query_ids: The query of each document, ``[D]``.
+        document_ids: ``[D]``.
+        positives: bool ``[D]``.
+        scores: float ``[T, D]``.
+        queries: The texts of the queries by id, as far as they are known.
+    """
+
+    name: str
+    steps: np.ndarray
+    query_ids: tuple[str, ...]
+    document_ids: tuple[str, ...]
+    positives: np.ndarray
+    scores: np.ndarray
+    queries: dict[str, str]
+
+    @classmethod
+    def read(cls, path: str | Path, name: str | None = None) -> Evolution:
+        """Read the CSV that :class:`~st_m3se.diagnostics.ScoreEvolutionCallback` writes, of a training under way too.
+
+        Raises:
+            FormatError: If it is none, or holds no whole record.
+        """
+        path = Path(path)
+        steps, pairs = read_records(path)
+        if not steps:
+            raise FormatError("there is no whole record of the followed documents in it.", file=str(path))
+        first = next(iter(steps.values()))
+        about = path.with_suffix(".json")
+        known = json.loads(about.read_text(encoding="utf-8")) if about.is_file() else {}
+        return cls(
+            name or known.get("name") or path.stem,
+            np.array(list(steps), dtype=np.int64),
+            tuple(query for query, _ in pairs),
+            tuple(document for _, document in pairs),
+            np.array([positive for positive, _ in first], dtype=bool),
+            np.array([[score for _, score in record] for record in steps.values()], dtype=np.float64),
+            {str(each["query_id"]): each["query"] for each in known.get("tracked", [])},
+        )
+
+
+def read_records(path: Path) -> tuple[dict[int, list[tuple[bool, float]]], list[tuple[str, str]]]:
+    """The whole records of a CSV by step, and the (query, document) of each place in them.
+
+    A record that a kill has cut short, which can only be the last one, is left out.
+
+    Raises:
+        FormatError: If the file is not such a CSV.
+    """
+    text = path.read_text(encoding="utf-8")
+    lines = text[: text.rfind("\n") + 1].splitlines()  # without a torn last line
+    reader = csv.reader(lines)
+    if tuple(next(reader, ())) != HEADER:
+        raise FormatError(f"expected the columns {', '.join(HEADER)}.", file=str(path), line=1)
+    steps: dict[int, list[tuple[bool, float]]] = {}
+    pairs: list[tuple[str, str]] = []
+    for row in reader:
+        try:
+            step, _, query, document, positive, score = row
+            record = steps.setdefault(int(step), [])
+            if len(steps) == 1:
+                pairs.append((query, document))
+            elif len(record) >= len(pairs) or pairs[len(record)] != (query, document):
+                raise ValueError("the documents are not those of the first step")
+            record.append((positive == "1", float(score)))
+        except ValueError as error:
+            raise FormatError(
+                f"this is not a record of scores: {error}.", file=str(path), line=reader.line_num
+            ) from None
+    if steps and len(steps[last := next(reversed(steps))]) < len(pairs):
+        del steps[last]
+    return steps, pairs
