@@ -8,6 +8,7 @@ from st_m3se.cli.candidates import candidates
 from st_m3se.cli.combine import combine
 from st_m3se.cli.convert import convert
 from st_m3se.cli.describe import describe
+from st_m3se.cli.diagnose import diagnose
 from st_m3se.cli.score import score
 
 __all__ = ["app", "main"]
@@ -30,6 +31,7 @@ app.command()(score)
 app.command()(convert)
 app.command()(describe)
 app.command()(combine)
+app.command()(diagnose)
 
 
 def main() -> None:
