@@ -21,8 +21,8 @@ from typer.testing import CliRunner
 
 from st_m3se.candidates import BM25, find_candidates
 from st_m3se.candidates.bm25 import _best
-from st_m3se.candidates.dense import _top
 from st_m3se.cli import app
+from st_m3se.evaluation.search import search
 from st_m3se.scores import TeacherScores
 from st_m3se.scores.formats import Reading, read_run
 
@@ -196,10 +196,11 @@ def test_equal_scores_keep_the_order_of_the_corpus() -> None:
     generator = torch.Generator().manual_seed(0)
     scores = torch.randint(0, 4, (200, 40), generator=generator).float()
     for depth in (1, 5, 39, 40, 60):
-        values, columns = _top(scores.clone(), depth)
+        found = search(scores, torch.eye(40), depth)
         expected, places = scores.sort(dim=1, descending=True, stable=True)
-        torch.testing.assert_close(values, expected[:, :depth], rtol=0, atol=0)
-        assert torch.equal(columns, places[:, :depth])
+        assert np.array_equal(found.scores[:, :40], expected[:, :depth].numpy())
+        assert np.array_equal(found.rows[:, :40], places[:, :depth].numpy())
+        assert (found.rows[:, 40:] == -1).all()
         for row, place in zip(scores[:20].numpy(), places[:20, :depth].numpy(), strict=True):
             turned = np.arange(40)[::-1]
             documents, best = _best(turned, row[::-1], depth)

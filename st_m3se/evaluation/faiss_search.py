@@ -122,7 +122,7 @@ class FaissIndex:
         vectors = torch.as_tensor(queries).float().cpu().numpy()
         if vectors.ndim != 2 or vectors.shape[1] != self.dimension:
             raise ValueError(
-                f"queries must be [queries, {self.dimension}], got {vectors.shape}: encode by the corpus's model "
+                f"queries must be [queries, {self.dimension}], got {vectors.shape}. Encode by the corpus's model "
                 "and the same truncate_dim."
             )
         if parameters:

@@ -35,7 +35,7 @@ class RetrievalEvaluator(BaseEvaluator):
     train, the first one searches and measures, and sentence-transformers shares the encoding out among all.
 
     The measures are those of ``st-m3se evaluate``, under the same names and with trec_eval's values: graded where the
-    judgements are, over all queries with at least one relevant document. In the trainer's logs they stand as
+    judgements are, over all judged queries. In the trainer's logs they stand as
     ``eval_<name>_<measure>``, such as ``eval_scifact_nDCG@10``, which ``metric_for_best_model`` takes, too. The first
     measure is the primary one.
 
@@ -188,13 +188,15 @@ class RetrievalEvaluator(BaseEvaluator):
                     truncate_dim=self.truncate_dim,
                 )
                 under_way.add(chunk)
+                del chunk  # before the next one is encoded
                 bar.update(len(batch))
         return under_way.result()
 
     def _lists(self, found: SearchResult) -> Iterator[ScoredList]:
+        ids = self.corpus.ids.cast(pa.large_string()).combine_chunks()
         for query_id, rows, scores in zip(self.queries, found.rows, found.scores, strict=True):
             count = int((rows >= 0).sum())
-            documents = self.corpus.ids.take(pa.array(rows[:count])).to_pylist()
+            documents = ids.take(pa.array(rows[:count])).to_pylist()
             yield ScoredList(query_id, documents, scores[:count].tolist())
 
     def get_config_dict(self) -> dict[str, Any]:

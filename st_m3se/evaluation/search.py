@@ -105,6 +105,7 @@ def search(
     with tqdm(total=total, desc="Searching", unit=" documents", disable=not show_progress_bar) as bar:
         for chunk in _chunks(under_way.kind, corpus):
             under_way.add(chunk, bar.update)
+            del chunk  # before the next one is made
     return under_way.result()
 
 
