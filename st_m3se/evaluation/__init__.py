@@ -10,6 +10,7 @@ if TYPE_CHECKING:
     from st_m3se.evaluation.distillation import DistillationEvaluator
     from st_m3se.evaluation.embeddings import CorpusEmbeddings, embed_corpus, embed_queries
     from st_m3se.evaluation.faiss_search import FaissIndex
+    from st_m3se.evaluation.harness import evaluate
     from st_m3se.evaluation.html import write_html
     from st_m3se.evaluation.measures import DEFAULT_MEASURES, parse_measures, per_query
     from st_m3se.evaluation.plots import plot_bars, plot_differences, plot_wins
@@ -18,6 +19,7 @@ if TYPE_CHECKING:
     from st_m3se.evaluation.retrieval import RetrievalEvaluator
     from st_m3se.evaluation.search import Search, SearchResult
     from st_m3se.evaluation.significance import Comparison, compare, confidence_interval
+    from st_m3se.evaluation.systems import Encoder, GivenRun, ReRanker
     from st_m3se.evaluation.tables import render_latex, render_markdown, render_terminal
 
 __all__ = [
@@ -25,10 +27,13 @@ __all__ = [
     "Comparison",
     "CorpusEmbeddings",
     "DistillationEvaluator",
+    "Encoder",
     "EvaluatedSet",
     "EvaluationSet",
     "FaissIndex",
     "Finding",
+    "GivenRun",
+    "ReRanker",
     "Results",
     "RetrievalEvaluator",
     "Search",
@@ -38,6 +43,7 @@ __all__ = [
     "confidence_interval",
     "embed_corpus",
     "embed_queries",
+    "evaluate",
     "open_set",
     "parse_measures",
     "per_query",
@@ -82,6 +88,10 @@ MODULES = {
     "plot_bars": "plots",
     "plot_differences": "plots",
     "plot_wins": "plots",
+    "Encoder": "systems",
+    "GivenRun": "systems",
+    "ReRanker": "systems",
+    "evaluate": "harness",
 }
 """Where each public name is; imported when asked for, so that measures do not wait for sentence-transformers."""
 

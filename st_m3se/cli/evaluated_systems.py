@@ -1,0 +1,161 @@
+"""The systems that `st-m3se evaluate` is given, as text."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Collection, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from st_m3se.evaluation.systems import EncoderKind
+
+__all__ = ["Given", "read_systems"]
+
+KINDS: dict[str, EncoderKind] = {
+    "bi-encoder": "bi-encoder",
+    "sparse": "sparse encoder",
+    "multi-vector": "multi-vector encoder",
+}
+
+
+@dataclass(frozen=True)
+class Given:
+    """Options of the command line.
+
+    Attributes:
+        systems: ``[NAME=]SYSTEM`` or ``NAME=MODEL1,MODEL2``.
+        runs: ``[NAME=]FILE``.
+        rerank: ``[NAME=]MODEL``.
+        rerank_depth: Documents that they re-rank.
+        first_stages: Names of what they re-rank; none is every system that searches, or else every run.
+        dtype: Of all models.
+        options: "kind", "query-prompt", "document-prompt" and "max-length": each ``VALUE`` for all encoders or
+            ``NAME=VALUE`` for one model.
+    """
+
+    systems: Sequence[str]
+    runs: Sequence[str]
+    rerank: Sequence[str]
+    rerank_depth: int
+    first_stages: Sequence[str]
+    dtype: Any
+    options: Mapping[str, Sequence[str]]
+
+    def option(self, option: str, name: str, *, for_all: bool = True) -> str | None:
+        """The value of an option for a system: its own, or else the one for all."""
+        values = dict(_split(text) for text in self.options[option])
+        return values.get(name, values.get(None) if for_all else None)
+
+    def length(self, name: str, *, for_all: bool = True) -> int | None:
+        """The maximum length.
+
+        Raises:
+            ValueError: If it is no number.
+        """
+        value = self.option("max-length", name, for_all=for_all)
+        if value is not None and not (value.isdecimal() and int(value) > 0):
+            raise ValueError(f"--max-length must be a number of tokens, got {value!r}.")
+        return None if value is None else int(value)
+
+    def check(self, names: Collection[str]) -> None:
+        """Refuse an option for a system that is not there.
+
+        Raises:
+            ValueError: Naming the first.
+        """
+        for option, texts in self.options.items():
+            for owner in (_split(text)[0] for text in texts):
+                if owner is not None and owner not in names:
+                    raise ValueError(
+                        f"--{option} is for {owner!r}, which is no system here; there are {', '.join(names)}."
+                    )
+
+
+def read_systems(given: Given, *, candidates: bool, unscored: bool) -> dict[str, list[Any]]:
+    """What :func:`~st_m3se.evaluation.evaluate` takes: a name to the seeds of a system.
+
+    Args:
+        given: The options.
+        candidates: Whether the sets come with a run; it becomes a system of its own, and what is re-ranked.
+        unscored: Whether that run has no scores, so that there is no order of its own to measure.
+
+    Raises:
+        ValueError: If names clash or are missing.
+    """
+    from st_m3se.evaluation.systems import Encoder, GivenRun, file_stem
+
+    systems: dict[str, list[Any]] = {"candidates": [GivenRun()]} if candidates and not unscored else {}
+    for text in given.systems:
+        own, value = _split(text)
+        name, models = own or _last_part(value), _models(value)
+        if not models:
+            raise ValueError(f"--system {text} names no model.")
+        if own is None and len(models) > 1:
+            raise ValueError(f"--system {text}: several models are seeds of one system; name it: NAME={text}.")
+        if own is None and name in systems:
+            raise ValueError(f"two systems would be named {name!r}: give one a name, --system NAME={value}.")
+        sources = ["bm25" if model == "bm25" else Encoder(model, **_encoder(given, name)) for model in models]
+        systems.setdefault(name, []).extend(sources)
+    for text in given.runs:
+        own, value = _split(text)
+        systems.setdefault(own or file_stem(value), []).append(GivenRun(value))
+    given.check([*systems, *(_split(text)[0] or _last_part(text) for text in given.rerank)])
+    _add_rerankers(systems, given, candidates)
+    return systems
+
+
+def _add_rerankers(systems: dict[str, list[Any]], given: Given, candidates: bool) -> None:
+    from st_m3se.evaluation.systems import GivenRun, ReRanker
+
+    if given.first_stages and not given.rerank:
+        raise ValueError("--first-stage says what to re-rank, and there is no --rerank.")
+    if unknown := [name for name in given.first_stages if name not in systems]:
+        raise ValueError(f"--first-stage {unknown[0]} is no system here; there are {', '.join(systems)}.")
+    searching = [name for name, sources in systems.items() if not isinstance(sources[0], GivenRun)]
+    stages: Sequence[str | None] = given.first_stages or searching or list(systems)
+    if candidates and not given.first_stages:
+        stages = [None]
+    for text in given.rerank:
+        own, value = _split(text)
+        name = own or _last_part(value)
+        options = {"dtype": given.dtype, "max_length": given.length(name, for_all=False)}
+        for stage in stages:
+            label = name if stage is None else f"{stage}+{name}"
+            if label in systems:
+                raise ValueError(f"two systems would be named {label!r}: give one a name, --rerank NAME={value}.")
+            systems[label] = [
+                ReRanker(model, first_stage=stage, depth=given.rerank_depth, **options) for model in _models(value)
+            ]
+
+
+def _encoder(given: Given, name: str) -> dict[str, Any]:
+    """The arguments of an Encoder beside its model."""
+    kind = given.option("kind", name)
+    if kind is not None and kind not in KINDS:
+        raise ValueError(f"--kind must be one of {', '.join(KINDS)}, got {kind!r}.")
+    return {
+        "kind": None if kind is None else KINDS[kind],
+        "query_prompt": given.option("query-prompt", name),
+        "document_prompt": given.option("document-prompt", name),
+        "max_length": given.length(name),
+        "dtype": given.dtype,
+    }
+
+
+def _split(text: str) -> tuple[str | None, str]:
+    """NAME=VALUE; a path that holds "=" is a path."""
+    name, separator, value = text.partition("=")
+    if not separator or not re.fullmatch(r"[\w.+@-]+", name) or Path(text).exists():
+        return None, text
+    return name, value
+
+
+def _models(text: str) -> list[str]:
+    """MODEL1,MODEL2; a path that holds "," is a path."""
+    return [text] if Path(text).exists() else [part for part in text.split(",") if part]
+
+
+def _last_part(text: str) -> str:
+    return Path(text.rstrip("/")).name

@@ -1,0 +1,194 @@
+"""How BM25, re-rankers and given runs put the documents of a set in order."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from hashlib import blake2b
+from pathlib import Path
+from tempfile import TemporaryDirectory
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+
+from st_m3se.candidates.bm25 import BM25, search_bm25
+from st_m3se.candidates.find import find_candidates
+from st_m3se.candidates.job import Job, Pairs
+from st_m3se.evaluation.candidate_runs import open_candidates
+from st_m3se.evaluation.systems import Encoder, GivenRun, ReRanker
+from st_m3se.evaluation.tasks import Ranker, Task, best_first, ids_of, score_pairs
+from st_m3se.scores.rows import ScoredList
+from st_m3se.scores.store import TeacherScores
+from st_m3se.scores.teacher import as_teacher
+
+__all__ = ["LexicalRanker", "RunReader", "SecondStage", "load_ranker"]
+
+
+def load_ranker(source: BM25 | Encoder | ReRanker | GivenRun, name: str, device: str | None) -> Ranker:
+    """Load what a system needs."""
+    if isinstance(source, BM25):
+        return LexicalRanker(source)
+    if isinstance(source, Encoder):
+        from st_m3se.evaluation.encoders import EncoderRanker
+
+        return EncoderRanker(source, name, device)
+    if isinstance(source, ReRanker):
+        return SecondStage(source, name, device)
+    return RunReader(source, name)
+
+
+class LexicalRanker:
+    """BM25; of given candidates, their scores with the statistics of the whole corpus."""
+
+    kind = "bm25"
+
+    def __init__(self, settings: BM25) -> None:
+        self._settings = settings
+        self.description: dict[str, Any] = settings.description
+
+    def inputs(self, task: Task) -> dict[str, Any]:
+        """The search's settings."""
+        return task.search_settings
+
+    def rank(self, task: Task) -> None:
+        """Search, or score the candidates."""
+        queries, corpus = task.texts
+        with task.timed("search"):
+            if task.evaluation_set.candidates is None:
+                find_candidates(
+                    queries,
+                    corpus,
+                    [self._settings],
+                    task.output,
+                    depth=task.depth,
+                    exclude_same_id=task.exclude_same_id,
+                    show_progress_bar=task.show_progress_bar,
+                    overwrite=True,
+                )
+                return
+            lists = {str(row.query_id): list(row.document_ids) for row in task.evaluation_set.candidates}
+            wanted = Pairs.of(lists, queries, corpus, "candidates")
+            nothing = Pairs(np.zeros(0, np.int64), np.zeros(0, np.int64))
+            everywhere = np.zeros(len(corpus), dtype=bool)
+            job = Job(queries, corpus, 1, nothing, everywhere, wanted, 1, 1, task.show_progress_bar)
+            scores = search_bm25(self._settings, job).wanted
+            task.write(_in_order(job, scores), self.description)
+
+
+def _in_order(job: Job, scores: np.ndarray) -> Iterator[ScoredList]:
+    """The wanted documents of each query, best first, equal ones in the order of the corpus."""
+    ids = ids_of(job.corpus)
+    for place, query in enumerate(job.queries):
+        pairs = job.wanted.range(place)
+        order = np.argsort(-scores[pairs], kind="stable")
+        documents = ids.take(pa.array(job.wanted.documents[pairs][order])).to_pylist()
+        yield ScoredList(query, documents, scores[pairs][order].tolist())
+
+
+class SecondStage:
+    """A cross-encoder, or a function of pairs, over the first documents of another ranking."""
+
+    kind = "re-ranker"
+
+    def __init__(self, source: ReRanker, name: str, device: str | None) -> None:
+        self._source = source
+        self._options: dict[str, Any] = {
+            "max_length": source.max_length,
+            "dtype": source.dtype,
+            "prompt": source.prompt,
+            "batch_tokens": source.batch_tokens,
+        }
+        model: Any = source.model
+        if isinstance(model, (str, Path)):
+            from st_m3se.scores.teacher_models import load
+
+            self._options["name"] = str(model)
+            model = load(
+                model,
+                backend=source.backend,
+                device=device,
+                revision=source.revision,
+                trust_remote_code=source.trust_remote_code,
+            )
+        elif source.revision is not None or source.backend != "torch":
+            raise ValueError("backend and revision are for a re-ranker by name or folder; this one is loaded already.")
+        elif hasattr(model, "to"):
+            self._options["device"] = device
+        else:
+            self._options["name"] = name  # there is nothing else to tell one function from another
+        self._model = model
+        known = as_teacher(model, **self._options).settings
+        self.description: dict[str, Any] = {
+            "model": known["teacher"],
+            **{key: known[key] for key in ("revision", "weights", "max_length", "dtype", "prompt", "backend")},
+            "first_stage": source.first_stage,
+            "depth": source.depth,
+        }
+
+    def inputs(self, task: Task) -> dict[str, Any]:
+        """Nothing: the first stage has its own."""
+        return {}
+
+    def rank(self, task: Task) -> None:
+        """Score the first documents, and put the others below them."""
+        first = task.evaluation_set.candidates if self._source.first_stage is None else task.first
+        if first is None:
+            raise ValueError(f"{task.evaluation_set.name} has no ranking to re-rank.")
+        depth = self._source.depth
+        top = TeacherScores.from_rows(
+            (row._replace(document_ids=row.document_ids[:depth], scores=row.scores[:depth]) for row in first),
+            task.folder / "first-stage",
+            overwrite=True,
+        )
+        scored = score_pairs(self._model, task, top, "re-rank", **self._options)
+        task.write((_re_ranked(*rows) for rows in zip(first, scored, strict=True)), self.description)
+
+
+def _re_ranked(first: ScoredList, scored: ScoredList) -> ScoredList:
+    """The scored documents best first, and below them the rest of the first stage in its order."""
+    best = best_first(scored)
+    rest = list(first.document_ids[len(best.scores) :])
+    if not rest:
+        return best
+    last = float(best.scores[-1])
+    step = max(1.0, abs(last) * 2**-20)  # so that neighbours differ in float32 too
+    below = [last - step * place for place in range(1, len(rest) + 1)]
+    return best._replace(document_ids=[*best.document_ids, *rest], scores=[*best.scores, *below])
+
+
+class RunReader:
+    """A ranking from a file, or the one that a set comes with."""
+
+    kind = "run"
+
+    def __init__(self, source: GivenRun, name: str) -> None:
+        self._path, self._name = None if source.path is None else str(source.path), name
+        self.description: dict[str, Any] = {"file": None if self._path is None else Path(self._path).name}
+
+    def inputs(self, task: Task) -> dict[str, Any]:
+        """The contents of the file; a run that the set comes with is part of the set."""
+        if self._path is None:
+            return {}
+        path = self._file(task)
+        digest = blake2b(digest_size=16)
+        for file in sorted(path.rglob("*.parquet")) if path.is_dir() else [path]:
+            with file.open("rb") as stream:
+                while block := stream.read(1 << 20):
+                    digest.update(block)
+        return {"contents": digest.hexdigest()}
+
+    def rank(self, task: Task) -> None:
+        """Copy the lists of the evaluated queries, with all of their documents, best first."""
+        if self._path is None:
+            if task.evaluation_set.candidates is None:
+                raise ValueError(f"the set {task.evaluation_set.name} comes with no run.")
+            task.write(map(best_first, task.evaluation_set.candidates), self.description)
+            return
+        with TemporaryDirectory(dir=task.folder) as scratch:
+            # Documents that the corpus lacks stay: trec_eval counts them too, as not relevant.
+            run, findings = open_candidates(self._file(task), task.evaluation_set.query_ids, None, Path(scratch))
+            task.findings += [finding._replace(kind=f"{self._name}: {finding.kind}") for finding in findings]
+            task.write(run, self.description)
+
+    def _file(self, task: Task) -> Path:
+        return Path(str(self._path).replace("{set}", task.evaluation_set.name))

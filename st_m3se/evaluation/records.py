@@ -1,0 +1,112 @@
+"""What a ranking on disk was made with, so that it is made once, and never taken for another one."""
+
+from __future__ import annotations
+
+import json
+import logging
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from filelock import FileLock
+
+from st_m3se.evaluation.tasks import Ranker, Task
+from st_m3se.scores.errors import FormatError
+from st_m3se.scores.formats.writing import write_run
+from st_m3se.scores.store import TeacherScores
+from st_m3se.scores.writer import MANIFEST, atomic_file
+
+__all__ = ["make_ranking"]
+
+logger = logging.getLogger(__name__)
+
+RECORD = "system.json"
+LOCK = ".lock"
+
+
+def make_ranking(ranker: Ranker, task: Task, name: str, first: Mapping[str, Any]) -> dict[str, Any]:
+    """Make one ranking, unless it is there.
+
+    Args:
+        ranker: The system.
+        task: The set, and the folder.
+        name: The system's name, the tag of the TREC run.
+        first: The settings of the first stage, of a re-ranker.
+
+    Returns:
+        Its record: "settings", "seconds" and "findings".
+
+    Raises:
+        ValueError: If the ranking that is there was made with something else; the message says with what.
+        FileExistsError: If the folder holds something else.
+    """
+    now = {"system": ranker.description, "set": task.evaluation_set.fingerprint, **ranker.inputs(task)}
+    if first:
+        now["first_stage"] = dict(first)
+    record: dict[str, Any] = {"settings": json.loads(json.dumps(now))}
+    path = task.folder / RECORD
+    task.folder.mkdir(parents=True, exist_ok=True)
+    with FileLock(task.folder / LOCK):  # whoever makes the same ranking in another process finishes it first
+        if path.is_file():
+            begun = _read(path)
+            _compare(task.folder, begun["settings"], record["settings"])
+            if "seconds" in begun and (task.output / MANIFEST).is_file():
+                return begun
+        elif any(entry.name != LOCK for entry in task.folder.iterdir()):
+            raise FileExistsError(
+                f"{task.folder} exists and holds no ranking (it has no {RECORD}); it is left alone. Choose another "
+                "output."
+            )
+        _write(path, record)
+        ranker.rank(task)
+        try:
+            write_run(TeacherScores.open(task.output), task.folder / "run.trec", tag=name, overwrite=True)
+        except FormatError as error:  # an id with a blank, which TREC's format cannot hold and everything else can
+            logger.warning(f"{task.folder / 'run.trec'} is not written: {error}")
+        record |= {"seconds": task.seconds, "findings": task.findings}
+        _write(path, record)
+    return record
+
+
+def _read(path: Path) -> dict[str, Any]:
+    try:
+        record = json.loads(path.read_text(encoding="utf-8"))
+        if not isinstance(record["settings"], dict) or not isinstance(record.get("seconds", {}), dict):
+            raise TypeError("settings and seconds should be objects")
+    except (ValueError, KeyError, TypeError) as error:
+        raise FormatError(
+            f"this does not describe a ranking: {error!r}. Delete the folder, and the ranking is made again.",
+            file=str(path),
+        ) from None
+    return dict(record)
+
+
+def _write(path: Path, record: Mapping[str, Any]) -> None:
+    with atomic_file(path, overwrite=True) as temporary:
+        temporary.write_text(json.dumps(record, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
+
+
+def _compare(folder: Path, begun: Mapping[str, Any], now: Mapping[str, Any]) -> None:
+    if differences := _differences(begun, now):
+        raise ValueError(
+            f"{folder} holds a ranking that was made with something else: {'; '.join(differences)}. Go on with what it "
+            "was made with, choose another output or another name, or delete that folder to make the ranking anew."
+        )
+
+
+def _differences(begun: Mapping[str, Any], now: Mapping[str, Any], owner: str = "") -> list[str]:
+    identity = next((name for name in ("fingerprint", "weights") if begun.get(name) and name in now), None)
+    same = identity is not None and begun[identity] == now[identity]
+    found = {}
+    for name in dict.fromkeys([*begun, *now]):
+        before, after = begun.get(name), now.get(name)
+        if before == after or (same and name in ("model", "revision")):  # a folder may be moved, a branch renamed
+            continue
+        label = f"{owner}{name.replace('_', ' ')}"
+        if isinstance(before, dict) and isinstance(after, dict):
+            found[name] = "; ".join(_differences(before, after, f"the {label}'s "))
+        else:
+            found[name] = f"{label} was {before!r} and is {after!r}"
+    if len(found) > 1:
+        found.pop("fingerprint", None)  # it only follows from the others
+    return [text for text in found.values() if text]
