@@ -8,6 +8,7 @@ import pickle
 import random
 import subprocess
 import sys
+from collections import Counter
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -333,3 +334,58 @@ def test_sorted_ids_find_what_a_dict_finds(ids: list[Any], wanted: list[Any]) ->
     if ids:
         twice = pa.chunked_array([*column.chunks, column.chunks[0][-1:]])
         assert SortedIds(twice).first_duplicate() == (ids[-1], len(ids))
+
+
+# Texts that are less than perfect, for evaluation.
+
+REPEATED = [("a", "old"), ("b", "two"), ("a", "new"), ("c", ""), ("c", "three"), ("b", "two")]
+
+
+def write_repeated(folder: Path) -> Path:
+    path = folder / "corpus.jsonl"
+    path.write_text("".join(json.dumps({"_id": text_id, "text": text}) + "\n" for text_id, text in REPEATED))
+    return path
+
+
+def test_the_last_text_of_an_id_that_repeats_stands_in_the_place_of_the_first(tmp_path: Path) -> None:
+    """As in the dictionary that BEIR's loader makes; and the strict way still refuses the same file."""
+    path = write_repeated(tmp_path)
+    for _ in range(2):  # from the file, and from the cache
+        texts = Texts.open(path, duplicates="last")
+        assert list(texts.items()) == list(dict(REPEATED).items())
+        assert sorted(texts.repeated) == ["a", "b", "c"]
+        assert pickle.loads(pickle.dumps(texts)).repeated == texts.repeated
+        with pytest.raises(FormatError, match=r"corpus\.jsonl:3: the id 'a' stands here for the second time"):
+            Texts.open(path)
+    whole = write_jsonl(tmp_path, DOCUMENTS)
+    texts = Texts.open(whole, duplicates="last")
+    assert dict(texts) == DOCUMENTS
+    assert texts.repeated == []
+    assert len(list((tmp_path / "cache").rglob("corpus-*.arrow"))) == 2
+    assert Texts.open(whole).fingerprint == texts.fingerprint
+
+
+def test_many_repeated_ids_of_integers(tmp_path: Path) -> None:
+    rng = random.Random(0)
+    rows = [(rng.randrange(9_000), str(number)) for number in range(40_000)]
+    path = tmp_path / "corpus.jsonl"
+    path.write_text("".join(json.dumps({"_id": text_id, "text": text}) + "\n" for text_id, text in rows))
+    texts = Texts.open(path, duplicates="last")
+    assert list(texts.items()) == list(dict(rows).items())
+    assert texts.id_type == "int"
+    counts = Counter(text_id for text_id, _ in rows)
+    assert set(texts.repeated) == {text_id for text_id, count in counts.items() if count > 1}
+
+
+def test_blank_texts_are_found() -> None:
+    values = ["x", "", " ", "\u2003\n", " x", "\u00a0", "0", "é" * 100, " " * 100]
+    texts = Texts.open({f"d{place}": text for place, text in enumerate(values)})
+    assert texts.blank().tolist() == [place for place, text in enumerate(values) if not text or text.isspace()]
+    sliced = Dataset.from_dict({"id": [str(place) for place in range(9)], "text": values}).select(range(3, 9))
+    assert Texts.open(sliced).blank().tolist() == [0, 2, 5]
+    assert Texts.open({"d": "x"}).blank().tolist() == []
+
+
+def test_rows_are_found_where_there_are_any(tmp_path: Path) -> None:
+    texts = Texts.open(write_jsonl(tmp_path, DOCUMENTS))
+    assert texts.find(["7", "absent", "d10", 7]).tolist() == [3, -1, 0, -1]

@@ -126,12 +126,12 @@ def _kind(path: Path) -> int:
     """The number of columns of MS MARCO's forms, 3 or 4; 0 for a TREC run."""
     for _, line in Reading(path).lines():
         fields = line.split("\t")
+        if len(fields) == 4:  # before the run, which has more columns and which a passage of numbers may resemble
+            return 4
         if len(fields) == 3 and INTEGER.fullmatch(fields[2]):
             return 3
         if run_layout(line) is not None:
             return 0
-        if len(fields) == 4:
-            return 4
         raise FormatError(
             "this is no run: expected `query Q0 document rank score tag`, or with tabs `qid pid rank` or "
             f"`qid pid query passage`; the first line is {line!r:.100}.",

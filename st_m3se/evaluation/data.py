@@ -51,6 +51,10 @@ class EvaluationSet:
     candidates: TeacherScores | None = None
     findings: tuple[Finding, ...] = ()
 
+    def __repr__(self) -> str:
+        documents = "ids only" if self.corpus is None else f"{len(self.corpus)} documents"
+        return f"EvaluationSet({self.name} {self.split}, {self.form}, {len(self.qrels)} queries, {documents})"
+
     @property
     def query_ids(self) -> tuple[str, ...]:
         """The evaluated queries, in the order of the judgements.
