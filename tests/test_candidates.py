@@ -185,7 +185,8 @@ def test_dense_search_is_the_full_matrix(
     oracle = dense_oracle(model, QUERIES, corpus)
     plain = dense_oracle(make_model(similarity_fn_name=similarity), QUERIES, corpus)
     assert cut(oracle, 5) != cut(plain, 5), "the prompts change nothing: the comparison would not see them"
-    monkeypatch.setattr("st_m3se.candidates.dense.SIMILARITIES", 20)
+    monkeypatch.setattr("st_m3se.evaluation.search.QUERIES", {"cpu": 3})
+    monkeypatch.setattr("st_m3se.evaluation.search.DOCUMENTS", (4, 4))
     found = find(model, corpus=corpus, depth=5, chunk_size=chunk_size, batch_size=3)
     assert_same_lists(found, cut(oracle, 5), tolerance=1e-3)
     assert_same_lists(find(model, corpus=corpus, chunk_size=chunk_size), oracle, tolerance=1e-3)

@@ -215,7 +215,7 @@ def _encode_shards(
                 if kind == "dense":
                     np.save(file, arrays["values"])
                 else:
-                    np.savez(file, **arrays)
+                    np.savez(file, **arrays)  # type: ignore[arg-type]
             plan["seconds"] += time.perf_counter() - start
             _write_plan(folder, plan)
             bar.update(len(texts))
@@ -297,23 +297,26 @@ def model_fingerprint(model: Any) -> str:
     """
     digest = blake2b(digest_size=16)
     state = model.state_dict()
-    for key, tensor in sorted(state.items()):
-        digest.update(f"{key} {tuple(tensor.shape)} {tensor.dtype}".encode())
-        if isinstance(tensor, Tensor):
-            digest.update(tensor.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy().data)
+    for key, value in sorted(state.items()):
+        if isinstance(value, Tensor):
+            digest.update(f"{key} {tuple(value.shape)} {value.dtype}".encode())
+            digest.update(value.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy().data)
+        else:  # what a quantised layer says of itself
+            digest.update(_json([key, value]))
     if not state:
         _add_files(digest, model)
     seen: set[int] = set()
     for name, module in model.named_modules():
         described: list[Any] = [name, type(module).__qualname__, module.extra_repr()]
         if hasattr(module, "get_config_dict") and module is not model:
-            described.append(module.get_config_dict())
-        if hasattr(config := getattr(module, "config", None), "to_dict") and id(config) not in seen:
+            described.append({key: value for key, value in module.get_config_dict().items() if key not in UNRELATED})
+        config: Any = getattr(module, "config", None)
+        if hasattr(config, "to_dict") and id(config) not in seen:
             seen.add(id(config))
             described.append({key: value for key, value in config.to_dict().items() if key not in UNRELATED})
         described += [getattr(module, attribute, None) for attribute in ADAPTER]
         digest.update(_json(described))
-    tokenizer = getattr(model, "tokenizer", None)
+    tokenizer: Any = getattr(model, "tokenizer", None)
     if (fast := getattr(tokenizer, "backend_tokenizer", None)) is not None:
         content = {
             key: value for key, value in json.loads(fast.to_str()).items() if key not in ("truncation", "padding")
@@ -333,8 +336,12 @@ def model_fingerprint(model: Any) -> str:
     return digest.hexdigest()
 
 
-UNRELATED = ("_name_or_path", "transformers_version", "_commit_hash", "architectures", "tokenizer_class", "dtype")
-"""What stands in a transformer's configuration without changing an embedding, or is in the weights as well."""
+UNRELATED = (
+    *("_name_or_path", "_commit_hash", "transformers_version", "architectures", "tokenizer_class"),
+    *("dtype", "embedding_dimension"),
+)
+"""What stands in a configuration without changing an embedding, or follows from the weights: some modules fill the
+dimension in when they run for the first time."""
 ADAPTER = ("scaling", "active_adapters", "disable_adapters", "merged_adapters")
 """What a layer of peft goes by, beside its weights."""
 
@@ -395,7 +402,8 @@ def _arrays(kind: Kind, embeddings: Any, dtype: Precision) -> tuple[dict[str, np
         lengths = np.array([len(each) for each in embeddings], dtype=np.int32)
         arrays = {"lengths": lengths, "values": torch.cat(list(embeddings)).float().cpu().numpy()}
         dimension = int(arrays["values"].shape[1])
-    values = arrays["values"].astype(dtype)
+    with np.errstate(over="ignore"):  # is an error below
+        values = arrays["values"].astype(dtype)
     if not np.isfinite(values).all():
         remedy = 'store them with dtype="float32"' if np.isfinite(arrays["values"]).all() else "load it in float32"
         raise ValueError(
@@ -411,10 +419,12 @@ def _joined(kind: Kind, shards: Sequence[Any], dimension: int) -> Any:
     lengths, values = (np.concatenate([shard[name] for shard in shards]) for name in ("lengths", "values"))
     numbers = torch.from_numpy(values.astype(np.float32, copy=False))
     if kind == "multi-vector":
-        return list(numbers.split(lengths.tolist()))
+        return list(torch.split(numbers, lengths.tolist()))
     rows = np.repeat(np.arange(len(lengths)), lengths)
     indices = np.stack([rows, np.concatenate([shard["columns"] for shard in shards])])
-    return torch.sparse_coo_tensor(torch.from_numpy(indices), numbers, (len(lengths), dimension), is_coalesced=True)
+    return torch.sparse_coo_tensor(
+        torch.from_numpy(indices), numbers, (len(lengths), dimension), is_coalesced=True, check_invariants=False
+    )
 
 
 def _name(kind: Kind, shard: int) -> str:

@@ -115,7 +115,7 @@ class RetrievalEvaluator(BaseEvaluator):
         self.primary_metric = self.measures[0]
         self.csv_file = "RetrievalEvaluator" + (f"_{self.name}" if self.name else "") + "_results.csv"
 
-    def __call__(  # type: ignore[override]
+    def __call__(
         self, model: Any, output_path: str | None = None, epoch: float = -1, steps: int = -1
     ) -> dict[str, float]:
         """Evaluate ``model``; the trainer gives the other arguments."""

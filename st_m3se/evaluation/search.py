@@ -253,7 +253,7 @@ class _Best:
 
     def _cut(self, queries: Tensor) -> None:
         """Keep the best ``depth`` of lists that have more."""
-        for some in queries.split(TOGETHER):
+        for some in torch.split(queries, TOGETHER):
             scores = self._filled(some)
             least = scores.topk(self.depth, dim=1, sorted=False).values.amin(dim=1, keepdim=True)
             above, equal = scores > least, scores == least
@@ -274,11 +274,12 @@ class _Best:
         """The lists, best first."""
         shape = len(self.counts), self.depth
         result = SearchResult(np.full(shape, -1, np.int32), np.zeros(shape, np.float32))
-        for some in torch.arange(shape[0], device=self.counts.device).split(TOGETHER):
+        for first in range(0, shape[0], TOGETHER):
+            some = torch.arange(first, min(first + TOGETHER, shape[0]), device=self.counts.device)
             scores, order = self._filled(some).sort(dim=1, descending=True, stable=True)
             scores, order = scores[:, : self.depth], order[:, : self.depth]
             there = scores > -torch.inf
-            group = slice(int(some[0]), int(some[-1]) + 1)
+            group = slice(first, first + len(some))
             result.rows[group] = self.rows[some].gather(1, order).masked_fill_(~there, -1).cpu().numpy()
             result.scores[group] = scores.masked_fill_(~there, 0.0).cpu().numpy()
         return result

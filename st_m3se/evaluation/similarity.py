@@ -59,7 +59,7 @@ def part(embeddings: Any, start: int, stop: int) -> Any:
     inner = indices[:, low:high].clone()
     inner[0] -= start
     shape = (min(stop, embeddings.shape[0]) - start, embeddings.shape[1])
-    return torch.sparse_coo_tensor(inner, values[low:high], shape, is_coalesced=True)
+    return torch.sparse_coo_tensor(inner, values[low:high], shape, is_coalesced=True, check_invariants=False)
 
 
 class Similarity:
@@ -104,9 +104,9 @@ class Similarity:
         """On the device, in float32, and of unit length for cosines."""
         if self.kind == "multi-vector":
             if isinstance(embeddings, (Tensor, np.ndarray)):
-                return torch.as_tensor(embeddings).to(self.device)
-            return [torch.as_tensor(each).to(self.device) for each in embeddings]
-        tensor = torch.as_tensor(embeddings).to(self.device).float()
+                return _tensor(embeddings).to(self.device)
+            return [_tensor(each).to(self.device) for each in embeddings]
+        tensor = _tensor(embeddings).to(self.device).float()
         if not (self.product and self._unit):
             return tensor
         from sentence_transformers.util import normalize_embeddings
@@ -158,6 +158,13 @@ class Similarity:
         if self._scores is None or self._scores.numel() < size:
             self._scores = torch.empty(size, device=self.device)
         return self._scores[:size].view(shape)
+
+
+def _tensor(embeddings: Tensor | np.ndarray) -> Tensor:
+    if isinstance(embeddings, Tensor):
+        return embeddings
+    # A tensor cannot be read-only, as a file that is mapped into memory is.
+    return torch.from_numpy(embeddings if embeddings.flags.writeable else embeddings.copy())
 
 
 def _dimension(embeddings: Any) -> int | None:
