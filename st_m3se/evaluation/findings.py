@@ -34,7 +34,7 @@ class Finding(NamedTuple):
     """
 
     kind: str
-    count: int
+    count: int  # type: ignore[assignment] # tuple has a method of this name
     examples: tuple[str, ...]
     effect: str
 

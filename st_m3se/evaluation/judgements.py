@@ -39,6 +39,7 @@ def read_judgements(path: Path) -> tuple[Judgements, list[Finding]]:
         FormatError: With ``file:line``, on a line that is no judgement, or if there is none.
     """
     findings: list[Finding] = []
+    rows: Iterator[Judgement]
     if path.is_dir() or path.suffix == ".parquet":
         rows = (row for file in (sorted(path.glob("*.parquet")) if path.is_dir() else [path]) for row in _parquet(file))
     elif ".jsonl" in path.suffixes:

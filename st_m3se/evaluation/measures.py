@@ -139,14 +139,15 @@ def _ranking(query: str, row: ScoredList, exclude_same_id: bool) -> dict[str, fl
 
 def _parse(ir_measures: Any, name: str) -> Measure:
     try:
-        measure = ir_measures.parse_measure(name)
-        measure.validate_params()
+        parsed: Any = ir_measures.parse_measure(name)
+        parsed.validate_params()
     except (NameError, ValueError, TypeError, AttributeError, AssertionError, KeyError) as error:
         known = ", ".join(sorted(known for known in ir_measures.measures.registry if known.isascii()))
         raise ValueError(
             f"{name!r} is not a measure of ir_measures ({error}). Write NAME@CUTOFF or NAME(rel=2)@CUTOFF; the names "
             f"are {known}."
         ) from error
+    measure: Measure = parsed
     pipeline = ir_measures.DefaultPipeline
     if not pipeline.supports(measure):
         able = [provider.install_instructions() for provider in pipeline.providers if provider.supports(measure)]

@@ -303,7 +303,7 @@ def test_a_folder_that_is_none(tmp_path: Path, opened: Open) -> None:
 
 
 @settings(max_examples=40, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
-@given(st.integers(0, 2**32))
+@given(seed=st.integers(0, 2**32))
 def test_random_folders_open_as_beir_opens_them(seed: int, tmp_path: Path) -> None:
     """Repeated ids, empty texts, absent documents, repeated judgements: whatever BEIR's loader takes, in its way."""
     rng = random.Random(seed)

@@ -183,8 +183,8 @@ def test_the_run_streams_in_blocks(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def test_the_order_of_the_queries_is_the_callers(tmp_path: Path) -> None:
-    store = TeacherScores.from_rows([(2, [1, 5], [0.5, 1.5]), (1, [1], [1.0]), (3, [9], [0.0])], tmp_path / "run")
-    qrels = {"1": {"1": 1}, "2": {"1": 1}, "3": {"1": 1}, "4": {"1": 1}}
+    store = TeacherScores.from_rows([(2, [10, 5], [0.5, 1.5]), (1, [10], [1.0]), (3, [9], [0.0])], tmp_path / "run")
+    qrels = {query: {"10": 1} for query in "1234"}
     assert per_query(store, qrels, ["RR@10"])["RR@10"].tolist() == [1, 1 / 2, 0, 0]
     chosen = per_query(store, qrels, ["RR@10", "MRR@10"], query_ids=["4", "2"])
     assert chosen["RR@10"].tolist() == chosen["MRR@10"].tolist() == [0, 1 / 2]
