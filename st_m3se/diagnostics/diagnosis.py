@@ -4,11 +4,8 @@ from __future__ import annotations
 
 import csv
 import json
-import platform
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
-from datetime import datetime, timezone
-from importlib.metadata import version
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -18,6 +15,7 @@ from st_m3se.diagnostics.gap import ClosedShare, closed_share
 from st_m3se.diagnostics.lists import JudgedLists
 from st_m3se.diagnostics.scoring import describe_scorer, folder_names, score_lists
 from st_m3se.diagnostics.separation import NUMBERS, Estimate, Separation, measure_separation
+from st_m3se.evaluation.provenance import provenance
 from st_m3se.scores.errors import FormatError
 from st_m3se.scores.store import TeacherScores
 from st_m3se.texts import Texts
@@ -31,7 +29,6 @@ __all__ = ["DIAGNOSIS", "Diagnosis", "diagnose"]
 
 DIAGNOSIS = "diagnosis.json"
 FORMAT = 1
-PACKAGES = ("sentence-transformers", "transformers", "torch", "numpy", "scipy")
 DIGITS = 7  # of the curves: more than a figure shows
 CURVES = ("x", "positives", "negatives", "margin_x", "margin_density")
 
@@ -46,7 +43,7 @@ class Diagnosis:
         scorers: By name, in the order in which they were given.
         descriptions: By name, what is known of the scorer: teacher, revision, max_length, dtype ...
         gap: How much of the teacher's lead the student has closed, where it was asked for.
-        provenance: Date and versions.
+        provenance: Date, versions, machine and command.
     """
 
     data: dict[str, Any]
@@ -192,13 +189,11 @@ def diagnose(
     lists = JudgedLists.of(
         candidates, qrels, scored_by=ready, exclude_same_id=exclude_same_id, max_queries=max_queries, seed=seed
     )
-    texts = [None if given is None else Texts.open(given, what) for given, what in ((queries, "queries"), (corpus, ""))]
+    texts = None if queries is None else Texts.open(queries, "queries"), None if corpus is None else Texts.open(corpus)
     output.mkdir(parents=True, exist_ok=True)
     judged = [[query, document, 1] for query, relevant in lists.qrels().items() for document in relevant]
     _write_csv(output / "qrels.tsv", ["query-id", "corpus-id", "score"], judged, delimiter="\t")
-    stores = score_lists(
-        lists, scorers, texts[0], texts[1], output / "scores", show_progress_bar=show_progress_bar, **options
-    )
+    stores = score_lists(lists, scorers, *texts, output / "scores", show_progress_bar=show_progress_bar, **options)
     statistics: dict[str, Any] = {"n_resamples": n_resamples, "confidence": confidence, "seed": seed}
     found = Diagnosis(
         {
@@ -212,19 +207,10 @@ def diagnose(
         measure_separation(lists, {scorer: lists.scores(store) for scorer, store in stores.items()}, **statistics),
         {scorer: describe_scorer(store) for scorer, store in stores.items()},
         None if gap is None else closed_share(lists, stores, gap, measure=measure, **statistics),
-        _provenance(),
+        provenance(options.get("device"), seed=seed),
     )
     found.save(output)
     return found
-
-
-def _provenance() -> dict[str, Any]:
-    return {
-        "date": datetime.now(timezone.utc).isoformat(timespec="seconds"),
-        "st_m3se": version("st-m3se"),
-        "python": platform.python_version(),
-        "packages": {package: version(package) for package in PACKAGES},
-    }
 
 
 def _rounded(*arrays: np.ndarray) -> list[list[float]]:

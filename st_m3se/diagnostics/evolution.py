@@ -95,7 +95,7 @@ class ScoreEvolutionCallback(TrainerCallback):
         rows = args.train_batch_size * args.gradient_accumulation_steps
         fitting = math.ceil(TEXTS_PER_ROW * len(self._documents) / rows)
         self._every = self.every_steps or max(fitting, math.ceil(state.max_steps / RECORDS))
-        self._path = self.output or Path(args.output_dir) / "score_evolution.csv"
+        self._path = self.output or Path(args.output_dir or ".") / "score_evolution.csv"
         self._path.parent.mkdir(parents=True, exist_ok=True)
         self._seconds, self._began = 0.0, time.perf_counter()
         last = self._open(self._path, state.global_step)
@@ -168,7 +168,7 @@ class ScoreEvolutionCallback(TrainerCallback):
             stream.write(_csv(rows))  # at once, so that a kill leaves no half of it
         self._seconds += time.perf_counter() - start
 
-    def _scores(self, model: CrossEncoder | SentenceTransformer) -> np.ndarray:
+    def _scores(self, model: Any) -> np.ndarray:
         options: dict[str, Any] = {"batch_size": self.batch_size, "show_progress_bar": False, "convert_to_tensor": True}
         if isinstance(model, CrossEncoder):
             pairs = [

@@ -116,19 +116,14 @@ def share_of_gap(
         low, high = np.quantile(draws, tails)
         return Estimate(value, float(low), float(high))
 
-    before, after, teacher = values.mean(axis=1).tolist()
-    gap = estimate(teacher - before, drawn[:, 2] - drawn[:, 0])
+    means = values.mean(axis=1).tolist()
+    before, after, teacher = (estimate(mean, drawn[:, place]) for place, mean in enumerate(means))
+    gaps = drawn[:, 2] - drawn[:, 0]
+    gap = estimate(teacher.value - before.value, gaps)
     interval = None
     if gap.low > 0:
-        gaps = drawn[:, 2] - drawn[:, 0]
         shares = (drawn[:, 1] - drawn[:, 0])[gaps > 0] / gaps[gaps > 0]
         low, high = np.quantile(shares, tails)
         interval = float(low), float(high)
-    return ClosedShare(
-        measure,
-        names,
-        *(estimate(value, drawn[:, place]) for place, value in enumerate((before, after, teacher))),
-        gap,
-        (after - before) / gap.value if gap.value > 0 else None,
-        interval,
-    )
+    share = (after.value - before.value) / gap.value if gap.value > 0 else None
+    return ClosedShare(measure, names, before, after, teacher, gap, share, interval)

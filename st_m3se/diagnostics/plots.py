@@ -6,10 +6,11 @@ What differs by colour differs by lightness too, and by line style, marker or ha
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from functools import wraps
 from pathlib import Path
 from textwrap import shorten
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypeVar, cast
 
 import numpy as np
 
@@ -38,9 +39,29 @@ STYLES: tuple[tuple[str, Any, str], ...] = (
 )
 """Colour, dashes and marker of the first, second ... scorer; the colours' lightness alternates."""
 VISIBLE = 0.004  # of its peak: where a density is lower, a figure need not show it
-RC = {"svg.fonttype": "path", "svg.hashsalt": "st-m3se", "hatch.linewidth": 0.6}
+RC = {
+    "font.size": 9,
+    "hatch.linewidth": 0.6,
+    "text.parse_math": False,  # a dollar in a query is a dollar
+    "svg.fonttype": "path",
+    "svg.hashsalt": "st-m3se",  # the same file for the same figure
+}
+
+Draw = TypeVar("Draw", bound=Callable[..., Any])
 
 
+def _styled(draw: Draw) -> Draw:
+    """Draw in the style of all figures, and leave matplotlib's settings as they were."""
+
+    @wraps(draw)
+    def styled(*args: Any, **kwargs: Any) -> Any:
+        with require("matplotlib", "plot").rc_context(RC):
+            return draw(*args, **kwargs)
+
+    return cast(Draw, styled)
+
+
+@_styled
 def plot_densities(scorers: Mapping[str, Separation]) -> Figure:
     """The densities of positives' and negatives' scores, one panel for each scorer, since each has units of its own."""
     columns = min(len(scorers), 3 if len(scorers) != 4 else 2)
@@ -75,9 +96,9 @@ def plot_densities(scorers: Mapping[str, Separation]) -> Figure:
             axes.set_ylabel("density")
         _plain(axes)
     handles, labels = figure.axes[0].get_legend_handles_labels()
-    lines, patches = handles[0::2], handles[1::2]
+    both: Any = list(zip(handles[1::2], handles[0::2], strict=True))  # hatch and line in one
     figure.legend(
-        list(zip(patches, lines, strict=True)),
+        both,
         labels[0::2],
         loc="outside lower center",
         ncols=2,
@@ -87,6 +108,7 @@ def plot_densities(scorers: Mapping[str, Separation]) -> Figure:
     return figure
 
 
+@_styled
 def plot_margins(scorers: Mapping[str, Separation]) -> Figure:
     """The densities of all scorers' normalised margins in one panel."""
     figure = _figure(7.2, 4.4)
@@ -122,6 +144,7 @@ def plot_margins(scorers: Mapping[str, Separation]) -> Figure:
     return figure
 
 
+@_styled
 def plot_evolution(evolutions: Sequence[Evolution]) -> Figure:
     """Scores over training steps: one column for each model, side by side, and one row for each query."""
     queries = list(dict.fromkeys(query for each in evolutions for query in each.query_ids))
@@ -168,6 +191,7 @@ def plot_evolution(evolutions: Sequence[Evolution]) -> Figure:
     return figure
 
 
+@_styled
 def plot_gap(
     values: Mapping[str, Mapping[str, Mapping[float, Sequence[float]]]],
     *,
@@ -217,19 +241,18 @@ def plot_gap(
     return figure
 
 
+@_styled
 def save_figure(figure: Figure, path: str | Path) -> tuple[Path, Path]:
     """Write ``path`` with the endings .png and .svg; the same figure gives the same bytes.
 
     Returns:
         The two files.
     """
-    matplotlib = require("matplotlib", "plot")
     path = Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
     png, svg = (path.with_name(f"{path.name}.{kind}") for kind in ("png", "svg"))
-    with matplotlib.rc_context(RC):
-        figure.savefig(png, dpi=160, metadata={"Software": None})
-        figure.savefig(svg, metadata={"Date": None, "Creator": None})
+    figure.savefig(png, dpi=160, metadata={"Software": None})
+    figure.savefig(svg, metadata={"Date": None, "Creator": None})
     return png, svg
 
 
@@ -248,6 +271,7 @@ def _plain(axes: Axes) -> None:
 def _short(name: str) -> str:
     """The end of a path or of a long name, which is what tells models apart."""
     last = name.rstrip("/").rsplit("/", 1)[-1]
+    last = f" {last}" if last.startswith("_") else last  # legends leave out what begins with an underscore
     return last if len(last) <= 40 else f"{last[:18]} … {last[-18:]}"
 
 
@@ -259,4 +283,5 @@ def _visible(x: np.ndarray, *densities: np.ndarray) -> tuple[float, float]:
 def _places(x: np.ndarray, low: float, high: float, offset: float, count: int = 12) -> list[int]:
     wanted = np.linspace(low, high, count, endpoint=False) + offset * (high - low) / count
     wanted = wanted[(wanted >= x[0]) & (wanted <= x[-1])]
-    return np.unique(np.searchsorted(x, wanted).clip(0, len(x) - 1)).tolist()
+    places: list[int] = np.unique(np.searchsorted(x, wanted).clip(0, len(x) - 1)).tolist()
+    return places

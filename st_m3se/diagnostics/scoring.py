@@ -69,7 +69,7 @@ def score_lists(
             continue
         given = {} if _is_function(scorer) else options
         stores[name] = score_candidates(
-            scorer,  # type: ignore[arg-type]
+            scorer,
             lists.by_query(),
             queries,
             corpus,

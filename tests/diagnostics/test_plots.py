@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import subprocess
 import sys
+from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 from xml.etree import ElementTree
 
 import numpy as np
@@ -40,9 +42,7 @@ def evolution(name: str = "student", steps: int = 12) -> Evolution:
         ("q1",) * 10,
         tuple(f"d{place}" for place in range(10)),
         np.array([True] * 5 + [False] * 5),
-        random.normal(size=(steps, 10)).cumsum(axis=0) + [3] * 5 + [0] * 5
-        if False
-        else random.normal(size=(steps, 10)),
+        random.normal(size=(steps, 10)),
         {"q1": "where is the red cat, and why does it sleep near the old house on the hill"},
     )
 
@@ -116,16 +116,17 @@ def test_the_gap_shows_train_and_test_with_their_seeds() -> None:
 
 def test_files_are_whole_and_the_same_again(tmp_path: Path) -> None:
     found = separations()
-    for name, figure in (
-        ("densities", plot_densities(found)),
-        ("margins", plot_margins(found)),
-        ("evolution", plot_evolution([evolution()])),
-    ):
-        png, svg = save_figure(figure, tmp_path / name)
+    draws: dict[str, Callable[[], Any]] = {
+        "densities": lambda: plot_densities(found),
+        "margins": lambda: plot_margins(found),
+        "evolution": lambda: plot_evolution([evolution()]),
+    }
+    for name, draw in draws.items():
+        png, svg = save_figure(draw(), tmp_path / name)
         assert png.read_bytes().startswith(b"\x89PNG")
         assert ElementTree.parse(svg).getroot().tag.endswith("svg")
-        before = svg.read_bytes()
-        assert save_figure(figure, tmp_path / name)[1].read_bytes() == before
+        again = save_figure(draw(), tmp_path / f"{name} again")
+        assert [file.read_bytes() for file in again] == [png.read_bytes(), svg.read_bytes()]
 
 
 def test_a_name_with_dots_keeps_them(tmp_path: Path) -> None:

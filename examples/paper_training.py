@@ -1,0 +1,260 @@
+"""One training of `reproduce_paper.py`: a cross-encoder or a bi-encoder of some size, trained, measured and kept."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from demo_models import load_student, load_teacher
+from paper_task import SPLITS, Task
+from retrieval_data import UsageError
+from sentence_transformers import (
+    CrossEncoder,
+    SentenceTransformer,
+    SentenceTransformerTrainer,
+    SentenceTransformerTrainingArguments,
+)
+from sentence_transformers.base.modules import Dense
+from sentence_transformers.cross_encoder.losses import ListNetLoss
+from sentence_transformers.cross_encoder.trainer import CrossEncoderTrainer
+from sentence_transformers.cross_encoder.training_args import CrossEncoderTrainingArguments
+from sentence_transformers.sentence_transformer.modules import Pooling
+from training import LOSSES, common
+from transformers import TrainerCallback
+from transformers.trainer_utils import get_last_checkpoint
+
+from st_m3se import DistillationCollator, SoftmaxCrossEntropyLoss
+from st_m3se.diagnostics import ScoreEvolutionCallback, TrackedList
+from st_m3se.scores import TeacherScores, score_candidates
+
+Measured = dict[str, dict[str, np.ndarray]]
+"""Split -> measure -> value of each query."""
+
+CHECKPOINTS = 4  # of a training, so that a kill loses a quarter of it
+
+
+@dataclass(frozen=True)
+class Unit:
+    """What is trained.
+
+    Attributes:
+        kind: "cross-encoder" or "bi-encoder".
+        loss: A key of LOSSES for a student; "no-teacher" for training on relevance alone.
+        size: The size of the embedding: a linear layer from the trunk's mean to so many numbers, from which the
+            bi-encoder takes the cosine and the cross-encoder its score.
+        dropout: In the whole trunk.
+        seed: Of weights, order and dropout.
+    """
+
+    kind: str
+    loss: str
+    size: int
+    dropout: float
+    seed: int
+
+    @property
+    def name(self) -> str:
+        """For folders."""
+        return f"{self.kind}-{self.loss}-size{self.size}-dropout{self.dropout:g}-seed{self.seed}"
+
+    @property
+    def system(self) -> str:
+        """The name in figures and tables."""
+        return self.kind if self.loss == "no-teacher" else f"{self.kind}, {self.loss}"
+
+
+@dataclass(frozen=True)
+class Budget:
+    """What all trainings share: the lists, and how long and with what they are trained on."""
+
+    student: str
+    epochs: float
+    batch_size: int
+    learning_rate: float
+    scale: float
+    max_length: int
+
+
+def build(unit: Unit, budget: Budget) -> SentenceTransformer | CrossEncoder:
+    """The untrained model: one trunk for both kinds, with an embedding of the size asked for."""
+    torch.manual_seed(unit.seed)
+    start = load_student(budget.student)
+    trunk: Any = start[0]
+    width = trunk.get_embedding_dimension()
+    trunk.max_seq_length = budget.max_length
+    for module in trunk.modules():
+        if isinstance(module, torch.nn.Dropout):
+            module.p = unit.dropout
+    pooling = Pooling(width, "mean")
+    if unit.kind == "bi-encoder":
+        projection = Dense(width, unit.size, bias=False, activation_function=torch.nn.Identity())
+        torch.nn.init.orthogonal_(projection.linear.weight)  # keeps the angles that the trunk knows
+        return SentenceTransformer(modules=[trunk, pooling, projection], device=str(start.device))
+    head = [
+        Dense(width, unit.size, activation_function=torch.nn.Tanh()),
+        Dense(unit.size, 1, activation_function=torch.nn.Identity(), module_output_name="scores"),
+    ]
+    model: CrossEncoder = CrossEncoder(modules=[trunk, pooling, *head], device=str(start.device))
+    return model
+
+
+def run_unit(
+    unit: Unit,
+    task: Task,
+    taught: TeacherScores | None,
+    budget: Budget,
+    folder: Path,
+    tracked: Sequence[TrackedList] = (),
+) -> Measured:
+    """Train, score the measured lists of both splits and measure; or read what an earlier call has kept.
+
+    ``folder`` gets ``scores/train`` and ``scores/test``, the run files from which every number can be computed again,
+    ``result.json``, and with ``tracked`` the evolution of scores. A training that was killed goes on from its last
+    checkpoint.
+
+    Raises:
+        UsageError: If the folder's result comes from other settings.
+    """
+    settings = {
+        **asdict(unit),
+        **asdict(budget),
+        "lists": len(task.lists),
+        "taught": None if taught is None else taught.manifest["inputs"],
+    }
+    file = folder / "result.json"
+    if file.is_file():
+        content = json.loads(file.read_text(encoding="utf-8"))
+        if content["settings"] != settings:
+            differing = sorted(key for key in settings if content["settings"].get(key) != settings[key])
+            raise UsageError(
+                f"{folder}: this training was done with other settings ({', '.join(differing)}). Name another --output."
+            )
+        return {
+            split: {measure: np.array(values) for measure, values in found.items()}
+            for split, found in content["values"].items()
+        }
+    model: Any = build(unit, budget)
+    callbacks: list[TrainerCallback] = []
+    if tracked:
+        callbacks.append(
+            ScoreEvolutionCallback(tracked, output=folder / "score_evolution.csv", name=unit.system, every_steps=None)
+        )
+    arguments = common(folder, budget.epochs, budget.batch_size, budget.learning_rate, unit.seed)
+    if isinstance(model, CrossEncoder):
+        train_cross_encoder(model, task, arguments, callbacks)
+    else:
+        train_bi_encoder(model, task, taught, unit.loss, budget.scale, arguments, callbacks)
+    values = {split: score(model, unit.name, task, split, folder, budget.max_length) for split in SPLITS}
+    content = {
+        "settings": settings,
+        "values": {
+            split: {measure: found.tolist() for measure, found in measures.items()}
+            for split, measures in values.items()
+        },
+    }
+    file.write_text(json.dumps(content, indent=1) + "\n", encoding="utf-8")
+    shutil.rmtree(folder / "checkpoints", ignore_errors=True)
+    return values
+
+
+def train_cross_encoder(
+    model: CrossEncoder, task: Task, arguments: dict[str, Any], callbacks: list[TrainerCallback]
+) -> None:
+    """Softmax cross-entropy over each list, with its relevant documents as the target."""
+    trainer = CrossEncoderTrainer(
+        model=model,
+        args=CrossEncoderTrainingArguments(**_saving(arguments, len(task.lists))),
+        train_dataset=task.cross_encoder_dataset(),
+        loss=ListNetLoss(model),
+        callbacks=callbacks,
+    )
+    trainer.train(resume_from_checkpoint=_checkpoint(arguments))
+    model.eval()
+
+
+def train_bi_encoder(
+    model: SentenceTransformer,
+    task: Task,
+    taught: TeacherScores | None,
+    loss: str,
+    scale: float,
+    arguments: dict[str, Any],
+    callbacks: list[TrainerCallback],
+) -> None:
+    """A loss of the package on the teacher's scores; or softmax cross-entropy with the other lists as negatives."""
+    if loss == "no-teacher":
+        module: Any = SoftmaxCrossEntropyLoss(model, scale=scale, in_batch_negatives=True)
+        taught = None
+    else:
+        loss_class, options = LOSSES[loss]
+        module = loss_class(model, scale=scale, **options)
+    trainer = SentenceTransformerTrainer(
+        model=model,
+        args=SentenceTransformerTrainingArguments(**_saving(arguments, len(task.lists))),
+        train_dataset=task.student_dataset(taught),
+        loss=module,
+        data_collator=DistillationCollator(preprocess_fn=model.preprocess),
+        callbacks=callbacks,
+    )
+    trainer.train(resume_from_checkpoint=_checkpoint(arguments))
+    model.eval()
+
+
+def prepare_teacher(
+    name: str, task: Task, epochs: float, budget: Budget, folder: Path
+) -> tuple[TeacherScores, Measured]:
+    """Fine-tune a cross-encoder on the training lists, measure it, and let it score them; each step is kept.
+
+    Returns:
+        Its scores of the training lists, and its measures on both splits.
+    """
+    saved = folder / "model"
+    if not (saved / "config.json").is_file() and not (saved / "modules.json").is_file():
+        model = load_teacher(name, budget.max_length)
+        if epochs > 0:
+            train_cross_encoder(model, task, common(folder, epochs, budget.batch_size, 2e-5, 1), [])
+        model.save_pretrained(str(saved))
+        shutil.rmtree(folder / "checkpoints", ignore_errors=True)
+    model = CrossEncoder(str(saved), max_length=budget.max_length)
+    values = {split: score(model, "teacher", task, split, folder, budget.max_length) for split in SPLITS}
+    taught = score_candidates(model, task.lists, task.queries, task.corpus, folder / "scores" / "lists", name="teacher")
+    return taught, values
+
+
+def score(
+    model: SentenceTransformer | CrossEncoder, name: str, task: Task, split: str, folder: Path, max_length: int
+) -> dict[str, np.ndarray]:
+    """Score the measured lists of a split into a store, and measure."""
+    store = score_candidates(
+        model,
+        task.candidates(split),
+        task.queries,
+        task.corpus,
+        folder / "scores" / split,
+        name=name,
+        max_length=max_length,
+        dtype="float32",
+    )
+    return task.measured(split, store)
+
+
+def _saving(arguments: dict[str, Any], lists: int) -> dict[str, Any]:
+    steps = arguments["num_train_epochs"] * -(-lists // arguments["per_device_train_batch_size"])
+    return arguments | {
+        "save_strategy": "steps",
+        "save_steps": max(1, int(steps / CHECKPOINTS)),
+        "save_total_limit": 1,
+        "disable_tqdm": False,
+    }
+
+
+def _checkpoint(arguments: dict[str, Any]) -> str | None:
+    folder = Path(arguments["output_dir"])
+    found: str | None = get_last_checkpoint(str(folder)) if folder.is_dir() else None  # type: ignore[no-untyped-call]
+    return found
