@@ -524,9 +524,10 @@ def _cached(
             writer.write_batch(first)
             for batch in batches:
                 writer.write_batch(batch)
-        if (twice := SortedIds(_table(part).column(0)).first_duplicate()) is not None:
+        index = SortedIds(_table(part).column(0))
+        if (twice := index.first_duplicate()) is not None:
             if duplicates == "last":
-                _last_wins(part).replace(without)
+                _last_wins(part, index).replace(without)
                 return without
             line, file = _place(path, name, id_type, twice[1])
             raise FormatError(
@@ -538,19 +539,22 @@ def _cached(
     return cached
 
 
-def _last_wins(part: Path) -> Path:
+def _last_wins(part: Path, index: SortedIds) -> Path:
     """A copy in which each id has its last text, in the place of its first; its schema names those that repeat."""
-    table = _table(part)
-    last = {text_id: row for row, text_id in enumerate(table.column(0).to_pylist())}  # keeps the place of the first
-    counts = pc.value_counts(table.column(0))
-    repeated = counts.field("values").filter(pc.greater(counts.field("counts"), 1)).to_pylist()
-    schema = table.schema.with_metadata({REPEATED: json.dumps(repeated).encode()})
-    rows = np.fromiter(last.values(), dtype=np.int64, count=len(last))
+    texts = Texts(part, "texts", str(part))
+    first, last = index.first_and_last()
+    rows = last[np.argsort(first)]
+    # One array: a selection from chunks joins them each time; large_string, since they may pass 2 GiB.
+    ids = (texts.ids if index.is_int else texts.ids.cast(pa.large_string())).combine_chunks()
+    repeated = ids.take(pa.array(np.sort(first[first != last]))).to_pylist()
     copy = part.with_name("last.arrow")
+    schema = _table(part).schema.with_metadata({REPEATED: json.dumps(repeated).encode()})
     with pa.OSFile(str(copy), "wb") as sink, pa.ipc.new_file(sink, schema) as writer:
         for start in range(0, len(rows), GROUP_TEXTS):
-            batch = table.take(pa.array(rows[start : start + GROUP_TEXTS])).combine_chunks()
-            writer.write_table(batch.replace_schema_metadata(schema.metadata))
+            chosen = rows[start : start + GROUP_TEXTS]
+            kept = zip(chosen.tolist(), ids.take(pa.array(chosen)).to_pylist(), texts._at(chosen), strict=True)
+            for batch in _batches(kept):
+                writer.write_batch(batch)
     return copy
 
 

@@ -85,16 +85,30 @@ class SortedIds:
         """An id that occurs twice, the smallest, and the row in which it does for the second time; or None."""
         if len(self) < 2:
             return None
-        same = (
-            self._integers[1:] == self._integers[:-1]
-            if self.is_int
-            else pc.equal(self._strings[1:], self._strings[:-1]).to_numpy(zero_copy_only=False)
-        )
+        same = self._as_before()
         place = int(np.argmax(same))
         if not same[place]:
             return None
         value = int(self._integers[place]) if self.is_int else str(self._strings[place].as_py())
         return value, int(self._order[place + 1])
+
+    def first_and_last(self) -> tuple[np.ndarray, np.ndarray]:
+        """The rows in which each distinct id, in sorted order, occurs for the first and for the last time: int64."""
+        order = self._order.astype(np.int64, copy=False)  # Arrow's are unsigned
+        if not len(self):
+            return order, order
+        ends = np.append(np.flatnonzero(~self._as_before()), len(self) - 1)
+        starts = np.append(0, ends[:-1] + 1)
+        return order[starts], order[ends]
+
+    def _as_before(self) -> np.ndarray:
+        """Whether each sorted id, from the second on, is the one before it. Both sorts are stable: rows rise."""
+        same: np.ndarray
+        if self.is_int:
+            same = self._integers[1:] == self._integers[:-1]
+        else:
+            same = pc.equal(self._strings[1:], self._strings[:-1]).to_numpy(zero_copy_only=False)
+        return same
 
 
 def _storable(value: Id) -> bool:
