@@ -9,6 +9,7 @@ from st_m3se.cli.combine import combine
 from st_m3se.cli.convert import convert
 from st_m3se.cli.describe import describe
 from st_m3se.cli.diagnose import diagnose
+from st_m3se.cli.evaluate import evaluate
 from st_m3se.cli.score import score
 
 __all__ = ["app", "main"]
@@ -32,6 +33,7 @@ app.command()(convert)
 app.command()(describe)
 app.command()(combine)
 app.command()(diagnose)
+app.command()(evaluate)
 
 
 def main() -> None:

@@ -301,8 +301,8 @@ def _sets(
         texts = {"queries": queries, "corpus": corpus}
         yield qrels_set(str(qrels), name=name, split=split, run=candidates, strict=strict, **texts)
     several = len(folders) + len(names) > 1
-    for source in [*folders, *names]:
-        name = source.resolve().name if isinstance(source, Path) else source
+    sources: list[tuple[Path | str, str]] = [(folder, folder.resolve().name) for folder in folders]
+    for source, name in [*sources, *((name, name) for name in names)]:
         files = []
         for option, file in (("--qrels", qrels), ("--candidates", candidates)):
             if file is not None and several and "{set}" not in file:

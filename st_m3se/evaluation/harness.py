@@ -20,7 +20,7 @@ from st_m3se.evaluation.rankers import load_ranker
 from st_m3se.evaluation.records import make_ranking
 from st_m3se.evaluation.report import write_report
 from st_m3se.evaluation.results import EvaluatedSet, Results
-from st_m3se.evaluation.systems import NAME, Encoder, GivenRun, ReRanker, System, systems_of
+from st_m3se.evaluation.systems import NAME, Encoder, GivenRun, ReRanker, System, check_model, systems_of
 from st_m3se.evaluation.tasks import Task
 from st_m3se.extras import require
 from st_m3se.scores.store import TeacherScores
@@ -108,7 +108,9 @@ def evaluate(
     if baseline is not None and baseline not in (known := {name for each in named for name in each[:2]}):
         raise ValueError(f"the baseline {baseline!r} is no system here; there are {', '.join(sorted(known))}.")
     opened = _opened(sets, strict)
-    chosen = _measures(measures, depth, searches=any(each.candidates is None for each in opened.values()))
+    searches = any(isinstance(each.source, (BM25, Encoder)) for each in named)
+    searches = searches and any(each.candidates is None for each in opened.values())
+    chosen = _measures(measures, depth, searches=searches)
     _check(opened, named)
     output = Path(output)
     descriptions: dict[str, dict[str, Any]] = {}
@@ -184,6 +186,8 @@ def _measures(names: Sequence[str] | None, depth: int, *, searches: bool) -> lis
 
 def _check(opened: Mapping[str, EvaluationSet], systems: Sequence[System]) -> None:
     """Refuse at once what would fail after hours of work."""
+    for system in systems:
+        check_model(system.source)
     for name, evaluation_set in opened.items():
         for system in systems:
             source = system.source
@@ -227,7 +231,7 @@ def _results(
                 Finding(kind, count, tuple(examples), effect)
                 for kind, count, examples, effect in records[name, system]["findings"]
             ]
-            if description["kind"] != "run":  # what a given run lacks is among the findings already
+            if description["kind"] not in ("run", "re-ranker"):  # what they lack is told of the run or first stage
                 there = {row.query_id for row in run if len(row.document_ids)}
                 missing = [query for query in evaluation_set.query_ids if query not in there]
                 findings += found(f"{system}: queries without a result", missing, "they count 0 in every measure")

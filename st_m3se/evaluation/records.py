@@ -102,11 +102,10 @@ def _differences(begun: Mapping[str, Any], now: Mapping[str, Any], owner: str = 
         before, after = begun.get(name), now.get(name)
         if before == after or (same and name in ("model", "revision")):  # a folder may be moved, a branch renamed
             continue
-        label = f"{owner}{name.replace('_', ' ')}"
         if isinstance(before, dict) and isinstance(after, dict):
-            found[name] = "; ".join(_differences(before, after, f"the {label}'s "))
+            found[name] = "; ".join(_differences(before, after, f"{owner}{name}."))
         else:
-            found[name] = f"{label} was {before!r} and is {after!r}"
+            found[name] = f"{owner}{name} was {before!r} and is {after!r}"
     if len(found) > 1:
         found.pop("fingerprint", None)  # it only follows from the others
     return [text for text in found.values() if text]

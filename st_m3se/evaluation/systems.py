@@ -176,6 +176,20 @@ def systems_of(systems: Any) -> list[System]:
     return named
 
 
+def check_model(source: BM25 | Encoder | ReRanker | GivenRun) -> None:
+    """Look at a model by name or folder without loading it, before others work for hours.
+
+    Raises:
+        ValueError: If there is none, or a cross-encoder where an encoder is expected.
+    """
+    if not isinstance(source, (Encoder, ReRanker)) or not isinstance(source.model, (str, Path)):
+        return
+    if isinstance(source, Encoder) and source.kind is None:
+        detect_kind(str(source.model), revision=source.revision)
+    else:
+        _configuration(str(source.model), source.revision)
+
+
 def detect_kind(name: str, *, revision: str | None = None) -> EncoderKind:
     """Whether a saved model is a bi-encoder, a sparse or a multi-vector encoder, by its configuration alone.
 
@@ -183,17 +197,10 @@ def detect_kind(name: str, *, revision: str | None = None) -> EncoderKind:
     ``modules.json``, then the architecture of Stanford's ColBERT. Everything else is a bi-encoder.
 
     Raises:
-        ValueError: If it is a cross-encoder.
+        ValueError: If it is a cross-encoder, or there is no such model.
     """
-    from sentence_transformers.util import load_file_path
-
-    def read(file: str) -> Any:
-        path = load_file_path(name, file, revision=revision)
-        return None if path is None else json.loads(Path(path).read_text(encoding="utf-8"))
-
-    modules = read("modules.json")
-    declared = (read("config_sentence_transformers.json") or {}).get("model_type")
-    architectures = (read("config.json") or {}).get("architectures") or []
+    modules, host, config = _configuration(name, revision)
+    declared, architectures = host.get("model_type"), config.get("architectures") or []
     classifies = modules is None and any(each.endswith("ForSequenceClassification") for each in architectures)
     if declared == "CrossEncoder" or (declared is None and classifies):
         raise ValueError(
@@ -208,6 +215,23 @@ def detect_kind(name: str, *, revision: str | None = None) -> EncoderKind:
             if f".{package}." in f".{module.get('type', '')}.":
                 return KINDS[kind]
     return KINDS["ColBERT" if "HF_ColBERT" in architectures else "SentenceTransformer"]
+
+
+def _configuration(name: str, revision: str | None) -> tuple[Any, dict[str, Any], dict[str, Any]]:
+    """modules.json, config_sentence_transformers.json and config.json of a model."""
+    from sentence_transformers.util import load_file_path
+
+    def read(file: str) -> Any:
+        path = load_file_path(name, file, revision=revision)
+        return None if path is None else json.loads(Path(path).read_text(encoding="utf-8"))
+
+    modules, config = read("modules.json"), read("config.json")
+    if modules is None and config is None:
+        raise ValueError(
+            f"{name} is no model: there is no folder of this name with modules.json or config.json in it, and nothing "
+            "that can be reached on the Hugging Face Hub. Mind the spelling, and the current directory."
+        )
+    return modules, read("config_sentence_transformers.json") or {}, config or {}
 
 
 def file_stem(path: str | Path) -> str:

