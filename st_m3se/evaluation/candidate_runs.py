@@ -218,6 +218,6 @@ def _write(
             # The writer's copy is a shallow one: what comes to light while it writes still goes in here.
             manifest["source"]["findings"] = findings
             manifest["inputs"]["candidates"] = whole.hexdigest()
-    except FileExistsError:  # another process was faster with the same rows
+    except OSError:  # another process was faster with the same rows
         if not (target / MANIFEST).is_file():
             raise

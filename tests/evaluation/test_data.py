@@ -8,6 +8,7 @@ import pickle
 import random
 import shutil
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -400,6 +401,17 @@ def test_a_run_changes_and_is_read_again(tmp_path: Path, opened: Open) -> None:
     assert before.fingerprint != after.fingerprint
     (path / "corpus.jsonl").write_text(corpus_lines({key: CORPUS[key] for key in ("d1", "d3", "d4")}))
     assert listed(opened(path, run=tmp_path / "first.run"))["q2"][0] == ["d1", "d3"]
+
+
+def test_processes_that_open_the_same_run_at_once_all_get_it(tmp_path: Path, opened: Open) -> None:
+    """As the ranks of a training run do."""
+    path = folder(tmp_path / "set")
+    (tmp_path / "first.run").write_text(RUN)
+    with ThreadPoolExecutor(8) as threads:
+        found = list(threads.map(lambda _: opened(path, run=tmp_path / "first.run"), range(16)))
+    assert all(listed(one) == LISTS for one in found)
+    assert len({one.fingerprint for one in found}) == 1
+    assert not list((tmp_path / "cache").glob(".*.tmp"))
 
 
 TOP = "7\t11\tseven 7 7\televen\n8\t12\teight\ttwelve\n7\t12\tseven\ttwelve\n9\t11\tnine\televen\n"
