@@ -14,7 +14,7 @@ from st_m3se.evaluation.similarity import Similarity, number, part
 __all__ = ["Search", "SearchResult", "search"]
 
 QUERIES = {"cpu": 1_024, "gpu": 4_096}  # that are compared at once
-SCORES = {"cpu": 1 << 22, "gpu": 1 << 26}  # that are computed at once: 16 MB, which caches like, and 256 MB
+SCORES = {"cpu": 1 << 21, "gpu": 1 << 26}  # that are computed at once: 8 MB, which caches like, and 256 MB
 DOCUMENTS = (2_048, 16_384)  # that are compared at once, at least and on a CPU at most; fewer waste the matrix product
 TOKENS = 512  # documents of many vectors each: sentence-transformers bounds the memory of their scores itself
 ROOM = 256  # places beyond the depth, at least
@@ -51,7 +51,7 @@ def search(
 
     The search goes through the corpus once. Documents are compared a few thousand at a time; of these scores only
     those above a query's ``depth``-th best so far are looked at again, which after the first part of a corpus is one
-    in a hundred or less. So the time is about that of the matrix product, and the memory is 16 MB of scores (256 MB on
+    in a hundred or less. So the time is about that of the matrix product, and the memory is 8 MB of scores (256 MB on
     a GPU), the chunk at hand, and two to three times the result.
 
     Why not ``sentence_transformers.util.semantic_search``: it takes the whole corpus as one tensor, sorts all scores of
@@ -87,8 +87,6 @@ def search(
     """
     from tqdm.auto import tqdm
 
-    from st_m3se.evaluation.embeddings import CorpusEmbeddings
-
     under_way = Search(
         queries,
         depth,
@@ -97,11 +95,7 @@ def search(
         excluded_documents=excluded_documents,
         device=device,
     )
-    total = None  # a generator does not say
-    if isinstance(corpus, CorpusEmbeddings):
-        total = len(corpus)
-    elif _in_one_piece(under_way.kind, corpus):
-        total = number(corpus)
+    total = _total(under_way.kind, corpus) if show_progress_bar else None
     with tqdm(total=total, desc="Searching", unit=" documents", disable=not show_progress_bar) as bar:
         for chunk in _chunks(under_way.kind, corpus):
             under_way.add(chunk, bar.update)
@@ -216,50 +210,57 @@ class _Best:
 
     def offer(self, scores: Tensor, part: slice, start: int) -> None:
         """Take what is good enough of ``[queries, documents]``."""
-        places, queries, better = self._better(scores, part, start)
-        found = torch.bincount(queries, minlength=len(scores))
+        places, found, better = self._better(scores, part, start)
         full = self.counts[part] + found > self.scores.shape[1]
         if bool(full.any()):
             # Lists that are half full are cut along, so that lists do not fill up one by one.
             full |= self.counts[part] > self.depth + self.room // 2
             self._cut(torch.nonzero(full & (self.counts[part] > self.depth))[:, 0] + part.start)
-            places, queries, better = self._better(scores, part, start)
-            found = torch.bincount(queries, minlength=len(scores))
-            if bool((self.counts[part] + found > self.scores.shape[1]).any()):
-                for first in range(0, scores.shape[1], self.room):
-                    self.offer(scores[:, first : first + self.room], part, start + first)
-                return
-        if not len(places):
+            places, found, better = self._better(scores, part, start)
+            full = self.counts[part] + found > self.scores.shape[1]
+        if bool(full.any()) and scores.shape[1] > self.depth:
+            # So many at once, as at the beginning: what is not among the best of these alone cannot be among all.
+            queries = torch.nonzero(full)[:, 0]
+            below = torch.nextafter(_nth(scores[queries], self.depth), torch.tensor(-torch.inf, device=scores.device))
+            queries += part.start
+            self.least[queries] = self.least[queries].maximum(below)
+            places, found, better = self._better(scores, part, start)
+            full = self.counts[part] + found > self.scores.shape[1]
+        if bool(full.any()):
+            for first in range(0, scores.shape[1], self.room):
+                self.offer(scores[:, first : first + self.room], part, start + first)
             return
-        columns = places - queries * scores.shape[1]
-        behind = torch.arange(len(places), device=places.device) - (found.cumsum(0) - found)[queries]
-        into = (part.start + queries) * self.scores.shape[1] + self.counts[part][queries] + behind
+        # A query's first place in the block, and where in its list the first document goes to.
+        queries = torch.arange(len(scores), device=scores.device)
+        columns = places - torch.repeat_interleave(queries * scores.shape[1], found)
+        ends = (queries + part.start) * self.scores.shape[1] + self.counts[part]
+        into = torch.arange(len(places), device=places.device)
+        into += torch.repeat_interleave(ends - found.cumsum(0) + found, found)
         self.scores.view(-1)[into] = better
         self.rows.view(-1)[into] = (columns + start).int()
         self.counts[part] += found
 
     def _better(self, scores: Tensor, part: slice, start: int) -> tuple[Tensor, Tensor, Tensor]:
-        """What may come in, in order: its place in the block, its query in the block, and its score."""
+        """What may come in: places in the block, in order; how many there are of each query; and their scores."""
         # Not "greater", so that what is no number comes in as well, and is seen.
-        better = torch.le(scores, self.least[part]).logical_not_().reshape(-1)
-        if better.device.type == "cpu":  # NumPy skips over long stretches of zeros
-            places = torch.from_numpy(np.flatnonzero(better.numpy()))
-        else:
-            places = better.nonzero()[:, 0]
-        queries = torch.div(places, max(1, scores.shape[1]), rounding_mode="floor")
+        better = torch.le(scores, self.least[part]).logical_not_()
+        places = _places(better)
+        borders = torch.arange(len(scores) + 1, device=places.device) * scores.shape[1]
+        found = torch.searchsorted(places, borders).diff()
         values = scores.reshape(-1)[places]
-        _check(values, start, start + scores.shape[1])
-        return places, queries, values
+        if len(values):
+            _check(values.amax(), start, start + scores.shape[1])
+        return places, found, values
 
     def _cut(self, queries: Tensor) -> None:
         """Keep the best ``depth`` of lists that have more."""
         for some in torch.split(queries, TOGETHER):
             scores = self._filled(some)
-            least = scores.topk(self.depth, dim=1, sorted=False).values.amin(dim=1, keepdim=True)
+            least = _nth(scores, self.depth)
             above, equal = scores > least, scores == least
             missing = self.depth - above.sum(dim=1, keepdim=True)
             keep = above | (equal & (equal.cumsum(dim=1) <= missing))
-            columns = keep.nonzero()[:, 1].view(len(some), self.depth)
+            columns = _places(keep).view(len(some), self.depth) % keep.shape[1]
             self.scores[some, : self.depth] = scores.gather(1, columns)
             self.rows[some, : self.depth] = self.rows[some].gather(1, columns)
             self.counts[some] = self.depth
@@ -310,6 +311,21 @@ class _Places:
         return places, self.queries[places] - first, self.documents[places] - start
 
 
+def _places(true: Tensor) -> Tensor:
+    """The places of what is true in the flattened tensor."""
+    if true.device.type != "cpu":
+        return true.reshape(-1).nonzero()[:, 0]
+    return torch.from_numpy(np.flatnonzero(true.numpy()))  # NumPy skips over long stretches of zeros
+
+
+def _nth(scores: Tensor, rank: int) -> Tensor:
+    """Each row's score of this rank: ``[rows, 1]``."""
+    if scores.device.type != "cpu":
+        return scores.topk(rank, dim=1, sorted=False).values.amin(dim=1, keepdim=True)
+    place = scores.shape[1] - rank  # NumPy's selection is several times faster than torch's
+    return torch.from_numpy(np.partition(scores.numpy(), place, axis=1)[:, place : place + 1].copy())
+
+
 def _check(scores: Any, start: int, stop: int) -> None:
     finite = np.isfinite(scores).all() if isinstance(scores, np.ndarray) else torch.isfinite(scores).all()
     if not finite:
@@ -322,6 +338,15 @@ def _check(scores: Any, start: int, stop: int) -> None:
 def _device_of(embeddings: Any) -> torch.device:
     first = embeddings[0] if isinstance(embeddings, (list, tuple)) and len(embeddings) else embeddings
     return first.device if isinstance(first, Tensor) else torch.device("cpu")
+
+
+def _total(kind: str, corpus: Any) -> int | None:
+    """How many documents there are; a generator does not say."""
+    from st_m3se.evaluation.embeddings import CorpusEmbeddings
+
+    if isinstance(corpus, CorpusEmbeddings):
+        return len(corpus)
+    return number(corpus) if _in_one_piece(kind, corpus) else None
 
 
 def _in_one_piece(kind: str, corpus: Any) -> bool:

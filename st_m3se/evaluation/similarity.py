@@ -90,9 +90,10 @@ class Similarity:
                     f"{self.kind} embeddings are compared by one of {', '.join(NAMES[self.kind])}, got "
                     f"{similarity!r}. Pass similarity=model.similarity_fn_name."
                 )
-            from sentence_transformers.util import SimilarityFunction
+            if not (self.product and self.kind == "dense"):  # importing the host takes seconds
+                from sentence_transformers.util import SimilarityFunction
 
-            self._function = SimilarityFunction.to_similarity_fn(similarity)
+                self._function = SimilarityFunction.to_similarity_fn(similarity)
         else:
             self._function = similarity
         self._scipy = self.product and self.kind == "sparse" and device.type == "cpu"
@@ -107,8 +108,10 @@ class Similarity:
                 return _tensor(embeddings).to(self.device)
             return [_tensor(each).to(self.device) for each in embeddings]
         tensor = _tensor(embeddings).to(self.device).float()
-        if not (self.product and self._unit):
+        if not self._unit:
             return tensor
+        if self.kind == "dense":
+            return torch.nn.functional.normalize(tensor, dim=-1)
         from sentence_transformers.util import normalize_embeddings
 
         return normalize_embeddings(tensor)
