@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import product
 from string import ascii_lowercase
@@ -20,6 +20,7 @@ __all__ = [
     "Grid",
     "Listing",
     "Shown",
+    "comparisons_listing",
     "findings_listing",
     "grids",
     "headline",
@@ -31,7 +32,6 @@ __all__ = [
     "sets_listing",
     "speeds_listing",
     "systems_listing",
-    "tests_listing",
 ]
 
 DIGITS = 3
@@ -89,7 +89,7 @@ class Listing(NamedTuple):
 
     title: str
     columns: tuple[str, ...]
-    rows: list[tuple[str, ...]]
+    rows: Sequence[tuple[str, ...]]
 
 
 def plain(text: str) -> str:
@@ -131,13 +131,14 @@ def _grid(
         for _, cells in columns:
             best = max((round(cell.mean, DIGITS) for cell in cells.values()), default=0.0)
             cell = cells.get(group)
-            shown = cell and Shown(
-                cell, len(cells) > 1 and round(cell.mean, DIGITS) == best, _marks(results, cell, letters)
-            )
-            row.append(shown)
+            if cell is None:
+                row.append(None)
+            else:
+                is_best = len(cells) > 1 and round(cell.mean, DIGITS) == best
+                row.append(Shown(cell, is_best, _marks(results, cell, letters)))
         figures.append(tuple(row))
     labels = tuple(_label(results, group, letters) for group in results.groups)
-    return Grid(title, "system", labels, tuple(plain(label) for label, _ in columns), tuple(figures))
+    return Grid(plain(title), "system", labels, tuple(plain(label) for label, _ in columns), tuple(figures))
 
 
 def _letters(results: Results) -> dict[str, str]:
@@ -207,9 +208,9 @@ def headline(results: Results) -> str:
     cells = summary.cells[measure][last] if len(summary.columns) == 1 else summary.averages[measure]
     where = f"on {plain(last)}" if len(summary.columns) == 1 else f"on average over {len(summary.columns)} sets"
     if not cells:
-        return f"No system has {measure} on every set, so there is no average to lead with."
+        return f"No system has {plain(measure)} on every set, so there is no average to lead with."
     best = max(cells, key=lambda group: cells[group].mean)
-    text = f"{plain(best)} reaches {measure} {cells[best].mean:.{DIGITS}f} {where}"
+    text = f"{plain(best)} reaches {plain(measure)} {cells[best].mean:.{DIGITS}f} {where}"
     if len(cells) < 2:
         return text + "."
     text = f"Best of {len(cells)} systems: {text}."
@@ -238,7 +239,7 @@ def reference(results: Results, name: str, measure: str) -> str | None:
     return next(measured, None)
 
 
-def tests_listing(results: Results, measure: str) -> Listing:
+def comparisons_listing(results: Results, measure: str) -> Listing:
     """Every test of a measure: the difference with its interval, how many queries won and lost, and the p-values."""
     rows = []
     for name, measures in results.summary.comparisons.items():

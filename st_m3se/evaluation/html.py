@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 from st_m3se.evaluation.citations import citations
 from st_m3se.evaluation.grids import (
     NOTHING,
+    comparisons_listing,
     findings_listing,
     grids,
     headline,
@@ -22,7 +23,6 @@ from st_m3se.evaluation.grids import (
     sets_listing,
     speeds_listing,
     systems_listing,
-    tests_listing,
 )
 from st_m3se.evaluation.plots import Plot, image
 
@@ -80,7 +80,7 @@ def write_html(
         legend=legend(results),
         alpha=results.summary.alpha,
         plots=[(plot, _data_uri(plot)) for plot in plots],
-        tests=[tests_listing(results, measure) for measure in results.measures],
+        tests=[comparisons_listing(results, measure) for measure in results.measures],
         seeds=seeds_listing(results),
         sets=sets_listing(results),
         findings=findings_listing(results),

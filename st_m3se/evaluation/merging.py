@@ -10,8 +10,8 @@ from typing import Any
 
 import numpy as np
 
-from st_m3se.evaluation.data import Finding
-from st_m3se.evaluation.results import EvaluatedSet, Results, Values
+from st_m3se.evaluation.findings import Finding
+from st_m3se.evaluation.results import FILE, EvaluatedSet, Results, Values
 from st_m3se.scores.errors import FormatError
 
 __all__ = ["labels", "merge"]
@@ -74,12 +74,11 @@ def labels(files: Sequence[Path]) -> list[str]:
     Raises:
         FormatError: If a file is given twice.
     """
-    places = [file.resolve() for file in files]
-    if len(set(places)) < len(places):
-        raise FormatError(f"{next(file for file in files if places.count(file.resolve()) > 1)} is given twice.")
-    names = [
-        place.parent.parts[1:] if place.name == "results.json" else place.with_suffix("").parts[1:] for place in places
-    ]
+    places = [(file / FILE if file.is_dir() else file).resolve() for file in files]
+    for place in places:
+        if places.count(place) > 1:
+            raise FormatError(f"{place} is given twice.")
+    names = [place.parent.parts[1:] if place.name == FILE else place.with_suffix("").parts[1:] for place in places]
     for length in range(1, max(map(len, names), default=0) + 1):
         short = ["/".join(parts[-length:]) for parts in names]
         if len(set(short)) == len(short):
@@ -198,7 +197,7 @@ def _renamed(parts: Mapping[str, Results], *, labelled: bool) -> dict[str, dict[
 
 
 def _system_difference(system: str, one: Results, other: Results) -> str:
-    if one.systems[system] != other.systems[system]:
+    if _description(system, one) != _description(system, other):
         return "their descriptions differ"
     for name in one.values.keys() & other.values.keys():
         ours, theirs = one.values[name].get(system, {}), other.values[name].get(system, {})
@@ -209,3 +208,7 @@ def _system_difference(system: str, one: Results, other: Results) -> str:
             if not np.array_equal(ours[measure][left], theirs[measure][right]):
                 return f"their {measure} on {name} differ"
     return ""
+
+
+def _description(system: str, results: Results) -> dict[str, Any]:
+    return {**results.systems[system], "group": results.group_of(system)}

@@ -16,7 +16,6 @@ from st_m3se.extras import require
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
-    from matplotlib.container import BarContainer
     from matplotlib.figure import Figure
 
     from st_m3se.evaluation.results import Results
@@ -104,6 +103,7 @@ def _measure(results: Results, grid: Grid) -> str:
 def _bars(grid: Grid, measure: str) -> Figure:
     with _style():
         from matplotlib.figure import Figure
+        from matplotlib.patches import Patch
 
         systems, places = len(grid.rows), list(range(len(grid.columns)))
         rows = max(1, -(-len(places) * systems // BARS))
@@ -112,33 +112,30 @@ def _bars(grid: Grid, measure: str) -> Figure:
         columns = max(1, min(systems, int(110 / (max(map(len, grid.rows)) + 8))))
         height = 0.4 + 0.22 * -(-systems // columns) + 2.6 * len(parts)
         figure = Figure(figsize=(WIDTH, height), layout="constrained")
-        panels: Sequence[Axes] = figure.subplots(len(parts), 1, squeeze=False, sharey=True)[:, 0]
+        panels = figure.subplots(len(parts), 1, squeeze=False, sharey=True)[:, 0]
         for panel, part in zip(panels, parts, strict=True):
-            bars = _draw_bars(panel, grid, part, per_row)
+            _draw_bars(panel, grid, part, per_row)
             panel.set_ylabel(measure)
         labels = [f" {label}" for label in grid.rows]  # one that begins with an underscore would be left out
-        figure.legend(bars, labels, loc="outside upper center", ncols=columns, frameon=False)
+        figure.legend(
+            [Patch(**_look(row)) for row in range(systems)],
+            labels,
+            loc="outside upper center",
+            ncols=columns,
+            frameon=False,
+        )
     return figure
 
 
-def _draw_bars(panel: Axes, grid: Grid, part: Sequence[int], slots: int) -> list[BarContainer]:
-    """Some of the columns, in a panel that has room for so many; returns the bars of each system."""
-    systems, drawn = len(grid.rows), []
+def _draw_bars(panel: Axes, grid: Grid, part: Sequence[int], slots: int) -> None:
+    """Some of the columns, in a panel that has room for so many."""
+    systems = len(grid.rows)
     width = 0.84 / systems
     for row in range(systems):
         shown = [grid.figures[row][place] for place in part]
         x = np.arange(len(part)) + (row - (systems - 1) / 2) * width
         heights = np.array([np.nan if figure is None else figure.cell.mean for figure in shown])
-        bars = panel.bar(
-            x,
-            np.nan_to_num(heights),
-            width,
-            color=COLOURS[row % len(COLOURS)],
-            hatch=HATCHES[(row + row // len(COLOURS)) % len(HATCHES)],
-            edgecolor="black",
-            linewidth=0.6,
-        )
-        drawn.append(bars)
+        bars = panel.bar(x, np.nan_to_num(heights), width, **_look(row))
         for bar, height in zip(bars, heights, strict=True):
             bar.set_visible(bool(np.isfinite(height)))
         for place, figure in zip(x, shown, strict=True):
@@ -165,7 +162,12 @@ def _draw_bars(panel: Axes, grid: Grid, part: Sequence[int], slots: int) -> list
     panel.spines[["top", "right"]].set_visible(False)
     panel.grid(axis="y", linewidth=0.4, alpha=0.6)
     panel.set_axisbelow(True)
-    return drawn
+
+
+def _look(row: int) -> dict[str, Any]:
+    """Of the bars of a system: no two of the first 64 are alike."""
+    hatch = HATCHES[(row + row // len(COLOURS)) % len(HATCHES)]
+    return {"facecolor": COLOURS[row % len(COLOURS)], "hatch": hatch, "edgecolor": "black", "linewidth": 0.6}
 
 
 def _against(results: Results) -> str:

@@ -11,10 +11,11 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from st_m3se.evaluation.data import EvaluationSet, Finding
+from st_m3se.evaluation.findings import Finding
 from st_m3se.scores.errors import FormatError
 
 if TYPE_CHECKING:
+    from st_m3se.evaluation.data import EvaluationSet
     from st_m3se.evaluation.summary import Summary
 
 __all__ = ["EvaluatedSet", "Results", "Values", "compare_files"]
@@ -82,7 +83,7 @@ class EvaluatedSet:
         }
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)  # arrays have no single answer to ==
 class Results:
     """Everything that reports, plots and significance tests are made from.
 
@@ -113,22 +114,22 @@ class Results:
 
     def __post_init__(self) -> None:
         self._check_settings()
-        for name, system in self.systems.items():
+        for system, description in self.systems.items():
             for key in ("kind", "group"):
-                if not isinstance(system.get(key, name if key == "group" else None), str):
-                    raise FormatError(f"systems[{name!r}] needs a text under {key!r}, not {system.get(key)!r}.")
+                if not isinstance(description.get(key, system if key == "group" else None), str):
+                    raise FormatError(f"systems[{system!r}] needs a text under {key!r}, not {description.get(key)!r}.")
         for name, evaluated in self.sets.items():
             if not evaluated.query_ids or len(set(evaluated.query_ids)) < evaluated.queries:
                 what = "has a query id twice" if evaluated.query_ids else "has no queries"
                 raise FormatError(f"sets[{name!r}] {what}, so values have no query to belong to.")
         for where in ("values", "seconds"):
-            for name, systems in getattr(self, where).items():
-                if name not in self.sets:
-                    raise FormatError(f"{where} has a set {name!r} that is not under 'sets'.")
+            for place, systems in getattr(self, where).items():
+                if place not in self.sets:
+                    raise FormatError(f"{where} has a set {place!r} that is not under 'sets'.")
                 for unknown in systems.keys() - self.systems.keys():
-                    raise FormatError(f"{where}[{name!r}] has a system {unknown!r} that is not under 'systems'.")
-        for name, systems in self.values.items():
-            for system, measures in systems.items():
+                    raise FormatError(f"{where}[{place!r}] has a system {unknown!r} that is not under 'systems'.")
+        for name, measured in self.values.items():
+            for system, measures in measured.items():
                 for measure, values in measures.items():
                     self._check_values(name, system, measure, values)
         if self.baseline is not None and self.baseline not in self.groups:

@@ -139,7 +139,8 @@ def _set_cells(results: Results, name: str, measure: str, tests: list[Comparison
         means = [float(values.mean()) for values in seeds.values()]
         per_query = np.mean(list(seeds.values()), axis=0)
         interval = confidence_interval(per_query, level=results.settings["confidence"])
-        better, worse = [], []
+        better: list[str] = []
+        worse: list[str] = []
         for test in tests:
             if test.significant and group in (test.first, test.second):
                 other = test.second if group == test.first else test.first

@@ -12,6 +12,7 @@ from st_m3se.evaluation.grids import (
     Grid,
     Listing,
     Shown,
+    comparisons_listing,
     findings_listing,
     grids,
     headline,
@@ -21,7 +22,6 @@ from st_m3se.evaluation.grids import (
     sets_listing,
     speeds_listing,
     systems_listing,
-    tests_listing,
 )
 from st_m3se.extras import require
 
@@ -139,7 +139,7 @@ def render_markdown(results: Results) -> str:
         parts += [f"## {_markdown(grid.title)}", _markdown_grid(grid)]
     parts += ["\n".join(f"- {_markdown(sentence)}" for sentence in legend(results))]
     for measure in results.measures:
-        if (tests := tests_listing(results, measure)).rows:
+        if (tests := comparisons_listing(results, measure)).rows:
             parts += [f"## Significance: {_markdown(measure)}", _markdown_listing(tests)]
     parts += ["## Sets", _markdown_listing(sets_listing(results)), "## Findings in the data"]
     findings = findings_listing(results)

@@ -1,8 +1,10 @@
 """Results of evaluations that never ran: made values, to test what is derived from them and how it is shown."""
 
+from functools import cache
+
 import numpy as np
 
-from st_m3se.evaluation.data import Finding
+from st_m3se.evaluation.findings import Finding
 from st_m3se.evaluation.results import EvaluatedSet, Results
 
 HOSTILE = "<script>alert('x')</script> [$y_1$] \"a|b\" & 100% #~^\\{*z*}\n__proto__"
@@ -66,10 +68,14 @@ def results_of(values, *, groups=None, baseline=None, measure="nDCG@10", sets=No
     )
 
 
-def sample(*, baseline="bm25", sets=("scifact", "nfcorpus", "fiqa"), queries=60, rename=None):
-    """BM25, a bi-encoder with three seeds that is better, and a re-ranker that is a little worse than BM25."""
+@cache
+def sample(*, baseline="bm25", sets=("scifact", "nfcorpus", "fiqa"), queries=60, rename=()):
+    """BM25, a bi-encoder with three seeds that is better, and a re-ranker that is a little worse than BM25.
+
+    The same object each time, so that its summary is computed once.
+    """
     rng = np.random.default_rng(7)
-    rename = rename or {}
+    rename = dict(rename)
     kinds = {
         "bm25": ("bm25", "bm25", 0.0),
         "minilm-seed1": ("bi-encoder", "minilm", 0.15),
@@ -112,10 +118,11 @@ def sample(*, baseline="bm25", sets=("scifact", "nfcorpus", "fiqa"), queries=60,
     )
 
 
+@cache
 def hostile():
     """A system, a set and a query with a name that breaks whatever does not escape."""
     other = HOSTILE + " too"
-    base = sample(sets=(HOSTILE, "plain"), queries=12, rename={"bm25": HOSTILE, "minilm": other})
+    base = sample(sets=(HOSTILE, "plain"), queries=12, rename=(("bm25", HOSTILE), ("minilm", other)))
     ids = (HOSTILE, *base.sets[HOSTILE].query_ids[1:])
     finding = Finding(HOSTILE, 1, (HOSTILE,), HOSTILE)
     sets = {**base.sets, HOSTILE: evaluated_set(ids, findings=[finding])}

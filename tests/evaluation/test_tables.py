@@ -9,6 +9,7 @@ from rich.console import Console
 from evaluation.results_samples import HOSTILE, hostile, provenance, results_of, sample
 from st_m3se.evaluation.grids import (
     NOTHING,
+    comparisons_listing,
     grids,
     headline,
     legend,
@@ -17,7 +18,6 @@ from st_m3se.evaluation.grids import (
     seeds_listing,
     speeds_listing,
     systems_listing,
-    tests_listing,
 )
 from st_m3se.evaluation.results import Results
 from st_m3se.evaluation.tables import render_latex, render_markdown, render_terminal
@@ -147,7 +147,7 @@ class TestHeadline:
 class TestListings:
     def test_tests_count_wins_ties_and_losses_of_the_system(self):
         results = results_of({"toy": {"base": [0, 0.5, 0.5, 1], "new": [1, 0.5, 0.6, 0.5]}}, baseline="base")
-        (row,) = tests_listing(results, "nDCG@10").rows
+        (row,) = comparisons_listing(results, "nDCG@10").rows
         assert row[:4] == ("toy", "new", "base", f"{(1 + 0.5 + 0.6 + 0.5 - 2) / 4:+.3f}")
         assert row[5:8] == ("2", "1", "1")
         assert row[-1] == "no"
