@@ -15,7 +15,8 @@ __all__ = ["Search", "SearchResult", "search"]
 
 QUERIES = {"cpu": 1_024, "gpu": 4_096}  # that are compared at once
 SCORES = {"cpu": 1 << 21, "gpu": 1 << 26}  # that are computed at once: 8 MB, which caches like, and 256 MB
-DOCUMENTS = (2_048, 16_384)  # that are compared at once, at least and on a CPU at most; fewer waste the matrix product
+DOCUMENTS = (1_024, 16_384)  # that are compared at once, at least and on a CPU at most; fewer waste the matrix product
+ALIGNED = 256  # documents: a product of other widths takes a third longer
 TOKENS = 512  # documents of many vectors each: sentence-transformers bounds the memory of their scores itself
 ROOM = 256  # places beyond the depth, at least
 TOGETHER = 128  # queries whose lists are sorted at once
@@ -155,7 +156,8 @@ class Search:
         total = number(documents)
         place = "cpu" if self._similarity.device.type == "cpu" else "gpu"
         block = max(1, min(QUERIES[place], self._queries))
-        step = TOKENS if self.kind == "multi-vector" else max(DOCUMENTS[0], SCORES[place] // block)
+        step = SCORES[place] // block
+        step = TOKENS if self.kind == "multi-vector" else max(DOCUMENTS[0], step - step % ALIGNED)
         if place == "cpu":
             step = min(step, DOCUMENTS[1])
         for start in range(0, total, step):
