@@ -37,6 +37,7 @@ Measured = dict[str, dict[str, np.ndarray]]
 """Split -> measure -> value of each query."""
 
 CHECKPOINTS = 4  # of a training, so that a kill loses a quarter of it
+RECORDS = 50  # of the scores of the followed documents, in a training
 
 
 @dataclass(frozen=True)
@@ -142,8 +143,10 @@ def run_unit(
     model: Any = build(unit, budget)
     callbacks: list[TrainerCallback] = []
     if tracked:
+        steps = budget.epochs * len(task.lists) / budget.batch_size
+        every = max(1, round(steps / RECORDS))  # more than the callback's default: here the figure is what it is for
         callbacks.append(
-            ScoreEvolutionCallback(tracked, output=folder / "score_evolution.csv", name=unit.system, every_steps=None)
+            ScoreEvolutionCallback(tracked, output=folder / "score_evolution.csv", name=unit.system, every_steps=every)
         )
     arguments = common(folder, budget.epochs, budget.batch_size, budget.learning_rate, unit.seed)
     if isinstance(model, CrossEncoder):

@@ -38,7 +38,7 @@ STYLES: tuple[tuple[str, Any, str], ...] = (
     ("#888888", (0, (10, 2, 2, 2)), "*"),
 )
 """Colour, dashes and marker of the first, second ... scorer; the colours' lightness alternates."""
-VISIBLE = 0.004  # of its peak: where a density is lower, a figure need not show it
+VISIBLE = 0.02  # of its peak: where a density is lower, a figure need not show it
 RC = {
     "font.size": 9,
     "hatch.linewidth": 0.6,
@@ -181,6 +181,7 @@ def plot_evolution(evolutions: Sequence[Evolution]) -> Figure:
             axes.set_ylabel("score")
             if row == len(queries) - 1:
                 axes.set_xlabel("training step")
+            axes.xaxis.set_major_locator(require("matplotlib.ticker", "plot").MaxNLocator(integer=True))
             _plain(axes)
     handles = {
         label: handle for axes in figure.axes for handle, label in zip(*axes.get_legend_handles_labels(), strict=True)

@@ -5,8 +5,10 @@ from __future__ import annotations
 import csv
 import json
 import re
+import shutil
 from pathlib import Path
 from typing import Any
+from xml.etree import ElementTree
 
 import numpy as np
 import pytest
@@ -205,6 +207,42 @@ def test_the_section_is_html_with_its_own_ids(out: Path) -> None:
     assert "DOCTYPE" not in section
     for name in NAMES:
         assert f"<td>{name}</td>" in section
+
+
+def test_the_section_is_well_formed(out: Path) -> None:
+    """A browser mends what is not closed; the page around it would pay for that."""
+    _, section = html_section(out)
+    parsed = ElementTree.fromstring(f"<div>{section}</div>")
+    assert len(parsed.findall("figure")) == 2
+
+
+def test_evolutions_are_drawn_side_by_side_with_and_without_scorers(beir: Path, tmp_path: Path) -> None:
+    records = []
+    for name in ("teacher", "student"):
+        records.append(tmp_path / f"{name}.csv")
+        rows = [f'{step},0.1,q,"d,{place}",{int(place < 2)},{step * place}' for step in (0, 5) for place in range(4)]
+        records[-1].write_text("\n".join(["step,epoch,query_id,document_id,positive,score", *rows]) + "\n")
+    given = ["--evolution", records[0], "--evolution", f"DE={records[1]}"]
+    assert "evolution.png" in run(*given, "-o", tmp_path / "alone")
+    with (tmp_path / "alone" / "evolution.csv").open() as stream:
+        found = list(csv.DictReader(stream))
+    assert [row["model"] for row in found] == ["teacher"] * 8 + ["DE"] * 8
+    assert found[7] == {
+        **{"model": "teacher", "step": "5", "query_id": "q", "document_id": "d,3", "positive": "0", "score": "15"}
+    }
+    run("--data", beir, "--split", "dev", "--scorer", "bm25", "--resamples", 5, *given, "-o", tmp_path / "both")
+    assert (tmp_path / "both" / "report.html").read_text().count("<svg") == 3
+
+
+def test_the_command_adds_to_a_model_card(beir: Path, student: Path, tmp_path: Path) -> None:
+    copy = tmp_path / "model"
+    shutil.copytree(student, copy)
+    output = run(
+        *("--data", beir, "--split", "dev", "--scorer", f"tiny={copy}", "--depth", 5, "--resamples", 5),
+        *("-o", tmp_path / "look", "--model-card", copy),
+    )
+    assert f"added the margin plot to {copy / 'README.md'}" in output
+    assert "| tiny |" in (copy / "README.md").read_text()
 
 
 def test_mistakes_are_explained(beir: Path, student: Path, stored: Path, tmp_path: Path) -> None:

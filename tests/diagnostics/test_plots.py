@@ -74,7 +74,7 @@ def test_all_margins_are_in_one_panel_and_differ_without_colour() -> None:
     for line, (name, separation) in zip(lines, found.items(), strict=True):
         shown = np.isin(separation.margin_x, line.get_xdata())
         np.testing.assert_array_equal(line.get_ydata(), separation.margin_density[shown])
-        assert separation.margin_density[~shown].max(initial=0) <= 0.01 * separation.margin_density.max()
+        assert separation.margin_density[~shown].max(initial=0) <= 0.03 * separation.margin_density.max()
         assert line.get_label() == (
             f"{name}: peak {separation.numbers['margin_peak'].value:.2f}, "
             f"AUC {separation.numbers['auc_per_query'].value:.2f}"

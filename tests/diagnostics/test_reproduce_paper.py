@@ -1,0 +1,129 @@
+"""The reproduction with tiny random models: every exhibit, and again without training anything."""
+
+from __future__ import annotations
+
+import json
+import sys
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+for package in ("bm25s", "ir_measures", "matplotlib", "rich"):
+    pytest.importorskip(package, reason=f'the example needs {package}: pip install -e ".[demo,plot]"')
+
+sys.path.insert(0, str(Path(__file__).resolve().parents[2] / "examples"))
+
+import paper_training  # noqa: E402
+import reproduce_paper  # noqa: E402
+from sentence_transformers import CrossEncoder, SentenceTransformer  # noqa: E402
+
+from st_m3se.scores import TeacherScores, read_qrels  # noqa: E402
+
+LOSSES = ["m3se", "softmax-cross-entropy"]
+
+
+@pytest.fixture(scope="module")
+def command(beir: Path, student: Path, cross_encoder: Path, tmp_path_factory: pytest.TempPathFactory) -> list[str]:
+    output = tmp_path_factory.mktemp("paper") / "out"
+    options: dict[str, Any] = {
+        "data": beir,
+        "student": student,
+        "teacher": cross_encoder,
+        "output": output,
+        "train-queries": 12,
+        "measured-queries": 8,
+        "depth": 6,
+        "batch-size": 6,
+        "epochs": 1,
+        "teacher-epochs": 1,
+        "max-length": 32,
+        "learning-rate": 0.01,
+    }
+    lists = ["--sizes", "8", "16", "--dropouts", "0", "0.2", "--seeds", "1", "2", "--losses", *LOSSES]
+    return [*(str(part) for name, value in options.items() for part in (f"--{name}", value)), *lists]
+
+
+def output_of(command: list[str]) -> Path:
+    return Path(command[command.index("--output") + 1])
+
+
+@pytest.mark.slow
+def test_every_exhibit_is_made_and_nothing_is_trained_twice(
+    command: list[str], beir: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert reproduce_paper.main(command) == 0
+    out = output_of(command)
+    for name in ("gap_size", "gap_dropout", "evolution"):
+        for kind in ("png", "svg"):
+            assert (out / f"{name}.{kind}").stat().st_size > 1000
+    assert (out / "diagnosis" / "report.html").is_file()
+    assert "How the scorers separate" in (out / "table" / "report.html").read_text()
+    summary = json.loads((out / "summary.json").read_text())
+    found = summary["table"]["test"]
+    assert list(found) == [
+        "BM25",
+        "teacher",
+        "cross-encoder",
+        "bi-encoder",
+        *(f"bi-encoder, {loss}" for loss in LOSSES),
+    ]
+    assert [len(found[group]["RR@10"]["seeds"]) for group in found] == [1, 1, 2, 2, 2, 2]
+    assert set(summary["table"]["RR@10 against"]) == {"bi-encoder", "bi-encoder, softmax-cross-entropy"}
+    gap = json.loads((out / "gap_size.json").read_text())
+    assert {system: sorted(splits["train"]) for system, splits in gap.items()} == {
+        system: ["16", "8"] for system in ("cross-encoder", "bi-encoder", "bi-encoder, m3se")
+    }
+    text = (out / "summary.md").read_text()
+    assert text.count("as in the paper |") == 6
+    assert text in capsys.readouterr().out
+
+    # The numbers from the run files, by a plain loop.
+    qrels = read_qrels(beir / "qrels" / "test.tsv")
+    values = []
+    measured = TeacherScores.open(out / "candidates" / "test-run").query_ids().to_pylist()
+    unit = paper_training.Unit("bi-encoder", "m3se", 16, 0.1, 2)
+    store = TeacherScores.open(out / "units" / unit.name / "scores" / "test")
+    for query in measured:
+        ranked: list[Any] = []
+        if query in store:
+            row = store[query]
+            ranked = [d for _, d in sorted(zip(row.scores, row.document_ids, strict=True), reverse=True)][:10]
+        values.append(next((1 / rank for rank, d in enumerate(ranked, 1) if d in qrels[query]), 0.0))
+    assert found["bi-encoder, m3se"]["RR@10"]["seeds"][1] == pytest.approx(np.mean(values))
+
+    def never(*args: Any, **kwargs: Any) -> None:
+        raise AssertionError("this was trained already")
+
+    monkeypatch.setattr(paper_training, "train_bi_encoder", never)
+    monkeypatch.setattr(paper_training, "train_cross_encoder", never)
+    assert reproduce_paper.main(command) == 0
+    again = json.loads((out / "summary.json").read_text())
+    assert {key: again[key] for key in ("table", "margins", "gap size")} == {
+        key: summary[key] for key in ("table", "margins", "gap size")
+    }
+    monkeypatch.undo()
+    assert reproduce_paper.main([*command, "--epochs", "2", "--exhibits", "evolution"]) == 2
+    assert "other settings (epochs)" in capsys.readouterr().err
+
+
+def test_both_kinds_have_one_trunk_and_the_size_asked_for(student: Path) -> None:
+    budget = paper_training.Budget(str(student), 1, 4, 1e-3, 20.0, 32)
+    models = {
+        kind: paper_training.build(paper_training.Unit(kind, "no-teacher", 8, 0.25, 3), budget)
+        for kind in ("bi-encoder", "cross-encoder")
+    }
+    bi, cross = models["bi-encoder"], models["cross-encoder"]
+    assert isinstance(bi, SentenceTransformer)
+    assert bi.encode(["the red cat"]).shape == (1, 8)
+    assert isinstance(cross, CrossEncoder)
+    assert cross.num_labels == 1
+    assert cross.predict([("where is the cat", "the red cat")]).shape == (1,)
+    for one, other in zip(bi[0].parameters(), cross[0].parameters(), strict=True):
+        assert one.equal(other)
+    import torch
+
+    assert {
+        module.p for model in models.values() for module in model.modules() if isinstance(module, torch.nn.Dropout)
+    } == {0.25}
