@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 from st_m3se.evaluation.citations import citations
 from st_m3se.evaluation.grids import (
     NOTHING,
+    Listing,
     comparisons_listing,
     findings_listing,
     grids,
@@ -24,7 +25,7 @@ from st_m3se.evaluation.grids import (
     speeds_listing,
     systems_listing,
 )
-from st_m3se.evaluation.plots import Plot, image
+from st_m3se.evaluation.plots import Plot
 
 if TYPE_CHECKING:
     from st_m3se.evaluation.results import Results
@@ -35,7 +36,7 @@ Section = tuple[str, str]
 """A title, and HTML that is put into the page as it is."""
 
 EMBEDDED = 1_000_000  # values per query that the page holds: some 7 MB
-NUMBER = re.compile(r"[<+-]? ?[\d,]+(\.\d+)?( ± [\d.]+)?|" + NOTHING)
+NUMBER = re.compile(r"[<+-]? ?[\d,]+(\.\d+)?( ± [\d.]+)?|\[[\d.+-]+, [\d.+-]+\]|" + NOTHING)
 
 
 def write_html(
@@ -69,7 +70,7 @@ def write_html(
     )
     environment.policies["json.dumps_kwargs"] = {"separators": (",", ":"), "ensure_ascii": True}
     environment.globals["zip"] = zip
-    environment.filters["number"] = lambda text: NUMBER.fullmatch(text) is not None
+    environment.globals["number_columns"] = _number_columns
     names = [plain(name) for name in results.sets]
     several = f" and {len(names) - 3} more sets" if len(names) > 3 else ""
     embedded, measures = _per_query(results)
@@ -101,9 +102,15 @@ def write_html(
     return path
 
 
+def _number_columns(listing: Listing) -> list[int]:
+    """The columns after the first that hold nothing but numbers."""
+    columns = range(1, len(listing.columns))
+    return [column for column in columns if all(NUMBER.fullmatch(row[column]) for row in listing.rows)]
+
+
 def _data_uri(plot: Plot) -> str:
     # As an image, a plot's ids and styles stay its own.
-    return "data:image/svg+xml;base64," + b64encode(image(plot.figure, "svg")).decode("ascii")
+    return "data:image/svg+xml;base64," + b64encode(plot.svg).decode("ascii")
 
 
 def _per_query(results: Results) -> tuple[dict[str, Any], list[str]]:

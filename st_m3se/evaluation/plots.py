@@ -6,8 +6,10 @@ import io
 import textwrap
 from collections.abc import Iterator, Sequence
 from contextlib import AbstractContextManager
+from dataclasses import dataclass
+from functools import cached_property
 from itertools import groupby
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
@@ -24,10 +26,10 @@ __all__ = ["Plot", "image", "plot_bars", "plot_differences", "plot_wins", "plots
 
 # Okabe and Ito's colours, which people with colour blindness tell apart; in grey the hatches do it.
 COLOURS = ("#0072B2", "#E69F00", "#009E73", "#CC79A7", "#56B4E9", "#D55E00", "#F0E442", "#999999")
-HATCHES = ("", "///", "...", "xxx", "\\\\\\", "+++", "ooo", "---")
+HATCHES = ("", "//", "..", "xx", "\\\\", "++", "oo", "--")
 WIDTH = 9.0  # inches
 BARS = 32  # in a row
-PANELS = 3  # in a row
+PANELS = 4  # in a row
 STYLE = {
     "font.size": 9,
     "hatch.linewidth": 0.6,
@@ -37,13 +39,19 @@ STYLE = {
 }
 
 
-class Plot(NamedTuple):
+@dataclass(frozen=True)
+class Plot:
     """A figure and what it shows: ``name`` for its files, ``caption`` below it, ``alt`` for who cannot see it."""
 
     name: str
     caption: str
     alt: str
     figure: Figure
+
+    @cached_property
+    def svg(self) -> bytes:
+        """The figure as SVG."""
+        return image(self.figure, "svg")
 
 
 def plots(results: Results) -> Iterator[Plot]:
@@ -124,7 +132,7 @@ def _bars(grid: Grid, measure: str) -> Figure:
             ncols=columns,
             frameon=False,
         )
-    return figure
+        return _laid_out(figure)
 
 
 def _draw_bars(panel: Axes, grid: Grid, part: Sequence[int], slots: int) -> None:
@@ -225,25 +233,27 @@ def plot_differences(results: Results, measure: str | None = None) -> Figure:
                     difference, places[name], marker="o", markersize=5.5, markerfacecolor=face, markeredgecolor="black"
                 )
             panel.axvline(0, color="0.5", linewidth=0.8, linestyle="--")
-            panel.set_title("\n".join(textwrap.wrap(plain(group), 44)), fontsize=9)
+            panel.set_title(_title(group, columns), fontsize=9)
             panel.set_yticks(list(places.values()), ["\n".join(textwrap.wrap(plain(name), 30)) for name in places])
             panel.set_ylim(-0.6, len(names) - 0.4)
             panel.spines[["top", "right"]].set_visible(False)
             panel.grid(axis="x", linewidth=0.4, alpha=0.6)
-        _finish(panels, len(tests), "")
-        figure.supxlabel(f"{measure} minus that of {plain(_against(results))}"[:120], fontsize=9)
-    return figure
+        _finish(panels, len(tests))
+        figure.supxlabel(f"{measure} minus that of {textwrap.shorten(plain(_against(results)), 90)}", fontsize=9)
+        return _laid_out(figure)
 
 
-def _finish(panels: np.ndarray, used: int, label: str) -> None:
-    """Hide the panels that nothing was left for, and label the lowest of each column."""
+def _title(group: str, columns: int) -> str:
+    return "\n".join(textwrap.wrap(plain(group), 92 // columns))
+
+
+def _finish(panels: np.ndarray, used: int) -> None:
+    """Hide the panels that nothing was left for, and put numbers below the lowest of each column."""
     for panel in panels.flat[used:]:
         panel.set_visible(False)
     columns = panels.shape[1]
     for column in range(columns):
-        lowest = panels[(used - 1 - column) // columns, column]
-        lowest.set_xlabel(label)
-        lowest.tick_params(labelbottom=True)
+        panels[(used - 1 - column) // columns, column].tick_params(labelbottom=True)
 
 
 def _others(results: Results, name: str, measure: str) -> dict[str, np.ndarray]:
@@ -289,12 +299,13 @@ def plot_wins(results: Results, name: str, measure: str | None = None) -> Figure
         limit = max(0.05, *(float(np.abs(values).max()) * 1.08 for values in others.values()))
         for panel, (group, values) in zip(panels.flat, others.items(), strict=False):
             _draw_wins(panel, values)
-            panel.set_title("\n".join(textwrap.wrap(plain(group), 44)), fontsize=9)
+            panel.set_title(_title(group, columns), fontsize=9)
             panel.set_ylim(-limit, limit)
-        _finish(panels, len(others), "queries, best difference first")
-        against = "\n".join(textwrap.wrap(plain(reference(results, name, measure) or ""), 40))
-        figure.supylabel(f"{measure} minus that of\n{against}", fontsize=9, ha="center", multialignment="center")
-    return figure
+        _finish(panels, len(others))
+        figure.supylabel(f"difference in {measure}", fontsize=9)
+        against = textwrap.shorten(plain(reference(results, name, measure) or ""), 90)
+        figure.supxlabel(f"queries, best difference to {against} first", fontsize=9)
+        return _laid_out(figure)
 
 
 def _draw_wins(panel: Axes, differences: np.ndarray) -> None:
@@ -317,6 +328,13 @@ def _draw_wins(panel: Axes, differences: np.ndarray) -> None:
     )
     panel.set_xlim(0, len(differences))
     panel.spines[["top", "right"]].set_visible(False)
+
+
+def _laid_out(figure: Figure) -> Figure:
+    """Laid out for good: the layout would shift a little with each file that is saved."""
+    figure.draw_without_rendering()
+    figure.set_layout_engine("none")
+    return figure
 
 
 def image(figure: Figure, form: str) -> bytes:

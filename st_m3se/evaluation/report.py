@@ -56,9 +56,9 @@ def write_report(
     for plot in drawn:
         (folder / "plots").mkdir(exist_ok=True)
         name = _file_name(plot.name, taken)
-        for form in ("png", "svg"):
+        for form, content in (("png", image(plot.figure, "png")), ("svg", plot.svg)):
             file = folder / "plots" / f"{name}.{form}"
-            file.write_bytes(image(plot.figure, form))
+            file.write_bytes(content)
             written.append(file)
     return [*written, write_html(results, folder / "report.html", plots=drawn, sections=sections, title=title)]
 

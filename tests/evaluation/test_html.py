@@ -195,28 +195,78 @@ class TestCases:
         Page(written(make(), tmp_path))
 
 
-@pytest.mark.slow
-@pytest.mark.parametrize("make", [sample, hostile])
-def test_a_browser_runs_it(make, tmp_path):
-    """The script fills the table of queries; names stay text."""
+def in_browser(file, script=""):
+    """The page after its scripts and then ``script`` ran in a real browser."""
     browser = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None)
     if browser is None:
         pytest.skip("there is no Chromium on this machine")
-    results = make()
-    file = write_html(results, tmp_path / "report.html", plots=list(plots(results)))
+    text = file.read_text(encoding="utf-8").replace("</body>", f"<script>{script}</script></body>")
+    file.write_text(text, encoding="utf-8")
     options = ["--headless", "--no-sandbox", "--disable-gpu", "--virtual-time-budget=5000", "--dump-dom"]
-    profile = f"--user-data-dir={tmp_path / 'profile'}"
+    profile = f"--user-data-dir={file.parent / 'profile'}"
     run = subprocess.run([browser, *options, profile, file.as_uri()], capture_output=True, text=True, timeout=120)
     assert run.returncode == 0, run.stderr
-    name = next(iter(results.sets))
-    queries = results.sets[name].queries
-    assert f"{queries} of {queries} queries" in run.stdout
-    table = Page(run.stdout.partition("</html>")[0] + "</html>").tables
-    rows = next(table for table in table if table and table[0][0] == "query")
-    assert len(rows) == queries + 1
-    first = results.sets[name].query_ids[0]
-    values = [f"{results.per_query(name, group, results.measures[0])[0]:.4f}" for group in results.groups]
-    assert rows[1][: len(values) + 1] == [plain(first), *values]
+    return Page(run.stdout)
+
+
+def table_of(page, head):
+    return next(table for table in page.tables if table and table[0][0] == head)
+
+
+@pytest.mark.slow
+class TestBrowser:
+    @pytest.mark.parametrize("make", [sample, hostile])
+    def test_the_queries_are_listed(self, make, tmp_path):
+        results = make()
+        page = in_browser(write_html(results, tmp_path / "report.html"))
+        name = next(iter(results.sets))
+        queries = results.sets[name].queries
+        assert f"{queries} of {queries} queries" in page.text
+        rows = table_of(page, "query")
+        assert len(rows) == queries + 1
+        first = results.sets[name].query_ids[0]
+        values = [f"{results.per_query(name, group, results.measures[0])[0]:.4f}" for group in results.groups]
+        assert rows[1][: len(values) + 1] == [plain(first), *values]
+
+    def test_what_is_chosen_is_shown(self, tmp_path):
+        results = sample()
+        script = """
+            const set = (id, value, kind) => {
+                document.getElementById(id).value = value;
+                document.getElementById(id).dispatchEvent(new Event(kind));
+            };
+            set("set", 1, "change");
+            set("measure", 2, "change");
+            set("system", 2, "change");
+            set("show", "lost", "change");
+            set("filter", "5", "input");
+            document.querySelector("#query-table th:last-child button").click();
+            document.querySelector("#query-table th:last-child button").click();
+        """
+        rows = table_of(in_browser(write_html(results, tmp_path / "report.html"), script), "query")[1:]
+        name = list(results.sets)[1]
+        differences = results.per_query(name, "reranked", "AP") - results.per_query(name, "bm25", "AP")
+        expected = {
+            query: round(float(difference), 4)
+            for query, difference in zip(results.sets[name].query_ids, differences, strict=True)
+            if round(float(difference), 4) < 0 and "5" in query
+        }
+        assert len(expected) > 3
+        assert {row[0] for row in rows} == set(expected)
+        shown = [float(row[-1]) for row in rows]
+        assert shown == sorted(shown)
+        np.testing.assert_allclose(shown, [expected[row[0]] for row in rows], atol=1.1e-4)
+
+    def test_tables_are_sorted_by_a_click_and_the_average_stays_below(self, tmp_path):
+        results = sample()
+        script = "document.querySelectorAll('table.sortable')[0].tHead.rows[0].cells[1].firstChild.click();"
+        page = in_browser(write_html(results, tmp_path / "report.html"), script)
+        rows = page.tables[0][1:]
+        values = [float(row[1].partition("[")[0]) for row in rows]
+        assert values[:3] == sorted(values[:3], reverse=True)
+        assert [row[0] for row in rows] != list(results.sets)
+        assert rows[3][0] == "average"
+        assert page.all("th")[1]["aria-sort"] == "descending"
 
 
 class TestReport:
