@@ -212,6 +212,8 @@ def test_half_precision_is_a_rounding_and_half_the_disk(checkpoint: Path, corpus
     exact, rounded = torch.cat(list(whole)), torch.cat(list(half))
     assert torch.equal(exact.half().float(), rounded)
     assert not torch.equal(exact, rounded)
+    queries = embed_queries(model, list(QUERIES.values()))
+    assert 0 < (model.similarity(queries, exact) - model.similarity(queries, rounded)).abs().max() < 0.0005
     sizes = [sum(file.stat().st_size for file in each.path.glob("*.npy")) - 128 for each in (whole, half)]
     assert sizes[0] == 2 * sizes[1]
 
