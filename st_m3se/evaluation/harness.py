@@ -136,7 +136,8 @@ def evaluate(
                 records[set_name, name] = make_ranking(ranker, task, name, first)
                 bar.update()
             del ranker
-            _free()
+            if not isinstance(source, (BM25, GivenRun)):
+                _free()
     settings = {
         "measures": chosen,
         "depth": depth,

@@ -280,18 +280,20 @@ def _with_first_stages(systems: Sequence[System]) -> Iterator[System]:
     while waiting:
         pending = {name for each in waiting for name in (each.name, each.group)}
         for system in waiting:
-            stage = system.source.first_stage if isinstance(system.source, ReRanker) else None
-            stages = [each for each in ready if stage in (each.name, each.group)]
-            if stage is None:
-                ready.append(system)
-            elif stage not in pending and stages:
-                for seed, first in enumerate(stages, start=1):
-                    name = system.name if len(stages) == 1 else f"{system.name}-{seed}"
-                    ready.append(System(name, system.group, replace(system.source, first_stage=first.name)))
-            else:
+            name, group, source = system
+            if not isinstance(source, ReRanker) or source.first_stage is None:
+                made = [system]
+            elif source.first_stage in pending:
                 continue
-            yield from ready[-max(1, len(stages)) :]
-            break
+            else:
+                stages = [each.name for each in ready if source.first_stage in (each.name, each.group)]
+                names = [name] if len(stages) == 1 else [f"{name}-{seed}" for seed in range(1, len(stages) + 1)]
+                made = [
+                    System(own, group, replace(source, first_stage=stage))
+                    for own, stage in zip(names, stages, strict=True)
+                ]
+            if made:
+                break
         else:
             missing = waiting[0].source.first_stage if isinstance(waiting[0].source, ReRanker) else None
             raise ValueError(
@@ -299,3 +301,5 @@ def _with_first_stages(systems: Sequence[System]) -> Iterator[System]:
                 f"{', '.join(each.name for each in ready) or 'none'}."
             )
         waiting.remove(system)
+        ready += made
+        yield from made
