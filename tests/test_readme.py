@@ -72,3 +72,16 @@ def test_the_combine_command_runs(tmp_path: Path, monkeypatch: pytest.MonkeyPatc
         TeacherScores.from_rows([("q1", ["d1", "d2"], [9.5, -3.0])], tmp_path / name)
     type_commands("combine")
     assert TeacherScores.open("scores-both")["q1"].scores == [6.25, -6.25]  # their spread, without their mean
+
+
+def test_the_evaluation_and_diagnosis_commands_run(
+    checkpoint: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The first folder of the session goes through everything that follows training."""
+    monkeypatch.chdir(tmp_path)
+    make_beir(tmp_path / "my-data")
+    teacher = make_teacher(tmp_path)
+    models = {f"student={MODEL}": f"student={checkpoint}", f"teacher={CROSS_ENCODER}": f"teacher={teacher}"}
+    type_commands("evaluate", "diagnose", **models)
+    assert "student" in Path("evaluation/report.html").read_text(encoding="utf-8")
+    assert Path("diagnosis/margins.png").is_file()
