@@ -160,6 +160,8 @@ def embed_corpus(
     }
     fingerprint = _hash({"version": VERSION, **known})
     folder = Path(cache_dir) / f"{kind}-{fingerprint}"
+    if (folder / PLAN).is_file() and not _missing(folder, _read_plan(folder / PLAN)):
+        return CorpusEmbeddings(folder)  # without the lock: the folder may be read-only
     folder.mkdir(parents=True, exist_ok=True)
     with FileLock(folder / ".lock"):
         for leftover in folder.glob(".*.tmp"):  # of a process that was killed; whoever lives holds the lock

@@ -10,6 +10,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -254,6 +255,20 @@ def test_a_run_goes_on_after_its_last_whole_shard(
     assert not list(folder.glob(".*.tmp"))
     unbroken = embed(model, corpus, tmp_path / "unbroken")
     assert torch.equal(torch.cat(list(found)), torch.cat(list(unbroken)))
+
+
+@pytest.mark.usefixtures("small_shards")
+def test_two_at_once_encode_the_corpus_once(
+    checkpoint: Path, corpus: Texts, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Whoever comes second waits, and finds the work done."""
+    models = [make_encoder("dense", checkpoint) for _ in range(2)]
+    encoded = [count_encoded(model, monkeypatch) for model in models]
+    with ThreadPoolExecutor(2) as threads:
+        one, other = threads.map(lambda model: embed(model, corpus, tmp_path), models)
+    assert one.path == other.path
+    assert sorted([*encoded[0], *encoded[1]]) == sorted(TEXTS)
+    assert [] in encoded
 
 
 KILLED = """
