@@ -6,7 +6,7 @@ import re
 from pathlib import Path
 
 import pytest
-from example_fixtures import make_beir, make_teacher
+from example_fixtures import make_beir, make_student, make_teacher
 from typer.testing import CliRunner
 
 from st_m3se.cli import app
@@ -74,14 +74,12 @@ def test_the_combine_command_runs(tmp_path: Path, monkeypatch: pytest.MonkeyPatc
     assert TeacherScores.open("scores-both")["q1"].scores == [6.25, -6.25]  # their spread, without their mean
 
 
-def test_the_evaluation_and_diagnosis_commands_run(
-    checkpoint: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_the_evaluation_and_diagnosis_commands_run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """The first folder of the session goes through everything that follows training."""
     monkeypatch.chdir(tmp_path)
     make_beir(tmp_path / "my-data")
-    teacher = make_teacher(tmp_path)
-    models = {f"student={MODEL}": f"student={checkpoint}", f"teacher={CROSS_ENCODER}": f"teacher={teacher}"}
+    student, teacher = make_student(tmp_path), make_teacher(tmp_path)
+    models = {f"student={MODEL}": f"student={student}", f"teacher={CROSS_ENCODER}": f"teacher={teacher}"}
     type_commands("evaluate", "diagnose", **models)
     assert "student" in Path("evaluation/report.html").read_text(encoding="utf-8")
     assert Path("diagnosis/margins.png").is_file()
