@@ -63,12 +63,12 @@ class Grid:
     """A table of figures.
 
     Attributes:
-        title: The measure; or the set, where there is but one.
+        title: The measure; or the set or the system, where there is but one.
         corner: What the first column names.
         rows: Their labels.
         columns: Their labels.
         figures: [rows, columns]; None where nothing was measured.
-        by_set: Whether the sets are the rows, and the systems the columns.
+        by_set: Whether the sets are the rows, with the average last.
     """
 
     title: str
@@ -98,7 +98,9 @@ def plain(text: str) -> str:
 
 
 def grids(results: Results, *, turn: bool = True) -> list[Grid]:
-    """One table per measure, with the average over sets at the end; or a single one where there is a single set.
+    """The tables of figures, with the average over sets at the end.
+
+    One table per measure; a single one of all measures where there is a single set or a single system.
 
     Args:
         results: What to show.
@@ -107,14 +109,22 @@ def grids(results: Results, *, turn: bool = True) -> list[Grid]:
     summary = results.summary
     if len(summary.columns) == 1:
         label = summary.columns[0].label
-        by_column = {measure: summary.cells[measure][label] for measure in results.measures}
-        return [_grid(results, label, by_column)]
-    found = []
-    for measure in results.measures:
-        by_label = {column.label: summary.cells[measure][column.label] for column in summary.columns}
-        grid = _grid(results, measure, by_label, summary.averages[measure])
-        found.append(grid.turned() if turn and len(grid.columns) > len(grid.rows) else grid)
-    return found
+        return [_grid(results, label, {measure: summary.cells[measure][label] for measure in results.measures})]
+    by_measure = {
+        measure: _grid(
+            results,
+            measure,
+            {column.label: summary.cells[measure][column.label] for column in summary.columns},
+            summary.averages[measure],
+        )
+        for measure in results.measures
+    }
+    found = list(by_measure.values())
+    if len(results.groups) == 1:
+        figures = tuple(grid.figures[0] for grid in found)
+        measures = tuple(map(plain, by_measure))
+        found = [Grid(found[0].rows[0], "measure", measures, found[0].columns, figures)]
+    return [grid.turned() if turn and len(grid.columns) > len(grid.rows) else grid for grid in found]
 
 
 def _grid(

@@ -58,6 +58,25 @@ class TestGrids:
         (grid,) = grids(sample(sets=("x",)))
         assert (grid.title, grid.columns) == ("x", ("nDCG@10", "R@100", "AP"))
 
+    def test_one_system_has_one_table_of_all_measures(self):
+        whole = sample()
+        alone = Results(
+            whole.provenance,
+            {**whole.settings, "baseline": None},
+            whole.sets,
+            {"bm25": whole.systems["bm25"]},
+            {name: {"bm25": systems["bm25"]} for name, systems in whole.values.items()},
+        )
+        (grid,) = grids(alone)
+        assert (grid.title, grid.columns) == ("bm25", ("nDCG@10", "R@100", "AP"))
+        assert grid.rows == ("scifact", "nfcorpus", "fiqa", "average")
+        for column, measure in enumerate(grid.columns):
+            expected = [whole.summary.cells[measure][name]["bm25"].mean for name in whole.sets]
+            expected.append(whole.summary.averages[measure]["bm25"].mean)
+            assert [row[column].cell.mean for row in grid.figures] == expected
+        (straight,) = grids(alone, turn=False)
+        assert straight.rows == grid.columns
+
     def test_figures_are_the_means(self):
         results = sample()
         for grid in grids(results, turn=False):
