@@ -7,13 +7,12 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from st_m3se.cli.convert import IdsChoice
 from st_m3se.cli.score import BackendChoice, DtypeChoice
 
 if TYPE_CHECKING:
     from st_m3se.diagnostics.scoring import Scorer
-    from st_m3se.scores.formats import Qrels
-    from st_m3se.texts import Texts
+    from st_m3se.evaluation.data import EvaluationSet, Finding
+    from st_m3se.scores.store import TeacherScores
 
 __all__ = ["diagnose"]
 
@@ -23,11 +22,15 @@ def diagnose(
         Path, typer.Option("--output", "-o", metavar="OUT", help="The folder for figures, numbers and scores.")
     ],
     data: Annotated[
-        Path | None,
-        typer.Option("--data", help="A BEIR folder: corpus.jsonl, queries.jsonl and, for --split, qrels/SPLIT.tsv."),
+        str | None,
+        typer.Option(
+            "--data",
+            metavar="DIR",
+            help="A BEIR folder: corpus.jsonl, queries.jsonl and qrels/SPLIT.tsv; or the name of a BEIR set.",
+        ),
     ] = None,
     split: Annotated[
-        str | None, typer.Option("--split", help="The queries of qrels/SPLIT.tsv of --data: test, dev, train ...")
+        str | None, typer.Option("--split", help="Which judgements of --data: test (the default), dev or train.")
     ] = None,
     scorer: Annotated[
         list[str] | None,
@@ -52,14 +55,17 @@ def diagnose(
         typer.Option(
             "--candidates",
             metavar="RUN",
-            help="The lists: a store, whose scores are ignored. Without it: the best --depth documents by BM25, and "
-            "the relevant ones.",
+            help="The lists: a store or a TREC run, whose scores are ignored. Without it: the best --depth documents "
+            "by BM25, and the relevant ones.",
         ),
     ] = None,
     depth: Annotated[int, typer.Option("--depth", min=1, help="Documents per query without --candidates.")] = 50,
     queries: Annotated[Path | None, typer.Option("--queries", help="Queries, in place of --data.")] = None,
     corpus: Annotated[Path | None, typer.Option("--corpus", help="Documents, in place of --data.")] = None,
     qrels: Annotated[Path | None, typer.Option("--qrels", help="Judgements (TREC, BEIR), in place of --split.")] = None,
+    min_relevance: Annotated[
+        int, typer.Option("--min-relevance", min=1, help="The grade from which a document is relevant; TREC DL: 2.")
+    ] = 1,
     max_queries: Annotated[
         int | None, typer.Option("--max-queries", min=1, help="Look at so many queries, drawn at random.")
     ] = None,
@@ -106,9 +112,6 @@ def diagnose(
         str | None, typer.Option("--device", help="Such as cuda:1 or cpu. Default: a GPU, where there is one.")
     ] = None,
     backend: Annotated[BackendChoice, typer.Option("--backend", help="What runs the models.")] = BackendChoice.TORCH,
-    ids: Annotated[
-        IdsChoice, typer.Option("--ids", help="Keep the ids as they are (TSV: str), or make them str or int.")
-    ] = IdsChoice.KEEP,
 ) -> None:
     """Show how far scorers separate relevant documents from others, over the same lists.
 
@@ -128,7 +131,7 @@ def diagnose(
         if model_card is not None or gap is not None:
             raise typer.BadParameter("--model-card and --gap need scorers.")
     else:
-        _check(data, split, queries, corpus, qrels, candidates, bool(scorer))
+        _check(data, split, queries, corpus, qrels, candidates, models=bool(scorer))
     names = None if gap is None else tuple(name.strip() for name in gap.split(","))
     if names is not None and len(names) != 3:
         raise typer.BadParameter("expected three names: BEFORE,AFTER,TEACHER.", param_hint="--gap")
@@ -137,8 +140,8 @@ def diagnose(
     from st_m3se.diagnostics.model_card import add_to_model_card
     from st_m3se.diagnostics.report import render_text, write_evolution, write_report
     from st_m3se.diagnostics.tracking import Evolution
+    from st_m3se.evaluation.data import open_set, qrels_set
     from st_m3se.extras import require
-    from st_m3se.scores.store import TeacherScores
 
     try:
         require("matplotlib", "plot")  # not after hours of scoring
@@ -150,11 +153,12 @@ def diagnose(
         scorers = _scorers(scorer or [], scores or [])
         if names is not None and (unknown := [name for name in names if name not in scorers]):
             raise typer.BadParameter(f"{unknown[0]!r} is none of {', '.join(scorers)}.", param_hint="--gap")
-        texts, judged = _inputs(data, split, queries, corpus, qrels, scorers, ids)
-        if candidates is None:
-            lists: TeacherScores = _find(texts, judged, output, depth, exclude_same_id)
+        if data is not None:
+            opened = open_set(data, split=split or "test", run=candidates, qrels=qrels)
+            name = f"{opened.name} {opened.split}"
         else:
-            lists = TeacherScores.open(candidates)
+            name = qrels.stem if qrels is not None else ""
+            opened = qrels_set(qrels or "", name=name, run=candidates, queries=queries, corpus=corpus)
         options: dict[str, Any] = {
             "max_length": max_length,
             "dtype": None if dtype is DtypeChoice.AUTO else dtype.value,
@@ -164,14 +168,16 @@ def diagnose(
         }
         found = look(
             scorers,
-            lists,
-            judged,
+            opened.candidates or _find(opened, output, depth, min_relevance),
+            opened.qrels,
             output,
-            queries=texts[0] if texts else None,
-            corpus=texts[1] if texts else None,
-            name=" ".join(part for part in (data.resolve().name if data else "", split or "") if part),
+            queries=opened.queries,
+            corpus=opened.corpus,
+            name=name,
+            notes=[_note(finding) for finding in opened.findings],
             gap=None if names is None else (names[0], names[1], names[2]),
             measure=measure,
+            min_relevance=min_relevance,
             exclude_same_id=exclude_same_id,
             max_queries=max_queries,
             n_resamples=resamples,
@@ -189,21 +195,22 @@ def diagnose(
 
 
 def _check(
-    data: Path | None,
+    data: str | None,
     split: str | None,
     queries: Path | None,
     corpus: Path | None,
     qrels: Path | None,
     candidates: Path | None,
+    *,
     models: bool,
 ) -> None:
-    if (split is None) == (qrels is None):
-        raise typer.BadParameter("name the judgements, with --split (of --data) or --qrels.")
-    if split is not None and data is None:
-        raise typer.BadParameter("--split names a file of --data; for another file, use --qrels.")
     if data is not None and (queries is not None or corpus is not None):
         raise typer.BadParameter("name either a folder with --data, or files with --queries and --corpus.")
-    if data is None and (queries is None) != (corpus is None):
+    if data is None and split is not None:
+        raise typer.BadParameter("--split is for --data; for a file of judgements, use --qrels.")
+    if data is None and qrels is None:
+        raise typer.BadParameter("name the judgements: --data, or --qrels.")
+    if (queries is None) != (corpus is None):
         raise typer.BadParameter("--queries and --corpus belong together.")
     if data is None and queries is None and (models or candidates is None):
         raise typer.BadParameter("scorers and BM25 candidates read texts: --data, or --queries and --corpus.")
@@ -228,49 +235,27 @@ def _scorers(models: list[str], stores: list[str]) -> dict[str, Scorer]:
     return found
 
 
-def _inputs(
-    data: Path | None,
-    split: str | None,
-    queries: Path | None,
-    corpus: Path | None,
-    qrels: Path | None,
-    scorers: dict[str, Any],
-    ids: IdsChoice,
-) -> tuple[tuple[Texts, Texts] | None, Qrels]:
-    """The texts, where there are any, and the judgements with ids of their types."""
-    from st_m3se.candidates.files import read_judgements
-    from st_m3se.cli.describe import _judgements
-    from st_m3se.scores.formats.reading import IdType
-    from st_m3se.scores.store import TeacherScores
-    from st_m3se.texts import Texts
-
-    path = qrels if qrels is not None else (data or Path()) / "qrels" / f"{split}.tsv"
-    if data is None and queries is None:
-        first = next(store for store in scorers.values() if isinstance(store, TeacherScores))
-        return None, _judgements(path, first)
-    id_type: IdType | None = None if ids is IdsChoice.KEEP else "int" if ids is IdsChoice.INT else "str"
-    texts = (
-        Texts.open(data or queries or Path(), "queries", id_type=id_type),
-        Texts.open(data or corpus or Path(), "corpus", id_type=id_type),
-    )
-    return texts, read_judgements(path, *texts)
-
-
-def _find(texts: tuple[Texts, Texts] | None, judged: Qrels, output: Path, depth: int, exclude_same_id: bool) -> Any:
+def _find(opened: EvaluationSet, output: Path, depth: int, min_relevance: int) -> TeacherScores:
     """The lists where none are given: BM25's, with the relevant documents."""
     from st_m3se.candidates import find_candidates
     from st_m3se.texts import Texts
 
-    if texts is None:
+    if opened.queries is None or opened.corpus is None:
         raise ValueError("without --candidates lists are searched for, which needs texts: --data.")
-    queries, corpus = texts
     relevant = {
-        query: {document: 1 for document, grade in grades.items() if grade > 0 and document in corpus}
-        for query, grades in judged.items()
-        if query in queries
+        query: {document: 1 for document, grade in grades.items() if grade >= min_relevance}
+        for query, grades in opened.qrels.items()
     }
-    relevant = {query: documents for query, documents in relevant.items() if documents}
-    asked = Texts.open(dict(zip(relevant, queries.take(list(relevant)), strict=True)), "queries")
+    there = {query: {d: 1 for d in documents if d in opened.corpus} for query, documents in relevant.items()}
+    there = {query: documents for query, documents in there.items() if documents}
+    if not there:
+        raise ValueError(f"no query of {opened!r} has a relevant document in the corpus.")
+    asked = Texts.open(dict(zip(there, opened.queries.take(list(there)), strict=True)), "queries")
     return find_candidates(
-        asked, corpus, ["bm25"], output / "candidates", depth=depth, positives=relevant, overwrite=True
+        asked, opened.corpus, ["bm25"], output / "candidates", depth=depth, positives=there, overwrite=True
     )
+
+
+def _note(finding: Finding) -> str:
+    more = ", ..." if finding.count > len(finding.examples) else ""
+    return f"{finding.count:,} {finding.kind} ({', '.join(finding.examples)}{more})"

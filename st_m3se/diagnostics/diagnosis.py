@@ -38,7 +38,7 @@ class Diagnosis:
     """What :func:`diagnose` finds; :meth:`save` and :meth:`load` keep it as JSON and CSV.
 
     Attributes:
-        data: "name", "queries", "positives", "negatives", "left_out".
+        data: "name", "queries", "positives", "negatives", "left_out", "notes".
         settings: "n_resamples", "confidence", "seed".
         scorers: By name, in the order in which they were given.
         descriptions: By name, what is known of the scorer: teacher, revision, max_length, dtype ...
@@ -134,8 +134,10 @@ def diagnose(
     queries: Texts | Mapping[Any, Any] | Dataset | str | Path | None = None,
     corpus: Texts | Mapping[Any, Any] | Dataset | str | Path | None = None,
     name: str = "",
+    notes: Sequence[str] = (),
     gap: tuple[str, str, str] | None = None,
     measure: str = "RR@10",
+    min_relevance: int = 1,
     exclude_same_id: bool = True,
     max_queries: int | None = None,
     n_resamples: int = 1000,
@@ -157,14 +159,16 @@ def diagnose(
             for all.
         candidates: Whose documents are scored: a store or its path, whose scores are ignored, or query id to document
             ids. Without their relevant documents the lists say nothing: ``find_candidates(..., positives=qrels)``.
-        qrels: Query id to document id to relevance; above 0 is relevant.
+        qrels: Query id to document id to relevance.
         output: The folder.
         queries: The texts of the queries, whatever :meth:`Texts.open` takes. Stores need none.
         corpus: The documents, likewise.
         name: What the data are, for titles.
+        notes: What is to be known of the data, for the report.
         gap: The names of three of the scorers, (student before, student after, teacher): how much of the teacher's lead
             over the first the second has closed, see :func:`~st_m3se.diagnostics.closed_share`.
         measure: What the lead is measured in, re-ranking the lists; any name of ir_measures.
+        min_relevance: The relevance from which a document is a positive. TREC's deep learning tracks mean 2.
         exclude_same_id: Leave out the document that has the query's own id, unless it is judged relevant.
         max_queries: Look at so many queries, drawn at random; None is all.
         n_resamples: Bootstrap draws for the intervals.
@@ -187,7 +191,13 @@ def diagnose(
         candidates = TeacherScores.open(candidates)
     ready = {scorer: store for scorer, store in scorers.items() if isinstance(store, TeacherScores)}
     lists = JudgedLists.of(
-        candidates, qrels, scored_by=ready, exclude_same_id=exclude_same_id, max_queries=max_queries, seed=seed
+        candidates,
+        qrels,
+        scored_by=ready,
+        min_relevance=min_relevance,
+        exclude_same_id=exclude_same_id,
+        max_queries=max_queries,
+        seed=seed,
     )
     texts = None if queries is None else Texts.open(queries, "queries"), None if corpus is None else Texts.open(corpus)
     output.mkdir(parents=True, exist_ok=True)
@@ -202,6 +212,7 @@ def diagnose(
             "positives": int(lists.positives.sum()),
             "negatives": int((~lists.positives).sum()),
             "left_out": lists.left_out,
+            "notes": list(notes),
         },
         statistics,
         measure_separation(lists, {scorer: lists.scores(store) for scorer, store in stores.items()}, **statistics),

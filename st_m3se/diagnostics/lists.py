@@ -19,7 +19,7 @@ __all__ = ["JudgedLists"]
 class JudgedLists:
     """Candidate lists with their positives and negatives, one behind the other.
 
-    A positive is a document with a relevance above 0; all others of a list are negatives, judged or not, as they are in
+    A positive is a document that is judged relevant; all others of a list are negatives, judged or not, as they are in
     training. Every list has at least one of each. Make them with :meth:`of`.
 
     Attributes:
@@ -43,6 +43,7 @@ class JudgedLists:
         qrels: Mapping[Any, Mapping[Any, int]],
         *,
         scored_by: Mapping[str, TeacherScores] | None = None,
+        min_relevance: int = 1,
         exclude_same_id: bool = True,
         max_queries: int | None = None,
         seed: int = 0,
@@ -51,9 +52,10 @@ class JudgedLists:
 
         Args:
             candidates: A store, whose scores are ignored; or query id to document ids.
-            qrels: Query id to document id to relevance; above 0 is relevant.
+            qrels: Query id to document id to relevance.
             scored_by: Stores of scores that are there already, by name. A document that one of them has not scored is
                 left out for every scorer.
+            min_relevance: The relevance from which a document is a positive. TREC's deep learning tracks mean 2.
             exclude_same_id: Leave out the document that has the query's own id, unless it is judged relevant: where
                 queries are documents as well, it would be a negative that every scorer puts first.
             max_queries: Take so many queries, drawn at random; None takes all.
@@ -64,6 +66,8 @@ class JudgedLists:
         """
         if max_queries is not None and max_queries < 1:
             raise ValueError(f"max_queries must be at least 1, got {max_queries}.")
+        if min_relevance < 1:
+            raise ValueError(f"min_relevance must be at least 1, got {min_relevance}.")
         stores = dict(scored_by or {})
         _check_types(candidates, qrels, stores)
         rows: Iterable[tuple[Id, Sequence[Id]]]
@@ -84,7 +88,7 @@ class JudgedLists:
         )
         kept: list[tuple[Id, list[Id], list[bool]]] = []
         for query, listed in rows:
-            relevant = {document for document, grade in qrels.get(query, {}).items() if grade > 0}
+            relevant = {document for document, grade in qrels.get(query, {}).items() if grade >= min_relevance}
             if not relevant:
                 left_out["queries without a relevant document in the judgements"] += 1
                 continue

@@ -88,9 +88,10 @@ def html_section(folder: str | Path) -> tuple[str, str]:
     parts = [f"<p>{escape(about(diagnosis))}</p>", _html_table(diagnosis)]
     if diagnosis.gap is not None:
         parts.append(f"<p><strong>Distance to the teacher.</strong> {escape(about_gap(diagnosis))}</p>")
-    if data["left_out"]:
-        items = "".join(f"<li>{count:,} {escape(what)}</li>" for what, count in data["left_out"].items())
-        parts.append(f"<p>Left out:</p><ul>{items}</ul>")
+    for heading, texts in (("Left out", _left_out(diagnosis)), ("In the data", data["notes"])):
+        if texts:
+            items = "".join(f"<li>{escape(text)}</li>" for text in texts)
+            parts.append(f"<p>{heading}:</p><ul>{items}</ul>")
     for name, (heading, text) in EXPLAINED.items():
         file = folder / f"{name}.svg"
         if file.is_file():
@@ -114,7 +115,8 @@ def render_text(diagnosis: Diagnosis) -> str:
     lines = [about(diagnosis), "", *lines]
     if diagnosis.gap is not None:
         lines += ["", about_gap(diagnosis)]
-    lines += [f"left out: {count:,} {what}" for what, count in diagnosis.data["left_out"].items()]
+    lines += [f"left out: {text}" for text in _left_out(diagnosis)]
+    lines += [f"in the data: {text}" for text in diagnosis.data["notes"]]
     return "\n".join(lines)
 
 
@@ -123,6 +125,10 @@ def render_markdown(diagnosis: Diagnosis) -> str:
     header, *rows = [[cell.replace("|", "\\|") for cell in row] for row in _rows(diagnosis)]
     rule = ["---"] + ["---:"] * (len(header) - 1)
     return "\n".join(f"| {' | '.join(row)} |" for row in [header, rule, *rows])
+
+
+def _left_out(diagnosis: Diagnosis) -> list[str]:
+    return [f"{count:,} {what}" for what, count in diagnosis.data["left_out"].items()]
 
 
 def _rows(diagnosis: Diagnosis) -> list[list[str]]:

@@ -186,6 +186,34 @@ def test_functions_loaded_models_and_settings_of_bm25_are_scorers(beir: Path, st
         assert list(row.scores) == words([(queries[row.query_id], texts[d]) for d in row.document_ids])
 
 
+def test_the_data_may_be_as_they_are_in_the_wild(beir: Path, tmp_path: Path) -> None:
+    """Judged documents and queries that are not there, grades, an id that repeats: said, and nothing stops."""
+    folder = tmp_path / "wild"
+    shutil.copytree(beir, folder)
+    lines = (folder / "corpus.jsonl").read_text().splitlines()
+    (folder / "corpus.jsonl").write_text("\n".join([*lines, lines[0]]) + "\n")
+    qrels = "q00\td00\t2\nq00\td01\t1\nq01\td01\t2\nq02\tlost\t2\nlost\td00\t2\nq03\td03\t1\n"
+    (folder / "qrels" / "odd.tsv").write_text("query-id\tcorpus-id\tscore\n" + qrels)
+    output = run(
+        *("--data", folder, "--split", "odd", "--scorer", "bm25", "--min-relevance", 2, "--depth", 9),
+        *("--resamples", 5, "-o", tmp_path / "out"),
+    )
+    assert output.startswith("2 queries, 2 relevant")
+    assert output.count("in the data: 1 ") == 3
+    assert read_qrels(tmp_path / "out" / "qrels.tsv") == {"q00": {"d00": 1}, "q01": {"d01": 1}}
+    assert "In the data:" in (tmp_path / "out" / "report.html").read_text()
+
+
+def test_a_trec_run_gives_the_lists(beir: Path, tmp_path: Path) -> None:
+    run_file = tmp_path / "first.run"
+    run_file.write_text("".join(f"q00 Q0 d{rank:02} {rank + 1} {9 - rank} tag\n" for rank in range(6)))
+    qrels = tmp_path / "qrels.txt"
+    qrels.write_text("q00 0 d02 1\n")
+    run("--data", beir, "--qrels", qrels, "--candidates", run_file, "--scorer", "bm25", "-o", tmp_path / "out")
+    (row,) = TeacherScores.open(tmp_path / "out" / "scores" / "bm25")
+    assert sorted(map(str, row.document_ids)) == [f"d{rank:02}" for rank in range(6)]
+
+
 def test_stores_alone_need_no_texts(stored: Path, beir: Path, tmp_path: Path) -> None:
     output = run(
         *("--scores", stored, "--candidates", stored, "--qrels", beir / "qrels" / "test.tsv", "-o", tmp_path),
@@ -249,14 +277,17 @@ def test_mistakes_are_explained(beir: Path, student: Path, stored: Path, tmp_pat
     for arguments, expected in (
         ([], "name what to look at"),
         (["--scorer", "bm25"], "name the judgements"),
-        (["--scorer", "bm25", "--split", "test"], "--split names a file of --data"),
+        (["--scorer", "bm25", "--split", "test"], "--split is for --data"),
         (["--scorer", "bm25", "--qrels", "x"], "scorers and BM25 candidates read texts"),
         (["--data", beir, "--split", "test", "--scorer", "bm25", "--gap", "a,b"], "BEFORE,AFTER,TEACHER"),
         (["--data", beir, "--split", "test", "--scorer", "bm25", "--gap", "a,b,c"], "'a' is none of bm25"),
         (["--data", beir, "--split", "test", "--scorer", student, "--scorer", student], "two scorers are called"),
     ):
         assert expected in run(*arguments, "-o", tmp_path / "no", code=2), arguments
-    assert "no such file" in run("--data", beir, "--split", "lost", "--scorer", "bm25", "-o", tmp_path / "no", code=1)
+    for data, split in ((beir, "lost"), (tmp_path / "lost", "test")):
+        output = run("--data", data, "--split", split, "--scorer", "bm25", "-o", tmp_path / "no", code=1)
+        assert "error:" in output
+        assert "lost" in output
     with pytest.raises(ValueError, match="would share the folder"):
         diagnose({"a/b": "bm25", "a_b": "bm25"}, stored, {"q": {"d": 1}}, tmp_path)
     with pytest.raises(ValueError, match="reads texts"):

@@ -34,6 +34,7 @@ def test_lists_have_positives_and_negatives_and_the_rest_is_counted() -> None:
         "queries without another document in their list": 1,
         "documents with the id of their query": 1,
     }
+    assert JudgedLists.of(CANDIDATES, QRELS, min_relevance=2).by_query() == {"q1": ["a", "b", "c"]}
     assert JudgedLists.of(CANDIDATES, QRELS, exclude_same_id=False).by_query()["q5"] == ["q5", "b", "c"]
 
 
