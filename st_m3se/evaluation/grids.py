@@ -266,17 +266,17 @@ def comparisons_listing(results: Results, measure: str) -> Listing:
                     plain(test.first),
                     f"{test.difference:+.{DIGITS}f}",
                     _interval(test.interval, "+"),
+                    "yes" if test.significant else "no",
+                    _p(test.holm_p),
+                    _p(test.randomisation_p),
+                    _p(test.t_p),
                     f"{wins:,}",
                     f"{len(difference) - wins - losses:,}",
                     f"{losses:,}",
-                    _p(test.randomisation_p),
-                    _p(test.t_p),
-                    _p(test.holm_p),
-                    "yes" if test.significant else "no",
                 )
             )
-    columns = ("set", "system", "against", "difference", "interval", "wins", "ties", "losses")
-    return Listing(measure, (*columns, "p (randomisation)", "p (t-test)", "p (Holm)", "significant"), rows)
+    columns = ("set", "system", "against", "difference", "interval", "significant")
+    return Listing(measure, (*columns, "Holm p", "p", "t-test p", "wins", "ties", "losses"), rows)
 
 
 def seeds_listing(results: Results) -> Listing:
