@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import json
+import os
 import random
+import subprocess
+import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -238,6 +241,25 @@ def test_it_is_the_first_process_alone_that_follows(
 
     train_student([Second(), callback])
     assert not (tmp_path / "no.csv").exists()
+
+
+@pytest.mark.slow
+def test_two_processes_train_as_without_it_and_write_one_record(student: Path, tmp_path: Path) -> None:
+    """Prevents a random state that only the first process moves, and two writers of one file."""
+    script = Path(__file__).with_name("evolution_process.py")
+    launcher = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node=2"]
+    done = subprocess.run(
+        [*launcher, str(script), str(student), str(tmp_path)],
+        capture_output=True,
+        text=True,
+        check=False,
+        env={**os.environ, "OMP_NUM_THREADS": "1"},
+    )
+    assert done.returncode == 0, done.stderr[-3000:]
+    assert [(tmp_path / f"rank{rank}.txt").read_text() for rank in range(2)] == ["2 True"] * 2
+    found = Evolution.read(tmp_path / "record.csv")
+    assert found.steps.tolist() == [0, 2, 4, 5]
+    assert np.ptp(found.scores, axis=0).min() > 1e-3, "the scores never moved"
 
 
 def test_the_steps_between_records_fit_the_training(
