@@ -9,17 +9,12 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from st_m3se.evaluation.citations import citations
-from st_m3se.evaluation.grids import (
-    NOTHING,
+from st_m3se.evaluation.grids import NOTHING, grids, headline, legend, plain, reference
+from st_m3se.evaluation.listings import (
     Listing,
     comparisons_listing,
     findings_listing,
-    grids,
-    headline,
-    legend,
-    plain,
     provenance_listing,
-    reference,
     seeds_listing,
     sets_listing,
     speeds_listing,

@@ -11,11 +11,10 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from st_m3se.evaluation.findings import Finding
+from st_m3se.evaluation.evaluated import EvaluatedSet, is_count, is_number, is_texts, json_object
 from st_m3se.scores.errors import FormatError
 
 if TYPE_CHECKING:
-    from st_m3se.evaluation.data import EvaluationSet
     from st_m3se.evaluation.summary import Summary
 
 __all__ = ["EvaluatedSet", "Results", "Values", "compare_files"]
@@ -26,61 +25,6 @@ SETTINGS = {"measures", "depth", "exclude_same_id", "strict", "confidence", "bas
 
 Values = dict[str, dict[str, dict[str, np.ndarray]]]
 """Set -> system -> measure -> float64 [queries], in the order of the set's ``query_ids``."""
-
-
-@dataclass(frozen=True)
-class EvaluatedSet:
-    """What a report says about a set, without its texts.
-
-    Attributes:
-        documents: Documents of the corpus; None where the set has no corpus, only qrels.
-        judgements: Judged pairs of the evaluated queries.
-        split: "test", "dev", ...
-        form: "retrieval", or "re-ranking" where the candidates were given.
-        fingerprint: Of the set's contents: values are compared per query only where it is the same.
-        query_ids: The evaluated queries, in the order of the values.
-        findings: What was unusual about the data, and what was done.
-    """
-
-    documents: int | None
-    judgements: int
-    split: str
-    form: str
-    fingerprint: str
-    query_ids: tuple[str, ...]
-    findings: tuple[Finding, ...] = ()
-
-    @classmethod
-    def of(cls, source: EvaluationSet) -> EvaluatedSet:
-        """The description of an opened set."""
-        query_ids = tuple(source.query_ids)
-        return cls(
-            documents=None if source.corpus is None else len(source.corpus),
-            judgements=sum(len(source.qrels[query]) for query in query_ids),
-            split=source.split,
-            form=source.form,
-            fingerprint=source.fingerprint,
-            query_ids=query_ids,
-            findings=tuple(source.findings),
-        )
-
-    @property
-    def queries(self) -> int:
-        """How many queries were evaluated."""
-        return len(self.query_ids)
-
-    def to_json(self) -> dict[str, Any]:
-        """As ``results.json`` holds it."""
-        return {
-            "documents": self.documents,
-            "queries": self.queries,
-            "judgements": self.judgements,
-            "split": self.split,
-            "form": self.form,
-            "fingerprint": self.fingerprint,
-            "query_ids": list(self.query_ids),
-            "findings": [{**finding._asdict(), "examples": list(finding.examples)} for finding in self.findings],
-        }
 
 
 @dataclass(frozen=True, eq=False)  # arrays have no single answer to ==
@@ -140,14 +84,14 @@ class Results:
         if missing := SETTINGS - self.settings.keys():
             raise FormatError(f"settings lacks {', '.join(sorted(missing))}.")
         measures = self.settings["measures"]
-        if not _is_texts(measures) or not measures or len(set(measures)) < len(measures):
+        if not is_texts(measures) or not measures or len(set(measures)) < len(measures):
             raise FormatError(f"settings['measures'] must be a list of different names, not {measures!r}.")
         confidence = self.settings["confidence"]
-        if not _is_number(confidence) or not 0 < confidence < 1:
+        if not is_number(confidence) or not 0 < confidence < 1:
             raise FormatError(f"settings['confidence'] must lie between 0 and 1, not {confidence!r}.")
         if not (self.settings["baseline"] is None or isinstance(self.settings["baseline"], str)):
             raise FormatError(f"settings['baseline'] must be a system or null, not {self.settings['baseline']!r}.")
-        if not _is_count(self.settings["depth"]):
+        if not is_count(self.settings["depth"]):
             raise FormatError(f"settings['depth'] must be a number of documents, not {self.settings['depth']!r}.")
 
     def _check_values(self, name: str, system: str, measure: str, values: np.ndarray) -> None:
@@ -236,23 +180,23 @@ class Results:
         Raises:
             FormatError: If something is missing, of the wrong type, or does not fit the rest.
         """
-        data = _object(data, "the file")
+        data = json_object(data, "the file")
         if data.get("format") != FORMAT:
             raise FormatError(
                 f'not a {FILE} as st-m3se evaluate writes it: "format" should be {FORMAT} and is '
                 f"{data.get('format')!r}. A per-query .jsonl, a run or a trainer's log is another thing; a higher "
                 "number was written by a newer st-m3se."
             )
-        parts = {part.name: _object(data.get(part.name), part.name) for part in fields(cls)}
+        parts = {part.name: json_object(data.get(part.name), part.name) for part in fields(cls)}
         for name, evaluated in parts["sets"].items():
-            parts["sets"][name] = _read_set(_object(evaluated, f"sets[{name!r}]"), f"sets[{name!r}]")
+            parts["sets"][name] = EvaluatedSet.from_json(json_object(evaluated, f"sets[{name!r}]"), f"sets[{name!r}]")
         for name, system in parts["systems"].items():
-            _object(system, f"systems[{name!r}]")
+            json_object(system, f"systems[{name!r}]")
         for where, read in (("values", _read_values), ("seconds", _read_seconds)):
             for name, systems in parts[where].items():
-                for system, entries in _object(systems, f"{where}[{name!r}]").items():
+                for system, entries in json_object(systems, f"{where}[{name!r}]").items():
                     place = f"{where}[{name!r}][{system!r}]"
-                    for key, value in _object(entries, place).items():
+                    for key, value in json_object(entries, place).items():
                         entries[key] = read(value, f"{place}[{key!r}]")
         return cls(**parts)
 
@@ -335,59 +279,14 @@ def _unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
     return found
 
 
-def _object(value: Any, place: str) -> dict[str, Any]:
-    if not isinstance(value, dict):
-        what = "missing" if value is None else f"{type(value).__name__} {str(value)[:40]!r}"
-        raise FormatError(f"{place} should be a JSON object, and is {what}.")
-    return value
-
-
-def _is_number(value: Any) -> bool:
-    return isinstance(value, int | float) and not isinstance(value, bool)
-
-
-def _is_count(value: Any) -> bool:
-    return isinstance(value, int) and not isinstance(value, bool) and value >= 0
-
-
-def _is_texts(value: Any) -> bool:
-    return isinstance(value, list | tuple) and all(isinstance(part, str) for part in value)
-
-
-def _read_set(data: dict[str, Any], place: str) -> EvaluatedSet:
-    documents = data.get("documents")
-    wrong = [name for name in ("split", "form", "fingerprint") if not isinstance(data.get(name), str)]
-    wrong += [name for name in ("queries", "judgements") if not _is_count(data.get(name))]
-    wrong += [] if documents is None or _is_count(documents) else ["documents"]
-    wrong += [] if _is_texts(data.get("query_ids")) else ["query_ids"]
-    wrong += [] if isinstance(data.get("findings"), list) else ["findings"]
-    if wrong:
-        raise FormatError(f"{place}: missing or of a wrong type: {', '.join(wrong)}.")
-    if data["queries"] != len(data["query_ids"]):
-        raise FormatError(f"{place} says {data['queries']:,} queries and lists {len(data['query_ids']):,} query_ids.")
-    findings = tuple(
-        _read_finding(finding, f"{place}['findings'][{row}]") for row, finding in enumerate(data["findings"])
-    )
-    texts = {name: data[name] for name in ("split", "form", "fingerprint")}
-    return EvaluatedSet(documents, data["judgements"], **texts, query_ids=tuple(data["query_ids"]), findings=findings)
-
-
-def _read_finding(data: Any, place: str) -> Finding:
-    data = _object(data, place)
-    texts = isinstance(data.get("kind"), str) and isinstance(data.get("effect"), str)
-    if not (texts and _is_count(data.get("count")) and _is_texts(data.get("examples"))):
-        raise FormatError(f"{place} needs the texts kind and effect, a count, and examples, a list of texts.")
-    return Finding(data["kind"], data["count"], tuple(data["examples"]), data["effect"])
-
-
 def _read_values(values: Any, place: str) -> np.ndarray:
-    if not isinstance(values, list) or not all(_is_number(value) for value in values):
+    if not isinstance(values, list) or not all(is_number(value) for value in values):
         raise FormatError(f"{place} should be a list of numbers, one per query.")
     return np.array(values, dtype=np.float64)
 
 
 def _read_seconds(value: Any, place: str) -> float:
-    if not _is_number(value) or not 0 <= value < float("inf"):
+    if not is_number(value) or not 0 <= value < float("inf"):
         raise FormatError(f"{place} should be a number of seconds, not {value!r}.")
     return float(value)
 

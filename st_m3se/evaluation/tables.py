@@ -7,16 +7,11 @@ from collections.abc import Callable, Iterator, Sequence
 from typing import TYPE_CHECKING
 
 from st_m3se.evaluation.citations import citations
-from st_m3se.evaluation.grids import (
-    NOTHING,
-    Grid,
+from st_m3se.evaluation.grids import NOTHING, Grid, Shown, grids, headline, legend
+from st_m3se.evaluation.listings import (
     Listing,
-    Shown,
     comparisons_listing,
     findings_listing,
-    grids,
-    headline,
-    legend,
     provenance_listing,
     seeds_listing,
     sets_listing,

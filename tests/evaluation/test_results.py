@@ -79,6 +79,8 @@ class TestFile:
                 lambda d: d["values"]["toy"]["a"].update({"nDCG@10": [1, float("nan"), 1]}),
                 "finite number for query 'q1'",
             ),
+            (lambda d: d["values"]["toy"]["a"].update({"nDCG@10": [1, 0, 10**400]}), "list of numbers"),
+            (lambda d: d["seconds"].update({"toy": {"a": {"search": 10**400}}}), "number of seconds"),
             (lambda d: d["values"]["toy"]["a"].update({"AP": [1, 1, 1]}), "not under settings"),
             (lambda d: d["values"]["toy"].update({"c": {}}), "'c' that is not under 'systems'"),
             (lambda d: d["values"].update({"other": {}}), "'other' that is not under 'sets'"),

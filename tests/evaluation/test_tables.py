@@ -7,13 +7,9 @@ from markdown_it import MarkdownIt
 from rich.console import Console
 
 from evaluation.results_samples import HOSTILE, hostile, provenance, results_of, sample
-from st_m3se.evaluation.grids import (
-    NOTHING,
+from st_m3se.evaluation.grids import NOTHING, grids, headline, legend, plain
+from st_m3se.evaluation.listings import (
     comparisons_listing,
-    grids,
-    headline,
-    legend,
-    plain,
     provenance_listing,
     seeds_listing,
     speeds_listing,
