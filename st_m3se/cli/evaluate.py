@@ -21,7 +21,7 @@ __all__ = ["evaluate"]
 def evaluate(
     results: Annotated[
         list[Path] | None,
-        typer.Argument(metavar="[RESULTS]...", help="With --compare: results.json files, or folders that hold one."),
+        typer.Argument(metavar="RESULTS", help="With --compare: results.json files, or folders that hold one."),
     ] = None,
     output: Annotated[
         Path | None,
@@ -138,7 +138,7 @@ def evaluate(
     ] = None,
     confidence: Annotated[
         float | None,
-        typer.Option("--confidence", help="Of intervals; the tests' level is 1 minus this. [default: 0.95]"),
+        typer.Option("--confidence", help="Of intervals; the tests' level is 1 minus this. Default: 0.95."),
     ] = None,
     exclude_same_id: Annotated[
         bool,
@@ -165,28 +165,37 @@ def evaluate(
         bool, typer.Option("--common-queries", help="With --compare: on the queries that all files have.")
     ] = False,
 ) -> None:
-    """Evaluate systems: from models to measures, significance tests and a report.
+    r"""Evaluate systems: from models to measures, significance and a report.
 
-    OUT gets each run (SET/SYSTEM/run.trec), results.json, per_query.jsonl, tables as Markdown and LaTeX, plots, and
-    report.html, one page with everything. The same command again makes only what is missing.
+    OUT gets each run (SET/SYSTEM/run.trec), results.json, per_query.jsonl,
+    tables as Markdown and LaTeX, plots, and report.html, one page with
+    everything. The same command again makes only what is missing. With several
+    sets, {set} in FILE of --run, --candidates and --qrels stands for each set's
+    name. The command needs the extra named eval.
 
-    Search a BEIR set with three systems, and re-rank each one's first 100 with a cross-encoder:
-    st-m3se evaluate --set scifact --system bm25 --system all-MiniLM-L6-v2 --system student=my/student
+    Search a BEIR set, and re-rank each system's first 100 documents:
+
+    st-m3se evaluate --set scifact --system bm25 --system my/student \
     --rerank cross-encoder/ms-marco-MiniLM-L6-v2 --output out
 
-    Three seeds as one system, two folders: st-m3se evaluate --data scifact --data cranfield
-    --system ours=run1,run2,run3 --system bm25 --baseline bm25 --output out
+    Three seeds of one system on two folders, tested against BM25:
 
-    Measure finished runs, without any text: st-m3se evaluate --qrels qrels.dl19-passage.txt
-    --run bm25=bm25.run --run colbert=colbert.run --measure nDCG@10 --measure "RR(rel=2)@10" --output out
+    st-m3se evaluate --data scifact --data cranfield --system bm25 \
+    --system ours=run1,run2,run3 --baseline bm25 --output out
 
-    Re-rank a given run, as for MS MARCO: st-m3se evaluate --data msmarco --split dev --candidates top1000.run
+    Measure finished runs, without any text:
+
+    st-m3se evaluate --qrels qrels.dl19-passage.txt --run bm25=bm25.run \
+    --run colbert=colbert.run --measure "RR(rel=2)@10" --output out
+
+    Re-rank a given run, as papers on MS MARCO do:
+
+    st-m3se evaluate --data msmarco --split dev --candidates top1000.run \
     --system student --rerank teacher --output out
 
-    Two evaluations side by side: st-m3se evaluate --compare a/results.json b/results.json
+    Two evaluations side by side:
 
-    With several sets, {set} in FILE of --run, --candidates and --qrels stands for each set's name. It needs the extra
-    named eval.
+    st-m3se evaluate --compare a/results.json b/results.json
     """
     if compare:
         _compare(results or [], output, common_queries, baseline, confidence, plots)
