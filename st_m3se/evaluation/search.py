@@ -140,7 +140,7 @@ class Search:
         self.kind = self._similarity.kind
         self.seen = 0
         self._queries = self._similarity.number
-        self._best = _Best(self._queries, int(depth), self._similarity.device)
+        self._best = _Best(self._queries, int(depth))
         self._excluded = _Places(excluded, self._queries, "excluded")
         self._wanted = _Places(wanted, self._queries, "wanted")
         self.wanted_scores = np.zeros(len(self._wanted.queries), dtype=np.float32)
@@ -188,7 +188,6 @@ class Search:
             scores[:, torch.from_numpy(self._nowhere[low:high] - start).to(scores.device)] = -torch.inf
         self._best.offer(scores, slice(first, last), start)
 
-    @torch.inference_mode()
     def result(self) -> SearchResult:
         """The best of the documents so far."""
         return self._best.sorted()
@@ -200,92 +199,110 @@ class _Best:
     A list has ``depth`` places and room for more. What is not better than ``least`` never comes in; when a list is
     full, it is cut to its best ``depth``, whose last score is then the new ``least``. An equal score further down in
     the corpus is not better, and a cut keeps the first of equal ones: so ties keep the order of the corpus.
+
+    The device compares and prunes. The lists are NumPy's: little of the corpus gets there, and many small operations
+    suit neither a GPU nor threads that wait for each other on a busy CPU.
     """
 
-    def __init__(self, queries: int, depth: int, device: torch.device) -> None:
+    def __init__(self, queries: int, depth: int) -> None:
         self.depth, self.room = depth, max(depth, ROOM)
-        shape = queries, depth + self.room
-        self.scores = torch.empty(shape, device=device)
-        self.rows = torch.empty(shape, dtype=torch.int32, device=device)
-        self.counts = torch.zeros(queries, dtype=torch.long, device=device)
-        self.least = torch.full((queries, 1), -torch.inf, device=device)
+        self.width = depth + self.room
+        self.scores = np.empty((queries, self.width), dtype=np.float32)
+        self.rows = np.empty((queries, self.width), dtype=np.int32)
+        self.counts = np.zeros(queries, dtype=np.int64)
+        self.least = np.full((queries, 1), -np.inf, dtype=np.float32)
 
     def offer(self, scores: Tensor, part: slice, start: int) -> None:
         """Take what is good enough of ``[queries, documents]``."""
-        places, found, better = self._better(scores, part, start)
-        full = self.counts[part] + found > self.scores.shape[1]
-        if bool(full.any()):
+        places, found, better = _better(scores, self.least[part], start)
+        full = self.counts[part] + found > self.width
+        if full.any():
             # Lists that are half full are cut along, so that lists do not fill up one by one.
             full |= self.counts[part] > self.depth + self.room // 2
-            self._cut(torch.nonzero(full & (self.counts[part] > self.depth))[:, 0] + part.start)
-            places, found, better = self._better(scores, part, start)
-            full = self.counts[part] + found > self.scores.shape[1]
-        if bool(full.any()) and scores.shape[1] > self.depth:
+            self._cut(np.flatnonzero(full & (self.counts[part] > self.depth)) + part.start)
+            places, found, better = _better(scores, self.least[part], start)
+            full = self.counts[part] + found > self.width
+        if full.any() and scores.shape[1] > self.depth:
             # So many at once, as at the beginning: what is not among the best of these alone cannot be among all.
-            queries = torch.nonzero(full)[:, 0]
-            below = torch.nextafter(_nth(scores[queries], self.depth), torch.tensor(-torch.inf, device=scores.device))
-            queries += part.start
-            self.least[queries] = self.least[queries].maximum(below)
-            places, found, better = self._better(scores, part, start)
-            full = self.counts[part] + found > self.scores.shape[1]
-        if bool(full.any()):
+            queries = np.flatnonzero(full)
+            below = np.nextafter(_nth(scores[queries], self.depth), np.float32(-np.inf))
+            self.least[queries + part.start] = np.maximum(self.least[queries + part.start], below)
+            places, found, better = _better(scores, self.least[part], start)
+            full = self.counts[part] + found > self.width
+        if full.any():
             for first in range(0, scores.shape[1], self.room):
                 self.offer(scores[:, first : first + self.room], part, start + first)
             return
-        # A query's first place in the block, and where in its list the first document goes to.
-        queries = torch.arange(len(scores), device=scores.device)
-        columns = places - torch.repeat_interleave(queries * scores.shape[1], found)
-        ends = (queries + part.start) * self.scores.shape[1] + self.counts[part]
-        into = torch.arange(len(places), device=places.device)
-        into += torch.repeat_interleave(ends - found.cumsum(0) + found, found)
-        self.scores.view(-1)[into] = better
-        self.rows.view(-1)[into] = (columns + start).int()
+        # Each query's first place in the block, and where in its list the first document goes to.
+        begins = np.arange(len(scores)) * scores.shape[1]
+        ends = (np.arange(len(scores)) + part.start) * self.width + self.counts[part]
+        into = np.arange(len(places)) + np.repeat(ends - np.cumsum(found) + found, found)
+        self.scores.reshape(-1)[into] = better
+        self.rows.reshape(-1)[into] = places - np.repeat(begins - start, found)
         self.counts[part] += found
 
-    def _better(self, scores: Tensor, part: slice, start: int) -> tuple[Tensor, Tensor, Tensor]:
-        """What may come in: places in the block, in order; how many there are of each query; and their scores."""
-        # Not "greater", so that what is no number comes in as well, and is seen.
-        better = torch.le(scores, self.least[part]).logical_not_()
-        places = _places(better)
-        borders = torch.arange(len(scores) + 1, device=places.device) * scores.shape[1]
-        found = torch.searchsorted(places, borders).diff()
-        values = scores.reshape(-1)[places]
-        if len(values):
-            _check(values.amax(), start, start + scores.shape[1])
-        return places, found, values
-
-    def _cut(self, queries: Tensor) -> None:
+    def _cut(self, queries: np.ndarray) -> None:
         """Keep the best ``depth`` of lists that have more."""
-        for some in torch.split(queries, TOGETHER):
+        for first in range(0, len(queries), TOGETHER):
+            some = queries[first : first + TOGETHER]
             scores = self._filled(some)
             least = _nth(scores, self.depth)
-            above, equal = scores > least, scores == least
-            missing = self.depth - above.sum(dim=1, keepdim=True)
-            keep = above | (equal & (equal.cumsum(dim=1) <= missing))
-            columns = _places(keep).view(len(some), self.depth) % keep.shape[1]
-            self.scores[some, : self.depth] = scores.gather(1, columns)
-            self.rows[some, : self.depth] = self.rows[some].gather(1, columns)
+            keep = scores >= least
+            if keep.sum() > len(some) * self.depth:  # more than one has the last place
+                above, equal = scores > least, scores == least
+                keep = above | (equal & (equal.cumsum(axis=1) <= self.depth - above.sum(axis=1, keepdims=True)))
+            columns = np.flatnonzero(keep).reshape(len(some), self.depth) % self.width
+            self.scores[some, : self.depth] = np.take_along_axis(scores, columns, axis=1)
+            self.rows[some, : self.depth] = np.take_along_axis(self.rows[some], columns, axis=1)
             self.counts[some] = self.depth
             self.least[some] = least
 
-    def _filled(self, some: Tensor) -> Tensor:
+    def _filled(self, some: np.ndarray) -> np.ndarray:
         """The scores of some lists, minus infinity in places that are free."""
-        free = torch.arange(self.scores.shape[1], device=some.device) >= self.counts[some, None]
-        return self.scores[some].masked_fill_(free, -torch.inf)
+        scores = self.scores[some]
+        scores[np.arange(self.width) >= self.counts[some, None]] = -np.inf
+        return scores
 
     def sorted(self) -> SearchResult:
         """The lists, best first."""
         shape = len(self.counts), self.depth
         result = SearchResult(np.full(shape, -1, np.int32), np.zeros(shape, np.float32))
         for first in range(0, shape[0], TOGETHER):
-            some = torch.arange(first, min(first + TOGETHER, shape[0]), device=self.counts.device)
-            scores, order = self._filled(some).sort(dim=1, descending=True, stable=True)
-            scores, order = scores[:, : self.depth], order[:, : self.depth]
-            there = scores > -torch.inf
-            group = slice(first, first + len(some))
-            result.rows[group] = self.rows[some].gather(1, order).masked_fill_(~there, -1).cpu().numpy()
-            result.scores[group] = scores.masked_fill_(~there, 0.0).cpu().numpy()
+            some = np.arange(first, min(first + TOGETHER, shape[0]))
+            scores = self._filled(some)
+            order = np.argsort(-scores, axis=1, kind="stable")[:, : self.depth]
+            scores = np.take_along_axis(scores, order, axis=1)
+            there = scores > -np.inf
+            result.rows[some] = np.where(there, np.take_along_axis(self.rows[some], order, axis=1), -1)
+            result.scores[some] = np.where(there, scores, 0)
         return result
+
+
+def _better(scores: Tensor, least: np.ndarray, start: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """What is above ``least``: places in the block, in order; how many there are of each query; and their scores."""
+    # Not "greater", so that what is no number comes in as well, and is seen.
+    if scores.device.type == "cpu":
+        array = scores.numpy()
+        with np.errstate(invalid="ignore"):
+            above = np.less_equal(array, least)
+        places = np.flatnonzero(np.logical_not(above, out=above))  # which skips over long stretches of nothing
+        better = array.reshape(-1)[places]
+    else:
+        found = torch.le(scores, torch.from_numpy(least).to(scores.device)).logical_not_().reshape(-1).nonzero()[:, 0]
+        places, better = found.cpu().numpy(), scores.reshape(-1)[found].cpu().numpy()
+    _check(better, start, start + scores.shape[1])
+    return places, np.diff(np.searchsorted(places, np.arange(len(scores) + 1) * scores.shape[1])), better
+
+
+def _nth(scores: Tensor | np.ndarray, rank: int) -> np.ndarray:
+    """Each row's score of this rank: ``[rows, 1]``."""
+    if isinstance(scores, Tensor):
+        if scores.device.type != "cpu":
+            scores = scores.topk(rank, dim=1, sorted=False).values.amin(dim=1, keepdim=True)
+            return np.asarray(scores.cpu().numpy())
+        scores = scores.numpy()
+    place = scores.shape[1] - rank
+    return np.partition(scores, place, axis=1)[:, place : place + 1]
 
 
 class _Places:
@@ -313,24 +330,8 @@ class _Places:
         return places, self.queries[places] - first, self.documents[places] - start
 
 
-def _places(true: Tensor) -> Tensor:
-    """The places of what is true in the flattened tensor."""
-    if true.device.type != "cpu":
-        return true.reshape(-1).nonzero()[:, 0]
-    return torch.from_numpy(np.flatnonzero(true.numpy()))  # NumPy skips over long stretches of zeros
-
-
-def _nth(scores: Tensor, rank: int) -> Tensor:
-    """Each row's score of this rank: ``[rows, 1]``."""
-    if scores.device.type != "cpu":
-        return scores.topk(rank, dim=1, sorted=False).values.amin(dim=1, keepdim=True)
-    place = scores.shape[1] - rank  # NumPy's selection is several times faster than torch's
-    return torch.from_numpy(np.partition(scores.numpy(), place, axis=1)[:, place : place + 1].copy())
-
-
-def _check(scores: Any, start: int, stop: int) -> None:
-    finite = np.isfinite(scores).all() if isinstance(scores, np.ndarray) else torch.isfinite(scores).all()
-    if not finite:
+def _check(scores: np.ndarray, start: int, stop: int) -> None:
+    if len(scores) and not np.isfinite(scores.max()):  # which is NaN if there is one
         raise ValueError(
             f"there are similarities that are not finite, for documents {start + 1} to {stop} of the corpus among "
             "others: they have no order. In half precision large embeddings overflow: load the model in float32."
