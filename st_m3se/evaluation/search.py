@@ -259,7 +259,7 @@ class _Best:
 
     def _filled(self, some: np.ndarray) -> np.ndarray:
         """The scores of some lists, minus infinity in places that are free."""
-        scores = self.scores[some]
+        scores: np.ndarray = self.scores[some]
         scores[np.arange(self.width) >= self.counts[some, None]] = -np.inf
         return scores
 
