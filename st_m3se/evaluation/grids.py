@@ -99,10 +99,11 @@ def grids(results: Results, *, turn: bool = True) -> list[Grid]:
         measure: _grid(
             results,
             measure,
-            {column.label: summary.cells[measure][column.label] for column in summary.columns},
+            {column.label: summary.cells[measure][column.label] for column in columns},
             summary.averages[measure],
         )
         for measure in results.measures
+        if (columns := summary.columns if len(results.groups) == 1 else summary.columns_of[measure])
     }
     found = list(by_measure.values())
     if len(results.groups) == 1:
@@ -190,7 +191,9 @@ def legend(results: Results, *, intervals: bool = True) -> list[str]:
     if len(summary.columns) > 1 or not summary.columns[0].is_set:
         subsets = [column for column in summary.columns if not column.is_set]
         also = ", to which the subsets of CQADupStack count together as one" if subsets else ""
-        sentences.append(f"Average: the unweighted mean over the sets{also}, of systems that have all; not tested.")
+        sentences.append(
+            f"Average: the unweighted mean over the table's sets{also}, of systems that have all; not tested."
+        )
     if any(shown is None for grid in grids(results) for row in grid.figures for shown in row):
         sentences.append(f"{NOTHING}: not measured.")
     return sentences
@@ -201,7 +204,8 @@ def headline(results: Results) -> str:
     summary, measure = results.summary, results.measures[0]
     last = summary.columns[0].label
     cells = summary.cells[measure][last] if len(summary.columns) == 1 else summary.averages[measure]
-    where = f"on {plain(last)}" if len(summary.columns) == 1 else f"on average over {len(summary.columns)} sets"
+    count = len(summary.columns_of[measure])
+    where = f"on {plain(last)}" if len(summary.columns) == 1 else f"on average over {count} sets"
     if not cells:
         return f"No system has {plain(measure)} on every set, so there is no average to lead with."
     best = max(cells, key=lambda group: cells[group].mean)

@@ -59,14 +59,16 @@ class Summary:
 
     Attributes:
         alpha: The level of the tests.
-        columns: The columns of each table.
+        columns: All columns.
+        columns_of: Measure -> the columns where any system was measured by it.
         cells: Measure -> column's label -> group -> figure; a group that was not measured there is absent.
-        averages: Measure -> group -> the unweighted mean over the columns; absent unless the group has all of them.
+        averages: Measure -> group -> the unweighted mean over ``columns_of``; absent unless the group has all of them.
         comparisons: Set -> measure -> tests, Holm-corrected over those of the same set and measure.
     """
 
     alpha: float
     columns: tuple[Column, ...]
+    columns_of: dict[str, tuple[Column, ...]]
     cells: dict[str, dict[str, dict[str, Cell]]]
     averages: dict[str, dict[str, Cell]]
     comparisons: dict[str, dict[str, list[Comparison]]]
@@ -106,6 +108,7 @@ def summarise(results: Results) -> Summary:
     alpha = round(1 - results.settings["confidence"], 10)
     parts = columns(list(results.sets))
     cells: dict[str, dict[str, dict[str, Cell]]] = {}
+    columns_of: dict[str, tuple[Column, ...]] = {}
     averages: dict[str, dict[str, Cell]] = {}
     comparisons: dict[str, dict[str, list[Comparison]]] = {name: {} for name in results.sets}
     for measure in results.measures:
@@ -118,8 +121,9 @@ def summarise(results: Results) -> Summary:
         for column in parts:
             if not column.is_set:
                 cells[measure][column.label] = _means(results, measure, [[name] for name in column.sets])
-        averages[measure] = _means(results, measure, [list(column.sets) for column in parts])
-    return Summary(alpha, parts, cells, averages, comparisons)
+        columns_of[measure] = tuple(column for column in parts if any(cells[measure][name] for name in column.sets))
+        averages[measure] = _means(results, measure, [list(column.sets) for column in columns_of[measure]])
+    return Summary(alpha, parts, columns_of, cells, averages, comparisons)
 
 
 def _tests(results: Results, name: str, measure: str, alpha: float) -> list[Comparison]:
@@ -154,7 +158,9 @@ def _means(results: Results, measure: str, parts: Sequence[Sequence[str]]) -> di
 
     Each seed is averaged by itself, so that the deviation is that of the average; a seed that lacks a set is left out.
     """
-    found = {}
+    found: dict[str, Cell] = {}
+    if not parts:
+        return found
     for group, systems in results.groups.items():
         by_set = {name: results.seeds(name, group, measure) for part in parts for name in part}
         whole = [system for system in systems if all(system in seeds for seeds in by_set.values())]

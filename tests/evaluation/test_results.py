@@ -185,6 +185,13 @@ class TestSummary:
         assert set(results.summary.averages["nDCG@10"]) == {"b"}
         assert results.summary.comparisons["hard"] == {}
 
+    def test_a_set_that_nobody_measured_so_is_no_part_of_the_average(self):
+        first = results_of({"x": {"a": [1, 0], "b": [1, 1]}, "y": {"a": [0, 0], "b": [0, 1]}})
+        merged = Results.merge([first, results_of({"z": {"a": [1], "b": [0]}}, measure="AP")])
+        assert [column.label for column in merged.summary.columns_of["nDCG@10"]] == ["x", "y"]
+        assert merged.summary.averages["nDCG@10"]["a"].mean == 1 / 4
+        assert merged.summary.averages["AP"]["a"].mean == 1
+
     def test_the_average_of_seeds_is_made_for_each(self):
         values = {"x": {"m1": [1.0], "m2": [0.0]}, "y": {"m1": [0.0], "m2": [1.0]}}
         cell = results_of(values, groups={"m1": "m", "m2": "m"}).summary.averages["nDCG@10"]["m"]

@@ -114,7 +114,7 @@ class TestLegend:
         for part in ("worse than bm25", "randomisation test", "over the 2 comparisons", "p ≤ 0.05", "95 %"):
             assert part in text
         assert "standard deviation over seeds" in text
-        assert "unweighted mean over the sets" in text
+        assert "unweighted mean over the table's sets" in text
 
     def test_all_pairs(self):
         assert "Holm-corrected over the 3 comparisons" in " ".join(legend(sample(baseline=None)))
