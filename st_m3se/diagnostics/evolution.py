@@ -60,6 +60,14 @@ class ScoreEvolutionCallback(TrainerCallback):
         ValueError: When training starts: if the model is sharded over processes (FSDP, DeepSpeed ZeRO-3), so that the
             first one cannot encode alone; if the record in ``output`` follows other documents; or if a cross-encoder
             has more than one label.
+
+    Example:
+        ::
+
+            tracked = track("run", "my-data", "my-data", "my-data/qrels/train.tsv")
+            trainer = SentenceTransformerTrainer(..., callbacks=[ScoreEvolutionCallback(tracked)])
+            trainer.train()
+            save_figure(plot_evolution([Evolution.read("output/score_evolution.csv")]), "evolution")
     """
 
     def __init__(

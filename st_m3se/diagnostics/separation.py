@@ -173,26 +173,26 @@ def auc_per_query(scores: np.ndarray, positives: np.ndarray, lengths: np.ndarray
     return np.bincount(owner, right, len(lengths)) / np.bincount(owner, minlength=len(lengths))
 
 
-def pooled_auc(scores: np.ndarray, positives: np.ndarray, weights: np.ndarray) -> np.ndarray:
-    """The area under the ROC curve over all documents, for each row of weights, ties counting half.
+def pooled_auc(scores: np.ndarray, positives: np.ndarray, owner: np.ndarray, counts: np.ndarray) -> np.ndarray:
+    """The area under the ROC curve over the documents of all queries, ties counting half.
 
     Args:
         scores: float ``[N]``.
         positives: bool ``[N]``.
-        weights: float ``[B, N]``, of each document; a row is one sample of documents.
+        owner: int ``[N]``, the query of each document.
+        counts: float ``[B, Q]``, how often each query counts; a row is one sample of queries.
 
     Returns:
         float64 ``[B]``.
     """
-    order = np.argsort(scores, kind="stable")
-    ordered = scores[order]
-    starts = np.flatnonzero(np.append(True, ordered[1:] != ordered[:-1]))  # of runs of equal scores
-    weights = weights[:, order]
-    good = np.add.reduceat(weights * positives[order], starts, axis=1)
-    bad = np.add.reduceat(weights * ~positives[order], starts, axis=1)
-    below = np.cumsum(bad, axis=1) - bad
-    right = (good * (below + bad / 2)).sum(axis=1)
-    return np.asarray(right / (good.sum(axis=1) * bad.sum(axis=1)))
+    order = np.flatnonzero(~positives)[np.argsort(scores[~positives], kind="stable")]
+    below = np.zeros((len(counts), len(order) + 1))
+    np.cumsum(counts[:, owner[order]], axis=1, out=below[:, 1:])
+    # Of the negatives, how many lie below each positive; those that tie, by half.
+    places = (np.searchsorted(scores[order], scores[positives], side=side) for side in ("left", "right"))
+    ahead = sum(below[:, place] for place in places) / 2
+    good = counts[:, owner[positives]]
+    return np.asarray((good * ahead).sum(axis=1) / (good.sum(axis=1) * below[:, -1]))
 
 
 def bandwidth(values: np.ndarray, weights: np.ndarray | None = None) -> float:
@@ -288,7 +288,7 @@ class _Scorer:
         return {
             "overlap": lower.sum(axis=1) * self.positives.step,
             "auc_per_query": counts @ self._auc / queries,
-            "auc_pooled": pooled_auc(self._scores, self._lists.positives, counts[:, self._owner]),
+            "auc_pooled": pooled_auc(self._scores, self._lists.positives, self._owner, counts),
             "margin_peak": self.margins.x[self.margins.curves(counts).argmax(axis=1)],
             "margin_mean": counts @ self._margin_mean / queries,
         }

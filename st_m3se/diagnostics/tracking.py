@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple, TypeVar
 
 import numpy as np
 
+from st_m3se.candidates.files import read_judgements
 from st_m3se.scores.errors import FormatError
 from st_m3se.scores.rows import Id
 from st_m3se.scores.store import TeacherScores
@@ -41,7 +42,7 @@ def track(
     candidates: TeacherScores | Mapping[Any, Sequence[Any]] | str | Path,
     queries: Texts | Mapping[Any, Any] | Dataset | str | Path,
     corpus: Texts | Mapping[Any, Any] | Dataset | str | Path,
-    qrels: Mapping[Any, Mapping[Any, int]],
+    qrels: Mapping[Any, Mapping[Any, int]] | str | Path,
     *,
     num_queries: int = 1,
     num_positives: int = 5,
@@ -58,8 +59,8 @@ def track(
         candidates: Where negatives are drawn from: a store, its path, or query id to document ids.
         queries: The texts of the queries, whatever :meth:`Texts.open` takes.
         corpus: The documents, likewise.
-        qrels: Query id to document id to relevance. Positives are those above 0 that are in the corpus, among the
-            candidates or not; negatives all other candidates.
+        qrels: Query id to document id to relevance, or a file, TREC or BEIR. Positives are those above 0 that are in
+            the corpus, among the candidates or not; negatives all other candidates.
         num_queries: How many queries.
         num_positives: Positives of each, at most.
         num_negatives: Negatives of each, at most.
@@ -73,6 +74,8 @@ def track(
     if isinstance(candidates, (str, Path)):
         candidates = TeacherScores.open(candidates)
     queries, corpus = Texts.open(queries, "queries"), Texts.open(corpus, "corpus")
+    if isinstance(qrels, (str, Path)):
+        qrels = read_judgements(qrels, queries, corpus)
     rows = (
         ((row.query_id, row.document_ids) for row in candidates)
         if isinstance(candidates, TeacherScores)

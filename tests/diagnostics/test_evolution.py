@@ -288,9 +288,11 @@ def test_what_cannot_be_followed_is_refused(train_student: Any, ragged_rows: lis
 def test_what_track_draws_is_what_the_callback_takes(beir: Path, train_student: Any, tmp_path: Path) -> None:
     from st_m3se.scores import read_qrels
 
-    qrels = read_qrels(beir / "qrels" / "train.tsv")
+    path = beir / "qrels" / "train.tsv"
+    qrels = read_qrels(path)
     candidates = {query: [f"d{colour}{animal}" for colour in range(3) for animal in range(4)] for query in qrels}
     tracked = track(candidates, beir, beir, qrels)
+    assert track(candidates, beir, beir, path) == tracked
     train_student([ScoreEvolutionCallback(tracked, every_steps=3, output=tmp_path / "x.csv")])
     found = Evolution.read(tmp_path / "x.csv")
     assert found.positives.tolist() == [True] + [False] * 5

@@ -59,7 +59,7 @@ def test_pooled_auc_is_mann_whitneys_and_sklearns_with_weights(rounded: int | No
     lists = random_lists()
     scores = random_scores(lists, rounded=rounded)
     counts = np.random.default_rng(3).integers(0, 4, size=(5, len(lists)))
-    found = pooled_auc(scores, lists.positives, counts[:, lists.owner].astype(float))
+    found = pooled_auc(scores, lists.positives, lists.owner, counts.astype(float))
     for row, value in zip(counts[:, lists.owner], found, strict=True):
         assert value == pytest.approx(roc_auc_score(lists.positives, scores, sample_weight=row), abs=1e-12)
     statistic = mannwhitneyu(scores[lists.positives], scores[~lists.positives]).statistic
