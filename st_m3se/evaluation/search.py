@@ -55,8 +55,8 @@ def search(
     in a hundred or less. So the time is about that of the matrix product, and the memory is 8 MB of scores (256 MB on
     a GPU), the chunk at hand, and two to three times the result.
 
-    Why not ``sentence_transformers.util.semantic_search``: it takes the whole corpus as one tensor, sorts all scores of
-    a chunk, merges lists in Python, and leaves the order of equal scores to chance.
+    Why not ``sentence_transformers.util.semantic_search``: it takes the whole corpus as one tensor, selects anew from
+    all scores of each chunk, merges lists in Python, and leaves the order of equal scores to chance.
 
     Args:
         queries: What ``encode_query`` of a model returns: ``[queries, dimension]``, dense or (SparseEncoder) as a

@@ -154,7 +154,7 @@ class Similarity:
                 f"the similarity function returned {tuple(scores.shape)} for {shape[0]} queries and {shape[1]} "
                 "documents; expected one score for each pair of them, as model.similarity returns."
             )
-        return scores.float()
+        return scores.detach().float()
 
     def _memory(self, shape: tuple[int, int]) -> Tensor:
         size = shape[0] * shape[1]
