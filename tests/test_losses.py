@@ -588,7 +588,11 @@ def test_losses_on_distributions_do_not_warn(
     assert _warnings(caplog) == []
 
 
-@pytest.mark.parametrize("options", [{"scale": 3.0}, {"scale": 2.0}, {"similarity_fct": util.dot_score}], ids=str)
+@pytest.mark.parametrize(
+    "options",
+    [{"scale": 3.0}, {"scale": 2.0}, {"similarity_fct": util.dot_score}],
+    ids=["scale 3", "scale 2", "dot product"],
+)
 def test_no_warning_where_the_scale_fits_or_is_unbounded(
     model: Any, ragged_rows: list[dict[str, Any]], options: dict[str, Any], caplog: pytest.LogCaptureFixture
 ) -> None:
