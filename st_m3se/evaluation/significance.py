@@ -10,7 +10,7 @@ import numpy as np
 
 from st_m3se.extras import require
 
-__all__ = ["Comparison", "compare", "confidence_interval"]
+__all__ = ["Comparison", "compare", "confidence_interval", "confidence_intervals"]
 
 BLOCK_NUMBERS = 1 << 21  # drawn at once: 16 MiB of float64
 
@@ -59,12 +59,32 @@ def confidence_interval(
     Raises:
         ValueError: If there is no value, one is not finite, or an option is out of its range.
     """
+    return confidence_intervals({"values": values}, level=level, n_resamples=n_resamples, seed=seed)["values"]
+
+
+def confidence_intervals(
+    values: Mapping[str, np.ndarray], *, level: float = 0.95, n_resamples: int = 9999, seed: int = 0
+) -> dict[str, tuple[float, float]]:
+    """:func:`confidence_interval` of each of several systems on the same queries, which share the draws.
+
+    The intervals are those that each system would get by itself; drawing is what takes the time.
+
+    Args:
+        values: System name to float64 ``[queries]``.
+        level: As there.
+        n_resamples: As there.
+        seed: As there.
+
+    Raises:
+        ValueError: As there, or if the systems have different numbers of queries.
+    """
     if not 0 < level < 1:
         raise ValueError(f"level must lie between 0 and 1, got {level}.")
     _check_resamples(n_resamples)
-    column = _checked("values", values)[:, None]
-    low, high = _intervals(column, level, n_resamples, seed)[0]
-    return low, high
+    columns = [_checked(name, column) for name, column in values.items()]
+    if len(lengths := {len(column) for column in columns}) > 1:
+        raise ValueError(f"the systems have {sorted(lengths)} queries, and share draws only if they have the same.")
+    return dict(zip(values, _intervals(np.stack(columns, axis=1), level, n_resamples, seed), strict=True))
 
 
 def compare(

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from st_m3se.evaluation.significance import Comparison, compare, confidence_interval
+from st_m3se.evaluation.significance import Comparison, compare, confidence_intervals
 
 if TYPE_CHECKING:
     from st_m3se.evaluation.results import Results
@@ -136,13 +136,13 @@ def _tests(results: Results, name: str, measure: str, alpha: float) -> list[Comp
 
 
 def _set_cells(results: Results, name: str, measure: str, tests: list[Comparison]) -> Iterator[tuple[str, Cell]]:
-    for group in results.groups:
-        seeds = results.seeds(name, group, measure)
-        if not seeds:
-            continue
+    measured = {group: seeds for group in results.groups if (seeds := results.seeds(name, group, measure))}
+    if not measured:
+        return
+    per_query = {group: np.mean(list(seeds.values()), axis=0) for group, seeds in measured.items()}
+    intervals = confidence_intervals(per_query, level=results.settings["confidence"])
+    for group, seeds in measured.items():
         means = [float(values.mean()) for values in seeds.values()]
-        per_query = np.mean(list(seeds.values()), axis=0)
-        interval = confidence_interval(per_query, level=results.settings["confidence"])
         better: list[str] = []
         worse: list[str] = []
         for test in tests:
@@ -150,7 +150,10 @@ def _set_cells(results: Results, name: str, measure: str, tests: list[Comparison
                 other = test.second if group == test.first else test.first
                 won = (test.difference > 0) == (group == test.second)  # the difference is the second's
                 (better if won else worse).append(other)
-        yield group, Cell(float(np.mean(means)), _deviation(means), len(means), interval, tuple(better), tuple(worse))
+        yield (
+            group,
+            Cell(float(np.mean(means)), _deviation(means), len(means), intervals[group], tuple(better), tuple(worse)),
+        )
 
 
 def _means(results: Results, measure: str, parts: Sequence[Sequence[str]]) -> dict[str, Cell]:

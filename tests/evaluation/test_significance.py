@@ -12,6 +12,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from st_m3se.evaluation import Comparison, compare, confidence_interval
+from st_m3se.evaluation.significance import confidence_intervals
 
 stats = pytest.importorskip("scipy.stats", reason='the oracle comes with pip install -e ".[test]"')
 
@@ -203,3 +204,14 @@ def test_a_pair_has_the_same_p_and_interval_in_any_company() -> None:
     (same,) = [found for found in family if (found.first, found.second) == ("s3", "s8")]
     assert same.randomisation_p == alone.randomisation_p == alone.holm_p
     assert same.interval == pytest.approx(alone.interval)
+
+
+def test_intervals_of_several_systems_are_those_of_each() -> None:
+    """Shared draws must not change a figure that was published before."""
+    rng = np.random.default_rng(3)
+    values = {name: rng.random(40) for name in ("a", "b", "c")}
+    together = confidence_intervals(values, level=0.9, n_resamples=500, seed=5)
+    for name, column in values.items():
+        assert together[name] == pytest.approx(confidence_interval(column, level=0.9, n_resamples=500, seed=5))
+    with pytest.raises(ValueError, match=r"\[3, 40\] queries"):
+        confidence_intervals({"a": values["a"], "b": np.zeros(3)})
