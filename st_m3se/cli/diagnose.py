@@ -83,7 +83,8 @@ def diagnose(
         typer.Option(
             "--evolution",
             metavar="[NAME=]CSV",
-            help="A record of ScoreEvolutionCallback, to be drawn; several stand side by side. Needs no --data.",
+            help="A record of ScoreEvolutionCallback, to be drawn; several stand side by side. Needs no --data; a "
+            "report in OUT gets it too.",
         ),
     ] = None,
     model_card: Annotated[
@@ -136,9 +137,10 @@ def diagnose(
     if names is not None and len(names) != 3:
         raise typer.BadParameter("expected three names: BEFORE,AFTER,TEACHER.", param_hint="--gap")
 
+    from st_m3se.diagnostics.diagnosis import DIAGNOSIS
     from st_m3se.diagnostics.diagnosis import diagnose as look
     from st_m3se.diagnostics.model_card import add_to_model_card
-    from st_m3se.diagnostics.report import render_text, write_evolution, write_report
+    from st_m3se.diagnostics.report import render_text, write_evolution, write_page, write_report
     from st_m3se.diagnostics.tracking import Evolution
     from st_m3se.evaluation.data import open_set, qrels_set
     from st_m3se.extras import require
@@ -148,6 +150,8 @@ def diagnose(
         records = [Evolution.read(path, name) for name, path in map(_split, evolution or [])]
         if not scorer and not scores:
             write_evolution(records, output)
+            if (output / DIAGNOSIS).is_file():
+                write_page(output)
             typer.echo(f"wrote {output / 'evolution.png'}, .svg and .csv")
             return
         scorers = _scorers(scorer or [], scores or [])

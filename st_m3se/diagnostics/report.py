@@ -12,7 +12,16 @@ from st_m3se.diagnostics.plots import plot_densities, plot_evolution, plot_margi
 from st_m3se.diagnostics.separation import NUMBERS
 from st_m3se.diagnostics.tracking import Evolution
 
-__all__ = ["about", "about_gap", "html_section", "render_markdown", "render_text", "write_evolution", "write_report"]
+__all__ = [
+    "about",
+    "about_gap",
+    "html_section",
+    "render_markdown",
+    "render_text",
+    "write_evolution",
+    "write_page",
+    "write_report",
+]
 
 EXPLAINED = {
     "score_densities": (
@@ -52,8 +61,13 @@ def write_report(diagnosis: Diagnosis, folder: str | Path, evolutions: Sequence[
     save_figure(plot_margins(diagnosis.scorers), folder / "margins")
     if evolutions:
         write_evolution(evolutions, folder)
+    write_page(folder)
+
+
+def write_page(folder: str | Path) -> None:
+    """Write ``report.html`` of the figures and numbers that are in a diagnosis' folder."""
     title, section = html_section(folder)
-    (folder / "report.html").write_text(_page(title, section), encoding="utf-8")
+    (Path(folder) / "report.html").write_text(_page(title, section), encoding="utf-8")
 
 
 def write_evolution(evolutions: Sequence[Evolution], folder: str | Path) -> None:

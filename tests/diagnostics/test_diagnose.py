@@ -258,8 +258,14 @@ def test_evolutions_are_drawn_side_by_side_with_and_without_scorers(beir: Path, 
     assert found[7] == {
         **{"model": "teacher", "step": "5", "query_id": "q", "document_id": "d,3", "positive": "0", "score": "15"}
     }
-    run("--data", beir, "--split", "dev", "--scorer", "bm25", "--resamples", 5, *given, "-o", tmp_path / "both")
-    assert (tmp_path / "both" / "report.html").read_text().count("<svg") == 3
+    page = tmp_path / "both" / "report.html"
+    run("--data", beir, "--split", "dev", "--scorer", "bm25", "--resamples", 5, "-o", page.parent)
+    assert page.read_text().count("<svg") == 2
+    run(*given, "-o", page.parent)
+    assert page.read_text().count("<svg") == 3
+    page.unlink()
+    run("--data", beir, "--split", "dev", "--scorer", "bm25", "--resamples", 5, *given, "-o", page.parent)
+    assert page.read_text().count("<svg") == 3
 
 
 def test_the_command_adds_to_a_model_card(beir: Path, student: Path, tmp_path: Path) -> None:
