@@ -30,6 +30,12 @@ def run(*arguments: object, code: int = 0) -> tuple[str, str]:
     return result.stdout, result.stderr
 
 
+@pytest.fixture(autouse=True)
+def no_collection(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Models this small need not be collected one by one, which takes longer than what they do."""
+    monkeypatch.setattr("st_m3se.evaluation.harness._free", lambda: None)
+
+
 @pytest.fixture(scope="module")
 def root(checkpoint: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Two sets, models, a run and judgements."""
