@@ -151,7 +151,7 @@ def result_tables(results: Results, what: str) -> list[Table]:
                     low,
                     high,
                     corpus,
-                    sum(rest),
+                    sum(rest) if rest else None,
                 ]
             )
     columns = ["set", "queries", "system", *measures, f"{headline} from", "to", "s for the corpus", "s for the queries"]

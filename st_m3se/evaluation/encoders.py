@@ -35,10 +35,9 @@ class EncoderRanker:
     def __init__(self, source: Encoder, name: str, device: str | None) -> None:
         model = self._model = load_encoder(source, device)
         self.kind: str = next(kind for kind, known in CLASSES.items() if isinstance(model, known))
-        config = getattr(getattr(model[0], "auto_model", None), "config", None)
         self.description: dict[str, Any] = {
             "model": str(source.model) if isinstance(source.model, (str, Path)) else name,
-            "revision": getattr(config, "_commit_hash", None) or source.revision,
+            "revision": getattr(model.config, "_commit_hash", None) or source.revision,
             "fingerprint": model_fingerprint(model),
             "similarity": str(model.similarity_fn_name),
             "max_length": getattr(model, "max_seq_length", None),
