@@ -209,7 +209,20 @@ def test_a_trec_run_gives_the_lists(beir: Path, tmp_path: Path) -> None:
     run_file.write_text("".join(f"q00 Q0 d{rank:02} {rank + 1} {9 - rank} tag\n" for rank in range(6)))
     qrels = tmp_path / "qrels.txt"
     qrels.write_text("q00 0 d02 1\n")
-    run("--data", beir, "--qrels", qrels, "--candidates", run_file, "--scorer", "bm25", "-o", tmp_path / "out")
+    run(
+        "--data",
+        beir,
+        "--qrels",
+        qrels,
+        "--candidates",
+        run_file,
+        "--scorer",
+        "bm25",
+        "--resamples",
+        5,
+        "-o",
+        tmp_path / "out",
+    )
     (row,) = TeacherScores.open(tmp_path / "out" / "scores" / "bm25")
     assert sorted(map(str, row.document_ids)) == [f"d{rank:02}" for rank in range(6)]
 
