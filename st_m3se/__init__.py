@@ -9,6 +9,7 @@ if TYPE_CHECKING:
     from st_m3se.collator import DistillationCollator
     from st_m3se.dataset import build_distillation_dataset
     from st_m3se.evaluation.distillation import DistillationEvaluator
+    from st_m3se.evaluation.retrieval import RetrievalEvaluator
     from st_m3se.losses import (
         CoupledRankDistilLoss,
         DistillationLoss,
@@ -31,6 +32,7 @@ __all__ = [
     "MarginMSELoss",
     "RankDistilLoss",
     "ResampleCallback",
+    "RetrievalEvaluator",
     "ScoreMSELoss",
     "SoftmaxCrossEntropyLoss",
     "build_distillation_dataset",
@@ -40,6 +42,7 @@ MODULES = {
     "DistillationCollator": "collator",
     "DistillationEvaluator": "evaluation.distillation",
     "ResampleCallback": "resampling",
+    "RetrievalEvaluator": "evaluation.retrieval",
     "build_distillation_dataset": "dataset",
 }
 """Where a public name is, if not in ``losses``."""

@@ -89,7 +89,19 @@ def test_every_public_name_resolves() -> None:
 
 
 @pytest.mark.parametrize(
-    "module", ["functional", "losses", "collator", "encoding", "scores", "texts", "candidates", "dataset", "evaluation"]
+    "module",
+    [
+        "functional",
+        "losses",
+        "collator",
+        "encoding",
+        "scores",
+        "texts",
+        "candidates",
+        "dataset",
+        "evaluation",
+        "diagnostics",
+    ],
 )
 def test_every_name_of_a_submodule_resolves(module: str) -> None:
     names: dict[str, object] = {}
