@@ -46,6 +46,7 @@ from __future__ import annotations
 import argparse
 import json
 import sys
+import tempfile
 import time
 from collections.abc import Sequence
 from pathlib import Path
@@ -154,14 +155,16 @@ def check_teacher(lessons: Lessons, teacher: LoadedTeacher, student: Any, guide:
     scores = teacher.scores("dev")
     teachers = run_of(scores, qrels)
     pools = {query: list(listed) for query, listed in teachers.items()}
-    folder = lessons.folder / "teacher_scores"
-    name = f"dev-student-{lessons.corpus.fingerprint[:8]}"
-    own = score_candidates(student, pools, lessons.queries, lessons.corpus, folder / name, show_progress_bar=False)
+    # Not in the output folder: another student may use that next, and these are made in a moment.
+    with tempfile.TemporaryDirectory() as scratch:
+        folder = Path(scratch) / "student"
+        own = score_candidates(student, pools, lessons.queries, lessons.corpus, folder, show_progress_bar=False)
+        of_student = run_of(own, pools)
     return print_check(
         console,
         {
             "BM25": {q: {d: lessons.lexical[q].get(d, 0.0) for d in pool} for q, pool in pools.items()},
-            "student": run_of(own, pools),
+            "student": of_student,
             "guide": {q: {d: lessons.dense[q][d] for d in pool} for q, pool in pools.items()},
             "teacher": teachers,
             "teacher + guide": run_of(lessons.with_guide(scores, "dev"), pools),

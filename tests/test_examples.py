@@ -99,6 +99,9 @@ def test_command_line_on_a_beir_folder(beir, command, tmp_path):
     assert results["training_lists"] > 10  # queries and pseudo-queries
     assert results["warm_up_pairs"] == 26
     assert "student warmed up" in results["systems"]
+    # What is there of one run must not stop another in the same folder.
+    assert distill_msmarco.main(command("--data", beir, "--pseudo-queries", "5", "--loss", "margin-mse")) == 0
+    assert check_results(tmp_path / "out")["arguments"]["loss"] == "margin-mse"
 
 
 @pytest.fixture
