@@ -155,6 +155,8 @@ def launched(folder: Path) -> None:
     for case in [*EQUAL, UNEQUAL]:
         parameters = train(case, folder, processes=2)
         torch.save(parameters, folder / f"{case}.{os.environ['RANK']}.pt")
+    # Without this the interpreter's exit may meet the group's threads still running, and abort the process.
+    torch.distributed.destroy_process_group()
 
 
 if __name__ == "__main__":

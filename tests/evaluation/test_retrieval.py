@@ -257,6 +257,8 @@ def launched(folder: Path) -> None:
     (folder / f"{rank}.json").write_text(json.dumps({"calls": len(calls), "logged": logged}))
     if rank == "0":
         model.save_pretrained(str(folder / "after"))
+    # Without this the interpreter's exit may meet the group's threads still running, and abort the process.
+    torch.distributed.destroy_process_group()
 
 
 @pytest.mark.slow
