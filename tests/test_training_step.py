@@ -1,0 +1,49 @@
+"""The benchmark of the training step, small and in this process; figures are not judged, what they are of is."""
+
+from __future__ import annotations
+
+import json
+import sys
+from importlib.util import module_from_spec, spec_from_file_location
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+BENCHMARKS = Path(__file__).resolve().parents[1] / "benchmarks"
+SIZES = ["--queries", "4", "--documents", "4", "--max-length", "64", "--repeats", "1", "--parts", "2"]
+MODEL = ["--model", "random", "--device", "cpu", "--skip-memory", "--profile"]
+
+
+@pytest.fixture
+def benchmark(monkeypatch: pytest.MonkeyPatch) -> Any:
+    monkeypatch.syspath_prepend(str(BENCHMARKS))
+    spec = spec_from_file_location("training_step", BENCHMARKS / "training_step.py")
+    assert spec is not None
+    assert spec.loader is not None
+    module = module_from_spec(spec)
+    monkeypatch.setitem(sys.modules, "training_step", module)
+    spec.loader.exec_module(module)
+    return module
+
+
+@pytest.mark.slow
+def test_all_ways_take_the_same_lists(benchmark: Any, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    """Prevents a way that is fast because it leaves out texts or computes another gradient."""
+    output = tmp_path / "step.json"
+    data = ["--sets", "msmarco-like", "--data", str(tmp_path)]
+    monkeypatch.setattr(sys, "argv", ["training_step.py", *SIZES, *MODEL, *data, "--output", str(output)])
+    benchmark.main()
+    steps, checks, profiles = json.loads(output.read_text())["tables"]
+    by_way = {row[0]: dict(zip(steps["columns"], row, strict=True)) for row in steps["rows"]}
+    assert list(by_way) == list(benchmark.WAYS)
+    assert all(row["parts"] == 2 and row["median, s"] > 0 for row in by_way.values())
+    padding = {way: row["padded / real tokens"] for way, row in by_way.items()}
+    assert padding["floor, one piece"] == padding["floor, pieces"] == 1
+    assert 1 <= padding["st-m3se MarginMSE"] < padding["host MarginMSE, merged"]
+    assert padding["st-m3se MarginMSE"] == padding["st-m3se M3SE"] == padding["st-m3se M3SE, cached"]
+    (difference,) = (row[1] for row in checks["rows"] if row[0].startswith("gradients"))
+    assert float(difference) < 1e-4
+    assert profiles["columns"] == ["operator", *benchmark.PROFILED]
+    whole = profiles["rows"][-1]
+    assert whole[1:] == pytest.approx([sum(row[place] for row in profiles["rows"][:-1]) for place in (1, 2, 3)])
