@@ -242,7 +242,7 @@ def _words_looked_up_once(model: nn.Module, chunks: list[Features]) -> Iterator[
             found.extend(torch.split(F.embedding(tokens, table.weight, table.padding_idx), sizes))
         return found[place].view_as(output)
 
-    handle = table.register_forward_hook(look_up)
+    handle = table.register_forward_hook(look_up, prepend=True)  # what others do to the words comes after
     try:
         yield
     finally:
