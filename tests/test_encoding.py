@@ -205,7 +205,7 @@ def test_a_model_that_changes_the_ids_is_left_alone(model: Any, monkeypatch: pyt
 
 
 def test_what_others_hook_to_the_words_still_happens(model: Any, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Prevents the shared lookup from undoing a hook such as NEFTune's, which adds noise to the words' embeddings."""
+    """Prevents the shared lookup from undoing a hook that adds noise to the words' embeddings."""
     monkeypatch.setattr(encoding, "CHUNK_TOKENS", 40)
     features, _ = sort_by_length(model.preprocess(TEXTS))
     plain = torch.cat(encode(model, features))

@@ -26,6 +26,7 @@ from sentence_transformers.sentence_transformer.losses import MultipleNegativesR
 from torch import Tensor
 
 from st_m3se import CoupledRankDistilLoss, M3SELoss, RankDistilLoss, SoftmaxCrossEntropyLoss
+from st_m3se.functional import softmax_cross_entropy_loss
 
 NAN, INF = math.nan, math.inf
 SEED = 0
@@ -152,6 +153,39 @@ def test_in_batch_negatives_keep_every_positive_of_the_query_out(model: Any, rag
         total += sum(((own[p] - own[top]) - (by_text[p] - by_text[top])) ** 2 for p in positives)
         total += sum(max(0.0, by_text[n] - by_text[top]) ** 2 for n in texts if n not in positives)
     assert actual.item() == pytest.approx(total / len(rows), rel=1e-4)
+
+
+@pytest.mark.parametrize("tokens", [None, 40])
+@pytest.mark.parametrize("gather", [False, True])
+@pytest.mark.parametrize("how", ["lists", "columns", "ids", "labels by hand"])
+def test_what_is_known_to_be_relevant_is_no_in_batch_negative(
+    model: Any, even_rows: list[dict[str, Any]], how: str, gather: bool, tokens: int | None
+) -> None:
+    """Prevents training against the judgements: a positive that another row holds, pushed down as its negative.
+
+    Rows 0 and 3 share no text; by what is known, the positive of row 3 is relevant to the query of row 0.
+    """
+    rows = [dict(even_rows[place]) for place in (0, 3)]
+    if how == "ids":
+        rows[0] |= {"document_ids": [1, 2, 3], "relevant_ids": [1, 77]}
+        rows[1] |= {"document_ids": [77, 5, 6]}
+    else:
+        rows[1]["query"] = rows[0]["query"]
+    batch = collate_columns(model, rows) if how == "columns" else collate(model, rows)
+    if how == "labels by hand":
+        del batch.labels["known"]
+    loss = SoftmaxCrossEntropyLoss(
+        model, scale=3.0, in_batch_negatives=True, gather_across_devices=gather, mini_batch_num_tokens=tokens
+    )
+
+    expected = []
+    for row, other in (rows, rows[::-1]):
+        relevant = other["documents"][:1] if how != "ids" or row is rows[0] else []
+        texts = row["documents"] + [text for text in other["documents"] if text not in relevant]
+        student = 3.0 * util.cos_sim(embed(model, [row["query"]]), embed(model, texts))
+        teacher = torch.tensor([row["scores"] + [NAN] * (len(texts) - 3)])
+        expected.append(softmax_cross_entropy_loss(student, teacher))
+    torch.testing.assert_close(loss(batch.fresh(), batch.labels), torch.stack(expected).mean(), rtol=1e-4, atol=1e-5)
 
 
 @pytest.mark.parametrize("cached", [False, True])

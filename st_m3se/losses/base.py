@@ -25,7 +25,16 @@ from st_m3se.encoding import (
     slice_rows,
     sort_by_length,
 )
-from st_m3se.losses.gather import gather_documents, text_keys, unlisted, unlisted_texts
+from st_m3se.losses.gather import (
+    NO_KEY,
+    Known,
+    gather_documents,
+    gather_known,
+    not_relevant,
+    text_keys,
+    unlisted,
+    unlisted_texts,
+)
 from st_m3se.losses.scale import ScaleCheck
 
 __all__ = ["DistillationLoss"]
@@ -44,6 +53,14 @@ class Lists:
     index: Tensor  # int64, rows of the U document embeddings
     queries: Tensor | None = None  # int64 [Q], rows of the query embeddings; None: in order
     keys: Tensor | None = None  # int64 [U], where documents of other processes are to join
+    known: Known | None = None  # where other queries' documents are to join
+
+
+def _known_by_tokens(queries: Features, documents: Features, lists: Lists) -> Known:
+    """What the rows alone tell: a positive of one row is relevant to the same query in another row."""
+    keys = text_keys(documents)
+    relevant = keys[lists.index].masked_fill(~(lists.positives & lists.mask), NO_KEY)
+    return Known(text_keys(queries), relevant, keys, torch.arange(len(keys), device=keys.device))
 
 
 class DistillationLoss(CachedLossMixin, nn.Module):
@@ -63,7 +80,9 @@ class DistillationLoss(CachedLossMixin, nn.Module):
         scale: Multiplies the similarity. A cosine lies in [-1, 1], cross-encoder margins reach 20: ``scale`` must
             bridge the two. 1.0 suits dot products.
         in_batch_negatives: Let the other queries' documents join as unscored negatives, except those that are in the
-            query's own list. Only for losses in which an unscored document has a part.
+            query's own list or known to be relevant to it: a positive of the same query in another row of the batch, or
+            one of the ``relevant_ids`` that :class:`~st_m3se.DistillationCollator` was given. Only for losses in which
+            an unscored document has a part.
         mini_batch_num_tokens: Cache gradients over mini-batches of at most this many tokens, so that memory does
             not grow with the list length. None: no caching, which is faster where memory allows.
         gather_across_devices: Let the documents of all processes' batches join, not only this one's; needs
@@ -119,7 +138,7 @@ class DistillationLoss(CachedLossMixin, nn.Module):
         """The loss of scores, each tensor ``[Q, D]``; one call of a function of :mod:`st_m3se.functional`."""
         raise NotImplementedError
 
-    def forward(self, sentence_features: Iterable[Features], labels: Tensor | Mapping[str, Tensor]) -> Tensor:
+    def forward(self, sentence_features: Iterable[Features], labels: Tensor | Mapping[str, Any]) -> Tensor:
         """Return the batch's loss, a scalar.
 
         Args:
@@ -143,8 +162,14 @@ class DistillationLoss(CachedLossMixin, nn.Module):
         if len(documents) == 1 and is_sliceable(documents[0]):
             features, which = distinct_rows(documents[0])
             features, place = sort_by_length(features)
-            keys = text_keys(features) if self.gather_across_devices else None
-            documents, lists = [features], replace(lists, index=place[which][lists.index], keys=keys)
+            moved = place[which]
+            documents, lists = [features], replace(lists, index=moved[lists.index])
+            if self.gather_across_devices:
+                lists = replace(lists, keys=text_keys(features))
+            if lists.known is not None:
+                lists = replace(lists, known=lists.known._replace(rows=moved[lists.known.rows]))
+            elif self.in_batch_negatives and is_sliceable(columns[0]):
+                lists = replace(lists, known=_known_by_tokens(columns[0], features, lists))
         elif self.gather_across_devices:
             raise ValueError(
                 "gather_across_devices compares the tokens of documents between processes, and these features have "
@@ -196,7 +221,7 @@ class DistillationLoss(CachedLossMixin, nn.Module):
                 f"{len(queries)} queries: a query would be trained on another one's list. Check the collator."
             )
         index, mask = labels.index, labels.mask
-        numbers = None
+        numbers, begin = None, 0
         if labels.keys is not None:
             documents, numbers, begin = gather_documents(documents, labels.keys)
             index = index + begin
@@ -216,6 +241,9 @@ class DistillationLoss(CachedLossMixin, nn.Module):
                     joining = unlisted(index, mask, len(documents))
                 else:
                     joining = unlisted_texts(numbers, index, mask)
+                if labels.known is not None:
+                    known = labels.known if numbers is None else gather_known(labels.known, begin)
+                    joining &= not_relevant(known, labels.known.queries, len(documents))
                 student_scores = torch.cat([student_scores, similarity], dim=1)
                 teacher_scores = torch.cat([teacher_scores, torch.full_like(similarity, torch.nan)], dim=1)
                 positives = torch.cat([positives, torch.zeros_like(joining)], dim=1)
@@ -226,9 +254,10 @@ class DistillationLoss(CachedLossMixin, nn.Module):
             return loss.detach()
         return loss
 
-    def _from_collator(self, columns: list[Features], labels: Mapping[str, Tensor]) -> tuple[list[Features], Lists]:
+    def _from_collator(self, columns: list[Features], labels: Mapping[str, Any]) -> tuple[list[Features], Lists]:
         name = type(self).__name__
-        if set(labels) != set(LABEL_KEYS) or not all(isinstance(value, Tensor) for value in labels.values()):
+        tensors = {key: value for key, value in labels.items() if key != "known"}
+        if set(tensors) != set(LABEL_KEYS) or not all(isinstance(value, Tensor) for value in tensors.values()):
             raise ValueError(f"{name} expects the labels {list(LABEL_KEYS)}, got {list(labels)}. {COLLATOR_HINT}.")
         if len(columns) != 2:
             raise ValueError(
@@ -239,6 +268,8 @@ class DistillationLoss(CachedLossMixin, nn.Module):
         shapes = {key: list(labels[key].shape) for key in LABEL_KEYS}
         if lists.scores.ndim != 2 or any(shape != shapes["scores"] for shape in shapes.values()):
             raise ValueError(f"{name} expects labels of one shape [Q, D], got {shapes}. {COLLATOR_HINT}.")
+        if self.in_batch_negatives and "known" in labels:
+            lists = replace(lists, known=Known(**labels["known"]))
         return [columns[1]], lists
 
     def _from_columns(self, columns: list[Features], labels: Any) -> tuple[list[Features], Lists]:
