@@ -38,6 +38,9 @@ class DistillationCollator(SentenceTransformerDataCollator):
     documents of other rows as negatives, but none that has the text or the id of a positive of the same query in any
     row, and none of its ``relevant_ids``. ``query_id`` may stand beside the columns and is left alone.
 
+    A streamed dataset (``IterableDataset``) needs ``accelerator_config={"dispatch_batches": False}`` in the training
+    arguments: accelerate would cut the documents to the number of queries.
+
     Args:
         preprocess_fn: ``model.preprocess``.
         router_mapping: As in the training arguments, for the columns ``query`` and ``documents``.

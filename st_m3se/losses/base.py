@@ -268,6 +268,13 @@ class DistillationLoss(CachedLossMixin, nn.Module):
         shapes = {key: list(labels[key].shape) for key in LABEL_KEYS}
         if lists.scores.ndim != 2 or any(shape != shapes["scores"] for shape in shapes.values()):
             raise ValueError(f"{name} expects labels of one shape [Q, D], got {shapes}. {COLLATOR_HINT}.")
+        attention = columns[1].get("attention_mask")
+        if isinstance(attention, Tensor) and attention.ndim == 2 and int(lists.index.max()) >= len(attention):
+            raise ValueError(
+                f"{name}: the labels point to document {int(lists.index.max())}, and only {len(attention)} documents came. "
+                "Something cut the batch to its number of queries, as accelerate does with a streamed dataset: set "
+                "accelerator_config={'dispatch_batches': False} in the training arguments."
+            )
         if self.in_batch_negatives and "known" in labels:
             lists = replace(lists, known=Known(**labels["known"]))
         return [columns[1]], lists
