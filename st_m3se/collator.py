@@ -50,8 +50,8 @@ class DistillationCollator(SentenceTransformerDataCollator):
 
     Returns:
         ``query_*`` and ``document_*`` features (``Q`` and ``U`` rows), and ``label``: the mapping of ``scores``,
-        ``positives``, ``mask`` and ``index``, each ``[Q, D]``, that the losses of this package take, and ``known``, the
-        keys of queries, documents and what is relevant, for in-batch negatives.
+        ``positives``, ``mask`` and ``index``, each ``[Q, D]``, that the losses of this package take; with
+        ``document_ids``, also ``known``: keys of queries, documents and what is relevant, for in-batch negatives.
 
     Raises:
         ValueError: On rows that do not have this form, with the row's place in the batch.
@@ -90,8 +90,10 @@ class DistillationCollator(SentenceTransformerDataCollator):
             )
             mask[place, :count] = True
             index[place, :count] = torch.tensor([texts[text] for text in row["documents"]])
-        known = _known(features, texts)
-        batch["label"] = {"scores": scores, "positives": positives, "mask": mask, "index": index, "known": known}
+        batch["label"] = {"scores": scores, "positives": positives, "mask": mask, "index": index}
+        # From padded tokens the loss finds equal texts itself.
+        if any("document_ids" in row for row in features) or "document_attention_mask" not in batch:
+            batch["label"]["known"] = _known(features, texts)
         return batch
 
     def _preprocess(self, batch: dict[str, Any], column: str, prefix: str, texts: list[str]) -> None:

@@ -157,7 +157,7 @@ def test_in_batch_negatives_keep_every_positive_of_the_query_out(model: Any, rag
 
 @pytest.mark.parametrize("tokens", [None, 40])
 @pytest.mark.parametrize("gather", [False, True])
-@pytest.mark.parametrize("how", ["lists", "columns", "ids", "labels by hand"])
+@pytest.mark.parametrize("how", ["lists", "columns", "ids"])
 def test_what_is_known_to_be_relevant_is_no_in_batch_negative(
     model: Any, even_rows: list[dict[str, Any]], how: str, gather: bool, tokens: int | None
 ) -> None:
@@ -172,8 +172,6 @@ def test_what_is_known_to_be_relevant_is_no_in_batch_negative(
     else:
         rows[1]["query"] = rows[0]["query"]
     batch = collate_columns(model, rows) if how == "columns" else collate(model, rows)
-    if how == "labels by hand":
-        del batch.labels["known"]
     loss = SoftmaxCrossEntropyLoss(
         model, scale=3.0, in_batch_negatives=True, gather_across_devices=gather, mini_batch_num_tokens=tokens
     )
@@ -186,6 +184,16 @@ def test_what_is_known_to_be_relevant_is_no_in_batch_negative(
         teacher = torch.tensor([row["scores"] + [NAN] * (len(texts) - 3)])
         expected.append(softmax_cross_entropy_loss(student, teacher))
     torch.testing.assert_close(loss(batch.fresh(), batch.labels), torch.stack(expected).mean(), rtol=1e-4, atol=1e-5)
+
+
+def test_a_static_embedding_knows_what_is_relevant(static_model: Any, even_rows: list[dict[str, Any]]) -> None:
+    """Its features have no rows of tokens in which the loss could see that two queries are one."""
+    rows = [even_rows[0], even_rows[3] | {"query": even_rows[0]["query"]}]
+    batch = collate(static_model, rows)
+    loss = SoftmaxCrossEntropyLoss(static_model, scale=3.0, in_batch_negatives=True)
+    value = loss(batch.fresh(), batch.labels)
+    batch.labels["known"]["queries"] = torch.tensor([0, 1])  # as if they were two
+    assert loss(batch.fresh(), batch.labels) > value + 1e-3
 
 
 @pytest.mark.parametrize("cached", [False, True])
