@@ -15,6 +15,8 @@ from sentence_transformers.sentence_transformer.data_collator import SentenceTra
 
 __all__ = ["DistillationCollator"]
 
+AS_LISTS = "(Arrays and tensors: pass lists, e.g. with dataset.with_format(None).)"
+FLOAT32_MAX = torch.finfo(torch.float32).max
 COLUMNS = ("query", "documents", "scores")
 OPTIONAL = ("positives", "document_ids", "relevant_ids", "query_id", "dataset_name")
 
@@ -185,30 +187,47 @@ def _check_row(place: int, row: dict[str, Any], has_positives: bool) -> None:
             "training. Remove them with dataset.remove_columns, or rename them."
         )
     if ("positives" in row) != has_positives:
-        raise ValueError(f"row {place}: either every row has `positives` or none has.")
+        raise ValueError(
+            f"row {place}: either every row has `positives` or none has, and it differs from row 0. Document 0 would be "
+            "the positive of some rows, whatever it is. Add the column to all rows, or remove it."
+        )
     query, documents, scores = row["query"], row["documents"], row["scores"]
     if not isinstance(query, str):
         raise ValueError(f"row {place}: `query` must be a str, got {type(query).__name__}. Look ids up first.")
     if not _is_list(documents) or not documents or not all(isinstance(text, str) for text in documents):
-        raise ValueError(f"row {place}: `documents` must be a list of at least one str, got {documents!r:.200}.")
+        raise ValueError(
+            f"row {place}: `documents` must be a list of at least one str, got {documents!r:.200}. Anything else would "
+            f"be read as another text. Look ids up, and drop what is missing with its score. {AS_LISTS}"
+        )
     if not _is_list(scores) or len(scores) != len(documents):
         came = f"{len(scores)} scores" if _is_list(scores) else type(scores).__name__
         raise ValueError(
             f"row {place}: `scores` must be a list with one teacher score for each of the {len(documents)} documents, "
-            f"got {came}. A score for the wrong document would be learned. (Arrays and tensors: pass lists, e.g. "
-            "with dataset.with_format(None).)"
+            f"got {came}. A score for the wrong document would be learned. Score each document. {AS_LISTS}"
         )
     for score in scores:
         # A Real is also the numpy.float32 that CrossEncoder.predict returns.
         if score is not None and (isinstance(score, bool) or not isinstance(score, Real)):
-            raise ValueError(f"row {place}: a teacher score must be a float, or None if not scored, got {score!r}.")
-        if score is not None and math.isinf(score):
-            raise ValueError(f"row {place}: an infinite teacher score has no margin. Use None for 'not scored'.")
+            raise ValueError(
+                f"row {place}: a teacher score must be a float, or None if not scored, got {score!r}. It would be "
+                "learned as a number that the teacher never gave. Convert the column, or score the documents again."
+            )
+        if score is not None and abs(float(score)) > FLOAT32_MAX:
+            raise ValueError(
+                f"row {place}: a teacher score must be finite in single precision, got {score!r}: an infinite teacher "
+                "score has no margin, and the loss would be infinite. Use None for 'not scored'."
+            )
     positives = _positives(row)
     if not _is_list(positives) or len(positives) != len(documents):
-        raise ValueError(f"row {place}: `positives` must be a list of {len(documents)} bools, got {positives!r:.200}.")
+        raise ValueError(
+            f"row {place}: `positives` must be a list of {len(documents)} bools, got {positives!r:.200}. A wrong document "
+            f"would be the positive. Complete the column, or remove it if document 0 is the positive. {AS_LISTS}"
+        )
     if not all(isinstance(flag, (bool, np.bool_)) for flag in positives):
-        raise ValueError(f"row {place}: `positives` must hold bools, one per document, got {positives!r:.200}.")
+        raise ValueError(
+            f"row {place}: `positives` must hold bools, one per document, got {positives!r:.200}. Places of positives, "
+            "or grades, would mark wrong documents. Convert them, e.g. [grade >= 1 for grade in grades]."
+        )
     _check_ids(place, row)
     relevant = {text for text, flag in zip(documents, positives, strict=True) if flag}
     for text, flag in zip(documents, positives, strict=True):

@@ -68,6 +68,8 @@ def check_caching(model: nn.Module, mini_batch_num_tokens: int | None) -> None:
     Raises:
         ValueError: In either case.
     """
+    if mini_batch_num_tokens is not None and type(mini_batch_num_tokens) is not int:
+        raise ValueError(f"mini_batch_num_tokens must be a number of tokens, an int, got {mini_batch_num_tokens!r}.")
     _validate_mini_batch_num_tokens(mini_batch_num_tokens)
     if mini_batch_num_tokens is not None and has_static_embedding_input(model):
         raise ValueError(

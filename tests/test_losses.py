@@ -529,8 +529,8 @@ def test_a_bad_scale_is_refused(model: Any, spec: LossSpec, scale: Any) -> None:
         spec.build(model, scale=scale)
 
 
-@pytest.mark.parametrize("tokens", [0, -5])
-def test_a_bad_token_budget_is_refused(model: Any, spec: LossSpec, tokens: int) -> None:
+@pytest.mark.parametrize("tokens", [0, -5, 1.5, True, "64"])
+def test_a_bad_token_budget_is_refused(model: Any, spec: LossSpec, tokens: Any) -> None:
     with pytest.raises(ValueError, match="mini_batch_num_tokens"):
         spec.build(model, mini_batch_num_tokens=tokens)
 
@@ -545,6 +545,9 @@ def test_a_bad_token_budget_is_refused(model: Any, spec: LossSpec, tokens: int) 
         (lambda model: CoupledRankDistilLoss(model, num_samples=0), "num_samples"),
         (lambda model: SoftmaxCrossEntropyLoss(model, student_temperature=0.0), "student_temperature"),
         (lambda model: SoftmaxCrossEntropyLoss(model, teacher_temperature=-1.0), "teacher_temperature"),
+        (lambda model: SoftmaxCrossEntropyLoss(model, teacher_temperature="2"), "teacher_temperature"),
+        (lambda model: RankDistilLoss(model, penalty_weight="1"), "penalty_weight"),
+        (lambda model: M3SELoss(model, similarity_fct="cosine"), "similarity_fct.*got 'cosine'.*similarity_fn_name"),
     ],
 )
 def test_bad_options_are_refused_before_training(model: Any, build: Any, message: str) -> None:

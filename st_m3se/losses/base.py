@@ -111,6 +111,11 @@ class DistillationLoss(CachedLossMixin, nn.Module):
         super().__init__()
         if isinstance(scale, bool) or not isinstance(scale, (int, float)) or not 0 < scale < math.inf:
             raise ValueError(f"scale must be a positive finite number, got {scale!r}: it multiplies the similarity.")
+        if similarity_fct is not None and not callable(similarity_fct):
+            raise ValueError(
+                f"similarity_fct must be a function of two matrices of embeddings, such as util.dot_score, got "
+                f"{similarity_fct!r}. To use the model's own, set its similarity_fn_name and leave this None."
+            )
         if in_batch_negatives and not self.uses_unscored:
             raise ValueError(
                 f"{type(self).__name__} leaves documents without a teacher score out, so in_batch_negatives=True would "
