@@ -188,8 +188,8 @@ def _check_row(place: int, row: dict[str, Any], has_positives: bool) -> None:
         )
     if ("positives" in row) != has_positives:
         raise ValueError(
-            f"row {place}: either every row has `positives` or none has, and it differs from row 0. Document 0 would be "
-            "the positive of some rows, whatever it is. Add the column to all rows, or remove it."
+            f"row {place}: either every row has `positives` or none has, and row 0 differs. Document 0 would be the "
+            "positive of some rows, whatever it is. Add the column to all rows, or remove it."
         )
     query, documents, scores = row["query"], row["documents"], row["scores"]
     if not isinstance(query, str):
@@ -220,8 +220,8 @@ def _check_row(place: int, row: dict[str, Any], has_positives: bool) -> None:
     positives = _positives(row)
     if not _is_list(positives) or len(positives) != len(documents):
         raise ValueError(
-            f"row {place}: `positives` must be a list of {len(documents)} bools, got {positives!r:.200}. A wrong document "
-            f"would be the positive. Complete the column, or remove it if document 0 is the positive. {AS_LISTS}"
+            f"row {place}: `positives` must be a list of {len(documents)} bools, got {positives!r:.200}. A wrong "
+            f"document would be the positive. Complete the column, or remove it if document 0 is it. {AS_LISTS}"
         )
     if not all(isinstance(flag, (bool, np.bool_)) for flag in positives):
         raise ValueError(
