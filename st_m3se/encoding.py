@@ -42,6 +42,7 @@ __all__ = [
     "check_caching",
     "distinct_rows",
     "encode",
+    "has_tokens",
     "is_sliceable",
     "merge_columns",
     "slice_rows",
@@ -88,6 +89,11 @@ def _why_not_sliceable(features: Features) -> str | None:
         if key != "prompt_length" and isinstance(value, Tensor) and (value.ndim == 0 or len(value) != len(mask)):
             return f"{key!r} does not have one row per text (images)"
     return None
+
+
+def has_tokens(features: Features) -> bool:
+    """Whether these features hold one padded row of token ids per text."""
+    return "input_ids" in features and _why_not_sliceable(features) is None
 
 
 def is_sliceable(features: Features) -> bool:

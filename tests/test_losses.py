@@ -22,6 +22,7 @@ from conftest import (
     gradients,
 )
 from sentence_transformers import util
+from sentence_transformers.base.losses.merged_forward import column_merging_disabled
 from sentence_transformers.sentence_transformer.losses import MultipleNegativesRankingLoss
 from torch import Tensor
 
@@ -184,6 +185,16 @@ def test_what_is_known_to_be_relevant_is_no_in_batch_negative(
         teacher = torch.tensor([row["scores"] + [NAN] * (len(texts) - 3)])
         expected.append(softmax_cross_entropy_loss(student, teacher))
     torch.testing.assert_close(loss(batch.fresh(), batch.labels), torch.stack(expected).mean(), rtol=1e-4, atol=1e-5)
+
+
+def test_what_is_relevant_is_known_where_rows_must_not_be_cut(model: Any, even_rows: list[dict[str, Any]]) -> None:
+    """AdaptiveLayerLoss forbids new feature dicts; that must not change the negatives."""
+    rows = [even_rows[0], even_rows[3] | {"query": even_rows[0]["query"]}]
+    batch = collate(model, rows)
+    loss = SoftmaxCrossEntropyLoss(model, scale=3.0, in_batch_negatives=True)
+    with column_merging_disabled():
+        uncut = loss(batch.fresh(), batch.labels)
+    torch.testing.assert_close(uncut, loss(batch.fresh(), batch.labels), rtol=1e-5, atol=1e-5)
 
 
 def test_a_static_embedding_knows_what_is_relevant(static_model: Any, even_rows: list[dict[str, Any]]) -> None:

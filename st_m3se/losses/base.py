@@ -20,6 +20,7 @@ from st_m3se.encoding import (
     check_caching,
     distinct_rows,
     encode,
+    has_tokens,
     is_sliceable,
     merge_columns,
     slice_rows,
@@ -164,6 +165,8 @@ class DistillationLoss(CachedLossMixin, nn.Module):
         if torch.is_grad_enabled() and self._scale_check is not None:  # the trainer never puts a loss in eval mode
             self._scale_check(lists.scores, lists.mask)
 
+        if self.in_batch_negatives and lists.known is None and all(map(has_tokens, [columns[0], documents[0]])):
+            lists = replace(lists, known=_known_by_tokens(columns[0], documents[0], lists))
         if len(documents) == 1 and is_sliceable(documents[0]):
             features, which = distinct_rows(documents[0])
             features, place = sort_by_length(features)
@@ -173,8 +176,6 @@ class DistillationLoss(CachedLossMixin, nn.Module):
                 lists = replace(lists, keys=text_keys(features))
             if lists.known is not None:
                 lists = replace(lists, known=lists.known._replace(rows=moved[lists.known.rows]))
-            elif self.in_batch_negatives and is_sliceable(columns[0]):
-                lists = replace(lists, known=_known_by_tokens(columns[0], features, lists))
         elif self.gather_across_devices:
             raise ValueError(
                 "gather_across_devices compares the tokens of documents between processes, and these features have "
