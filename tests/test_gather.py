@@ -19,8 +19,9 @@ from st_m3se.losses.gather import text_keys, unlisted_texts
 ROWS = [
     {
         "query": "tall tower",
-        "documents": ["the tower of paris", "a tower in tokyo", "rome"],
-        "scores": [9.0, 2.0, -3.0],
+        "documents": ["the tower of paris", "a tower in tokyo", "rome", "lima"],
+        "scores": [9.0, 2.0, -3.0, -6.0],
+        "document_ids": ["p", "t", "r", "another id of lima"],
     },
     {
         "query": "italy",

@@ -64,6 +64,22 @@ def _known_by_tokens(queries: Features, documents: Features, lists: Lists) -> Kn
     return Known(text_keys(queries), relevant, keys, torch.arange(len(keys), device=keys.device))
 
 
+def _joining(lists: Lists, index: Tensor, numbers: Tensor | None, begin: int, count: int) -> Tensor:
+    """Which of ``count`` documents join a query's list as negatives: bool ``[Q, count]``.
+
+    ``index``, ``numbers`` and ``begin`` are those of :func:`gather_documents`; None and 0 where nothing was gathered.
+    """
+    if numbers is None:
+        joining = unlisted(index, lists.mask, count)
+        return joining if lists.known is None else joining & not_relevant(lists.known, lists.known.queries, count)
+    joining = unlisted_texts(numbers, index, lists.mask)
+    if lists.known is None:
+        return joining
+    known, slot = gather_known(lists.known, begin), numbers.clamp(min=0)
+    known = known._replace(rows=slot[known.rows])  # what is known of one copy of a text is known of all
+    return joining & not_relevant(known, lists.known.queries, count)[:, slot]
+
+
 class DistillationLoss(CachedLossMixin, nn.Module):
     """Base of the losses: encodes a batch, scores it with the student, and leaves the rest to :meth:`score_loss`.
 
@@ -243,13 +259,7 @@ class DistillationLoss(CachedLossMixin, nn.Module):
             student_scores = similarity.gather(1, index)
             teacher_scores, positives = labels.scores, labels.positives
             if self.in_batch_negatives:
-                if numbers is None:
-                    joining = unlisted(index, mask, len(documents))
-                else:
-                    joining = unlisted_texts(numbers, index, mask)
-                if labels.known is not None:
-                    known = labels.known if numbers is None else gather_known(labels.known, begin)
-                    joining &= not_relevant(known, labels.known.queries, len(documents))
+                joining = _joining(labels, index, numbers, begin, len(documents))
                 student_scores = torch.cat([student_scores, similarity], dim=1)
                 teacher_scores = torch.cat([teacher_scores, torch.full_like(similarity, torch.nan)], dim=1)
                 positives = torch.cat([positives, torch.zeros_like(joining)], dim=1)

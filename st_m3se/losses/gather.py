@@ -57,7 +57,7 @@ def gather_documents(documents: Tensor, keys: Tensor) -> tuple[Tensor, Tensor, i
 
 
 def gather_known(known: Known, begin: int) -> Known:
-    """What all processes know; this one's documents begin at row ``begin``."""
+    """What all processes know, with this one's documents from row ``begin`` on."""
     sizes = all_gather(known.queries.new_tensor([[*known.relevant.shape, len(known.documents)]]))
     queries, width, documents = sizes.amax(0).tolist()
     missing, shorter = queries - len(known.queries), documents - len(known.documents)
