@@ -73,9 +73,11 @@ def build_distillation_dataset(
             cover the range of scores to distil better than the top ones and than random ones.
         seed: For the draws.
         layout: "lists" gives rows of ``query``, ``documents``, ``scores`` and ``positives`` for
-            :class:`~st_m3se.DistillationCollator`, of at most ``list_size`` documents. "columns" gives ``query``,
-            ``document_1`` to ``document_<list_size>`` and ``label`` (their scores) for the stock collator and
-            ``model.fit``, with the positive as ``document_1``; queries with fewer negatives are left out.
+            :class:`~st_m3se.DistillationCollator`, of at most ``list_size`` documents, with ``document_ids`` and
+            ``relevant_ids``, which keep every known positive, drawn or not, scored or not, out of in-batch negatives.
+            "columns" gives ``query``, ``document_1`` to ``document_<list_size>`` and ``label`` (their scores) for the
+            stock collator and ``model.fit``, with the positive as ``document_1``; queries with fewer negatives are left
+            out.
         teacher_positives: This many of the teacher's highest-scored documents count as positives, besides those of the
             qrels. None means 0 with qrels and 1 without.
         max_positives: The most positives in a list, drawn afresh where there are more; the others are never negatives.

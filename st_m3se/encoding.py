@@ -42,6 +42,7 @@ __all__ = [
     "check_caching",
     "distinct_rows",
     "encode",
+    "has_tokens",
     "is_sliceable",
     "merge_columns",
     "slice_rows",
@@ -68,6 +69,8 @@ def check_caching(model: nn.Module, mini_batch_num_tokens: int | None) -> None:
     Raises:
         ValueError: In either case.
     """
+    if mini_batch_num_tokens is not None and type(mini_batch_num_tokens) is not int:
+        raise ValueError(f"mini_batch_num_tokens must be a number of tokens, an int, got {mini_batch_num_tokens!r}.")
     _validate_mini_batch_num_tokens(mini_batch_num_tokens)
     if mini_batch_num_tokens is not None and has_static_embedding_input(model):
         raise ValueError(
@@ -86,6 +89,11 @@ def _why_not_sliceable(features: Features) -> str | None:
         if key != "prompt_length" and isinstance(value, Tensor) and (value.ndim == 0 or len(value) != len(mask)):
             return f"{key!r} does not have one row per text (images)"
     return None
+
+
+def has_tokens(features: Features) -> bool:
+    """Whether these features hold one padded row of token ids per text."""
+    return "input_ids" in features and _why_not_sliceable(features) is None
 
 
 def is_sliceable(features: Features) -> bool:
@@ -242,7 +250,7 @@ def _words_looked_up_once(model: nn.Module, chunks: list[Features]) -> Iterator[
             found.extend(torch.split(F.embedding(tokens, table.weight, table.padding_idx), sizes))
         return found[place].view_as(output)
 
-    handle = table.register_forward_hook(look_up)
+    handle = table.register_forward_hook(look_up, prepend=True)  # what others do to the words comes after
     try:
         yield
     finally:

@@ -134,12 +134,12 @@ def _check_positive_int(name: str, value: int) -> None:
 
 
 def _check_temperature(name: str, value: float) -> None:
-    if not 0.0 < value < float("inf"):
+    if isinstance(value, bool) or not isinstance(value, (int, float)) or not 0.0 < value < float("inf"):
         raise ValueError(f"{name} must be positive and finite, got {value!r}.")
 
 
 def _check_penalty_weight(value: float) -> None:
-    if not 0.0 <= value < float("inf"):
+    if isinstance(value, bool) or not isinstance(value, (int, float)) or not 0.0 <= value < float("inf"):
         raise ValueError(f"penalty_weight must be finite and at least 0, got {value!r}.")
 
 

@@ -20,7 +20,7 @@ from st_m3se.texts import Texts
 
 __all__ = ["JoinCounts", "JoinOptions", "join_lists"]
 
-CACHE_VERSION = 1  # part of every cache file's name: raise it when what is cached changes
+CACHE_VERSION = 2  # part of every cache file's name: raise it when what is cached changes
 BLOCK_SCORES = 1 << 22  # joined together: some hundred megabytes
 BATCH_QUERIES = 1_000  # in one Arrow batch
 TEXTS_AT_ONCE = 1 << 15
@@ -88,8 +88,9 @@ def join_lists(
     """Join and check everything, once: the same join is found again in ``cache_dir``, by any process.
 
     Returns:
-        An Arrow file with ``query_id``, ``document_ids``, ``teacher_scores`` and ``num_positives`` (the first ones of
-        the list; positives and negatives each by falling score), and the counts.
+        An Arrow file with ``query_id``, ``document_ids``, ``teacher_scores``, ``num_positives`` (the first ones of the
+        list; positives and negatives each by falling score) and ``relevant_ids`` (the positives, and what is judged
+        relevant without a teacher score), and the counts.
 
     Raises:
         FormatError: If a text is missing, naming its id, ids are of different types, or the store is not valid.
@@ -150,7 +151,7 @@ class _Join:
         document_ids, scores, lengths = _flat(block)
         rows = np.repeat(np.arange(count), lengths)
         documents = _find(document_ids, self.corpus)
-        positives = self._judged(block, rows, documents)
+        positives, judged = self._judged(block, rows, documents)
 
         places = np.arange(len(rows))
         copies = repeated_texts(rows, self._text_hashes(documents), scores, positives)
@@ -175,19 +176,27 @@ class _Join:
         kept = np.flatnonzero(usable)
         ends = np.concatenate([[0], np.cumsum((num_positives + num_negatives)[kept])])
         offsets = pa.array(ends, pa.int32())
+        size = len(self.corpus)
+        relevant = np.unique(np.concatenate([judged, rows[positives] * size + documents[places[positives]]]))
+        relevant = relevant[usable[relevant // size]]
+        relevant_ends = np.concatenate([[0], np.cumsum(np.bincount(relevant // size, minlength=count)[kept])])
+        relevant_ids = self.corpus.ids.take(pa.array(relevant % size)).to_pylist()
         return pa.table(
             {
                 "query_id": block.column("query_id").take(pa.array(kept)),
                 "document_ids": pa.ListArray.from_arrays(offsets, document_ids.take(pa.array(places[order]))),
                 "teacher_scores": pa.ListArray.from_arrays(offsets, pa.array(scores[order].astype(np.float32))),
                 "num_positives": pa.array(num_positives[kept], pa.int32()),
+                "relevant_ids": pa.ListArray.from_arrays(
+                    pa.array(relevant_ends, pa.int32()), pa.array(relevant_ids, document_ids.type)
+                ),
             }
         )
 
-    def _judged(self, block: pa.Table, rows: np.ndarray, documents: np.ndarray) -> np.ndarray:
-        """True for the candidates that the judgements call relevant."""
+    def _judged(self, block: pa.Table, rows: np.ndarray, documents: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        """True for the candidates that are judged relevant; and all judged so, as row * len(corpus) + document."""
         if self.relevant is None:
-            return np.zeros(len(rows), dtype=bool)
+            return np.zeros(len(rows), dtype=bool), np.zeros(0, dtype=np.int64)
         pairs = [
             (row, document)
             for row, query_id in enumerate(block.column("query_id").to_pylist())
@@ -199,7 +208,7 @@ class _Join:
         found = np.isin(candidates, known)
         self.counts.judged += len(pairs)
         self.counts.judged_unscored += len(pairs) - len(np.unique(candidates[found]))
-        return found
+        return found, known
 
     def _text_hashes(self, documents: np.ndarray) -> np.ndarray:
         """A number for each document's text, equal for equal texts; each text is read once."""
@@ -238,6 +247,7 @@ def _schema(scores: TeacherScores) -> pa.Schema:
             "document_ids": kinds["document_ids"],
             "teacher_scores": kinds["scores"],
             "num_positives": pa.int32(),
+            "relevant_ids": kinds["document_ids"],
         }
     )
 

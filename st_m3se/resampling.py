@@ -28,7 +28,7 @@ Layout = Literal["lists", "columns"]
 
 READS_BEFORE_TRAINING = 5_000
 """Rows that a trainer may read for its model card before it starts to train."""
-COLUMNS = {"query_id", "document_ids", "teacher_scores", "num_positives"}
+COLUMNS = {"query_id", "document_ids", "teacher_scores", "num_positives", "relevant_ids"}
 EPOCH, TOLD, READS = range(3)  # the places of a reader's shared state
 
 
@@ -153,6 +153,8 @@ class ListReader:
                 _Flags([place < count for place in range(len(row))], query_id)
                 for query_id, row, count in zip(batch["query_id"], scores, positives, strict=True)
             ],
+            "document_ids": [ids[start:end] for start, end in pairwise(ends)],
+            "relevant_ids": batch["relevant_ids"],
         }
 
     def _watch(self, count: int) -> None:

@@ -103,6 +103,22 @@ def test_ids_may_stand_beside_the_texts(collator: DistillationCollator, caplog: 
     assert caplog.records == []
 
 
+def test_what_is_relevant_has_the_keys_of_its_texts_and_ids(collator: DistillationCollator) -> None:
+    """Prevents an id from being taken for a text or for an id of another type, and ids from being tied to a process."""
+    rows = [
+        row(document_ids=["a", 1, "1"], relevant_ids=["a", "elsewhere"]),
+        row(documents=["a", ANSWERS[0]], document_ids=["b", "c"], scores=[1.0, 0.0]),
+    ]
+    known = collator(rows)["label"]["known"]
+    by_document = {place: set(known["documents"][known["rows"] == place].tolist()) for place in range(4)}
+    assert [len(keys) for keys in by_document.values()] == [3, 2, 2, 2]  # answer 0 has the ids "a" and "c"
+    assert len(set.union(*by_document.values())) == 9
+    first, second = ({key for key in keys if key >= 0} for keys in known["relevant"].tolist())
+    assert len(first) == 3  # the text of the positive, its id, and the id of a document that is not here
+    assert len(first & by_document[0]) == 2
+    assert second == by_document[3]
+
+
 def test_the_dataset_name_is_kept(collator: DistillationCollator) -> None:
     """It chooses the loss where a dict of losses is trained."""
     assert collator([row(dataset_name="docs"), row(dataset_name="docs")])["dataset_name"] == "docs"
@@ -277,12 +293,22 @@ def without(column: str) -> dict[str, Any]:
         (row(scores=1.0), r"row 1: `scores` must be a list.*got float"),
         (row(scores=["1.0", "0.0", "0.0"]), r"row 1: a teacher score must be a float.*got '1.0'"),
         (row(scores=[True, False, False]), r"row 1: a teacher score must be a float.*got True"),
-        (row(scores=[1.0, math.inf, 0.0]), r"row 1: an infinite teacher score.*None"),
-        (row(scores=[-math.inf, 1.0, 0.0]), r"row 1: an infinite teacher score"),
+        (row(scores=[1.0, math.inf, 0.0]), r"row 1: .*an infinite teacher score.*None"),
+        (row(scores=[-math.inf, 1.0, 0.0]), r"row 1: .*an infinite teacher score"),
+        (row(scores=[1e39, 1.0, 0.0]), r"row 1: .*finite in single precision, got 1e\+39"),
         (
             row(documents=[ANSWERS[0], ANSWERS[1], ANSWERS[0]]),
             r"row 1: the document .* as a positive and as a negative",
         ),
+        (row(document_ids=["a", "b"]), r"row 1: `document_ids` must be a list of 3 ids.*got \['a', 'b'\].*remove it"),
+        (row(document_ids="abc"), r"row 1: `document_ids` must be a list of 3 ids"),
+        (row(document_ids=["a", None, "c"]), r"row 1: `document_ids` must be a list of 3 ids"),
+        (row(document_ids=["a", "b", "c"], relevant_ids="a"), r"row 1: `relevant_ids` must be a list of ids.*got 'a'"),
+        (
+            row(document_ids=["a", "b", "c"], relevant_ids=None),
+            r"row 1: `relevant_ids` must be a list of ids.*got None",
+        ),
+        (row(relevant_ids=["a"]), r"row 1: `relevant_ids` without `document_ids`.*Add"),
     ],
 )
 def test_a_bad_row_is_refused_by_its_place(collator: DistillationCollator, bad: dict[str, Any], message: str) -> None:

@@ -19,6 +19,7 @@ from sentence_transformers import SentenceTransformer, SentenceTransformerTraine
 from torch.utils.data import DataLoader
 
 from st_m3se import DistillationCollator, M3SELoss, MarginMSELoss, ResampleCallback, build_distillation_dataset
+from st_m3se.losses.gather import Known, not_relevant
 from st_m3se.resampling import list_readers
 from st_m3se.sampling import SAMPLINGS, random_keys, sample_list
 from st_m3se.scores import FormatError, TeacherScores
@@ -186,6 +187,23 @@ def test_several_positives_take_turns(rows_of: Any, tmp_path: Path) -> None:
     assert {at_epoch(one, epoch)[0]["document_1"] for epoch in range(40)} == {
         CORPUS[text_id] for text_id in judged["q0"]
     }
+
+
+def test_rows_name_all_that_is_relevant(rows_of: Any, make_model: Any, tmp_path: Path) -> None:
+    """Prevents a relevant document from being an in-batch negative: one not drawn, and one without a teacher score."""
+    store = rows_of(("q0", ["d0", "d1", "d2", "d3"], [5.0, 4.0, 3.0, 2.0]), ("q1", ["d1", "d9", "d0"], [3.0, 1.0, 0.0]))
+    judged = {"q0": {"d0": 1, "d1": 1, "d9": 1, "nowhere": 1, "d3": 0}, "q1": {"d1": 1}, "q7": {"d7": 1}}
+    dataset = build_distillation_dataset(
+        store, QUERIES, CORPUS, judged, list_size=3, max_positives=1, cache_dir=tmp_path
+    )
+    first, second = dataset[0], dataset[1]
+    assert [CORPUS[document_id] for document_id in first["document_ids"]] == first["documents"]
+    assert set(first["relevant_ids"]) == {"d0", "d1", "d9"}
+    assert second["relevant_ids"] == ["d1"]
+    by_teacher = build_distillation_dataset(store, QUERIES, CORPUS, teacher_positives=2, cache_dir=tmp_path)
+    assert [sorted(row["relevant_ids"]) for row in by_teacher] == [["d0", "d1"], ["d1", "d9"]]
+    known = DistillationCollator(preprocess_fn=make_model().preprocess)([first, second])["label"]["known"]
+    assert not_relevant(Known(**known), known["queries"], 5).sum() == 5 * 2 - 4  # d9 and both d0 and d1; d1
 
 
 def test_margins_leave_out_likely_false_negatives(rows_of: Any, tmp_path: Path) -> None:

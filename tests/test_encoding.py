@@ -204,6 +204,20 @@ def test_a_model_that_changes_the_ids_is_left_alone(model: Any, monkeypatch: pyt
     assert not torch.allclose(changed, torch.cat(encode(model, features)), atol=1e-3)
 
 
+def test_what_others_hook_to_the_words_still_happens(model: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Prevents the shared lookup from undoing a hook that adds noise to the words' embeddings."""
+    monkeypatch.setattr(encoding, "CHUNK_TOKENS", 40)
+    features, _ = sort_by_length(model.preprocess(TEXTS))
+    plain = torch.cat(encode(model, features))
+    table = model[0].auto_model.get_input_embeddings()
+    handle = table.register_forward_hook(lambda module, args, output: output.roll(1, dims=-1))
+    changed = torch.cat(encode(model, features))
+    expected = model(dict(features))["sentence_embedding"]
+    handle.remove()
+    torch.testing.assert_close(changed, expected, rtol=1e-4, atol=1e-5)
+    assert not torch.allclose(changed, plain, atol=1e-3)
+
+
 # Precision and compilation
 
 

@@ -14,16 +14,31 @@ from torch import Tensor
 from st_m3se import DistillationCollator, M3SELoss, SoftmaxCrossEntropyLoss
 from st_m3se.losses.gather import text_keys, unlisted_texts
 
-# Of unlike sizes between the two halves; "a tower in tokyo" stands in both, "rome" twice over.
+# Of unlike sizes between the two halves; "a tower in tokyo" stands in both, "rome" twice over. The fifth row asks for
+# "italy" again: what is relevant to it in one process is so in the other; "lima" is known to be, by its id.
 ROWS = [
     {
         "query": "tall tower",
-        "documents": ["the tower of paris", "a tower in tokyo", "rome"],
-        "scores": [9.0, 2.0, -3.0],
+        "documents": ["the tower of paris", "a tower in tokyo", "rome", "lima"],
+        "scores": [9.0, 2.0, -3.0, -6.0],
+        "document_ids": ["p", "t", "r", "another id of lima"],
     },
-    {"query": "italy", "documents": ["rome", "milan is a city in the north"], "scores": [7.0, 4.0]},
+    {
+        "query": "italy",
+        "documents": ["rome", "milan is a city in the north"],
+        "scores": [7.0, 4.0],
+        "document_ids": ["r", "m"],
+        "relevant_ids": ["r", "l"],
+    },
     {"query": "japan", "documents": ["a tower in tokyo", "osaka"], "scores": [6.0, 5.0]},
-    {"query": "peru", "documents": ["lima", "alpacas live in peru and chile", "rome"], "scores": [8.0, 1.0, -5.0]},
+    {
+        "query": "peru",
+        "documents": ["lima", "alpacas live in peru and chile", "rome"],
+        "scores": [8.0, 1.0, -5.0],
+        "document_ids": ["l", "a", "r"],
+    },
+    {"query": "italy", "documents": ["it is the boot of europe", "osaka"], "scores": [5.0, -4.0]},
+    {"query": "chile", "documents": ["santiago", "a tower in tokyo"], "scores": [6.0, -4.0]},
 ]
 LOSSES = [
     pytest.param(lambda model, **options: M3SELoss(model, scale=5.0, **options), id="m3se"),
@@ -48,7 +63,7 @@ def one_process(rank: int, folder: str, tokens: int | None, softmax: bool) -> No
     model = SentenceTransformer(f"{folder}/model", device="cpu").eval()
     make = LOSSES[int(softmax)].values[0]
     loss = make(model, in_batch_negatives=True, gather_across_devices=True, mini_batch_num_tokens=tokens)
-    value, gradient = loss_and_gradient(loss, ROWS[2 * rank : 2 * rank + 2])
+    value, gradient = loss_and_gradient(loss, ROWS[3 * rank : 3 * rank + 3])
     # DistributedDataParallel averages gradients over processes.
     dist.all_reduce(gradient)
     dist.all_reduce(value)

@@ -162,6 +162,15 @@ def test_no_duplicates_sampling_over_lists(model: Any, arguments: Arguments, rag
     train(model, arguments(batch_sampler="no_duplicates"), M3SELoss(model, scale=3.0), ragged_rows)
 
 
+def test_a_streamed_dataset(model: Any, arguments: Arguments, ragged_rows: Rows) -> None:
+    """accelerate cuts the batches of a stream, all their tensors, to the number of queries, unless told not to."""
+    stream = Dataset.from_list(ragged_rows).to_iterable_dataset()
+    with pytest.raises(ValueError, match=r"(?s)only 4 documents.*accelerator_config=\{'dispatch_batches': False\}"):
+        train(model, arguments(), M3SELoss(model, scale=3.0), stream)
+    args = arguments(accelerator_config={"dispatch_batches": False})
+    train(model, args, M3SELoss(model, scale=3.0, in_batch_negatives=True), stream)
+
+
 @CACHING
 def test_gradient_accumulation_gives_the_large_batchs_gradient(
     make_model: Any, arguments: Arguments, even_rows: Rows, tokens: int | None

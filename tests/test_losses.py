@@ -22,10 +22,12 @@ from conftest import (
     gradients,
 )
 from sentence_transformers import util
+from sentence_transformers.base.losses.merged_forward import column_merging_disabled
 from sentence_transformers.sentence_transformer.losses import MultipleNegativesRankingLoss
 from torch import Tensor
 
 from st_m3se import CoupledRankDistilLoss, M3SELoss, RankDistilLoss, SoftmaxCrossEntropyLoss
+from st_m3se.functional import softmax_cross_entropy_loss
 
 NAN, INF = math.nan, math.inf
 SEED = 0
@@ -152,6 +154,57 @@ def test_in_batch_negatives_keep_every_positive_of_the_query_out(model: Any, rag
         total += sum(((own[p] - own[top]) - (by_text[p] - by_text[top])) ** 2 for p in positives)
         total += sum(max(0.0, by_text[n] - by_text[top]) ** 2 for n in texts if n not in positives)
     assert actual.item() == pytest.approx(total / len(rows), rel=1e-4)
+
+
+@pytest.mark.parametrize("tokens", [None, 40])
+@pytest.mark.parametrize("gather", [False, True])
+@pytest.mark.parametrize("how", ["lists", "columns", "ids"])
+def test_what_is_known_to_be_relevant_is_no_in_batch_negative(
+    model: Any, even_rows: list[dict[str, Any]], how: str, gather: bool, tokens: int | None
+) -> None:
+    """Prevents training against the judgements: a positive that another row holds, pushed down as its negative.
+
+    Rows 0 and 3 share no text; by what is known, the positive of row 3 is relevant to the query of row 0.
+    """
+    rows = [dict(even_rows[place]) for place in (0, 3)]
+    if how == "ids":
+        rows[0] |= {"document_ids": [1, 2, 3], "relevant_ids": [1, 77]}
+        rows[1] |= {"document_ids": [77, 5, 6]}
+    else:
+        rows[1]["query"] = rows[0]["query"]
+    batch = collate_columns(model, rows) if how == "columns" else collate(model, rows)
+    loss = SoftmaxCrossEntropyLoss(
+        model, scale=3.0, in_batch_negatives=True, gather_across_devices=gather, mini_batch_num_tokens=tokens
+    )
+
+    expected = []
+    for row, other in (rows, rows[::-1]):
+        relevant = other["documents"][:1] if how != "ids" or row is rows[0] else []
+        texts = row["documents"] + [text for text in other["documents"] if text not in relevant]
+        student = 3.0 * util.cos_sim(embed(model, [row["query"]]), embed(model, texts))
+        teacher = torch.tensor([row["scores"] + [NAN] * (len(texts) - 3)])
+        expected.append(softmax_cross_entropy_loss(student, teacher))
+    torch.testing.assert_close(loss(batch.fresh(), batch.labels), torch.stack(expected).mean(), rtol=1e-4, atol=1e-5)
+
+
+def test_what_is_relevant_is_known_where_rows_must_not_be_cut(model: Any, even_rows: list[dict[str, Any]]) -> None:
+    """AdaptiveLayerLoss forbids new feature dicts; that must not change the negatives."""
+    rows = [even_rows[0], even_rows[3] | {"query": even_rows[0]["query"]}]
+    batch = collate(model, rows)
+    loss = SoftmaxCrossEntropyLoss(model, scale=3.0, in_batch_negatives=True)
+    with column_merging_disabled():
+        uncut = loss(batch.fresh(), batch.labels)
+    torch.testing.assert_close(uncut, loss(batch.fresh(), batch.labels), rtol=1e-5, atol=1e-5)
+
+
+def test_a_static_embedding_knows_what_is_relevant(static_model: Any, even_rows: list[dict[str, Any]]) -> None:
+    """Its features have no rows of tokens in which the loss could see that two queries are one."""
+    rows = [even_rows[0], even_rows[3] | {"query": even_rows[0]["query"]}]
+    batch = collate(static_model, rows)
+    loss = SoftmaxCrossEntropyLoss(static_model, scale=3.0, in_batch_negatives=True)
+    value = loss(batch.fresh(), batch.labels)
+    batch.labels["known"]["queries"] = torch.tensor([0, 1])  # as if they were two
+    assert loss(batch.fresh(), batch.labels) > value + 1e-3
 
 
 @pytest.mark.parametrize("cached", [False, True])
@@ -487,8 +540,8 @@ def test_a_bad_scale_is_refused(model: Any, spec: LossSpec, scale: Any) -> None:
         spec.build(model, scale=scale)
 
 
-@pytest.mark.parametrize("tokens", [0, -5])
-def test_a_bad_token_budget_is_refused(model: Any, spec: LossSpec, tokens: int) -> None:
+@pytest.mark.parametrize("tokens", [0, -5, 1.5, True, "64"])
+def test_a_bad_token_budget_is_refused(model: Any, spec: LossSpec, tokens: Any) -> None:
     with pytest.raises(ValueError, match="mini_batch_num_tokens"):
         spec.build(model, mini_batch_num_tokens=tokens)
 
@@ -503,6 +556,9 @@ def test_a_bad_token_budget_is_refused(model: Any, spec: LossSpec, tokens: int) 
         (lambda model: CoupledRankDistilLoss(model, num_samples=0), "num_samples"),
         (lambda model: SoftmaxCrossEntropyLoss(model, student_temperature=0.0), "student_temperature"),
         (lambda model: SoftmaxCrossEntropyLoss(model, teacher_temperature=-1.0), "teacher_temperature"),
+        (lambda model: SoftmaxCrossEntropyLoss(model, teacher_temperature="2"), "teacher_temperature"),
+        (lambda model: RankDistilLoss(model, penalty_weight="1"), "penalty_weight"),
+        (lambda model: M3SELoss(model, similarity_fct="cosine"), "similarity_fct.*got 'cosine'.*similarity_fn_name"),
     ],
 )
 def test_bad_options_are_refused_before_training(model: Any, build: Any, message: str) -> None:

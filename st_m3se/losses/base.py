@@ -20,12 +20,22 @@ from st_m3se.encoding import (
     check_caching,
     distinct_rows,
     encode,
+    has_tokens,
     is_sliceable,
     merge_columns,
     slice_rows,
     sort_by_length,
 )
-from st_m3se.losses.gather import gather_documents, text_keys, unlisted, unlisted_texts
+from st_m3se.losses.gather import (
+    NO_KEY,
+    Known,
+    gather_documents,
+    gather_known,
+    not_relevant,
+    text_keys,
+    unlisted,
+    unlisted_texts,
+)
 from st_m3se.losses.scale import ScaleCheck
 
 __all__ = ["DistillationLoss"]
@@ -44,6 +54,30 @@ class Lists:
     index: Tensor  # int64, rows of the U document embeddings
     queries: Tensor | None = None  # int64 [Q], rows of the query embeddings; None: in order
     keys: Tensor | None = None  # int64 [U], where documents of other processes are to join
+    known: Known | None = None  # where other queries' documents are to join
+
+
+def _known_by_tokens(queries: Features, documents: Features, lists: Lists) -> Known:
+    """What the rows alone tell: a positive of one row is relevant to the same query in another row."""
+    keys = text_keys(documents)
+    relevant = keys[lists.index].masked_fill(~(lists.positives & lists.mask), NO_KEY)
+    return Known(text_keys(queries), relevant, keys, torch.arange(len(keys), device=keys.device))
+
+
+def _joining(lists: Lists, index: Tensor, numbers: Tensor | None, begin: int, count: int) -> Tensor:
+    """Which of ``count`` documents join a query's list as negatives: bool ``[Q, count]``.
+
+    ``index``, ``numbers`` and ``begin`` are those of :func:`gather_documents`; None and 0 where nothing was gathered.
+    """
+    if numbers is None:
+        joining = unlisted(index, lists.mask, count)
+        return joining if lists.known is None else joining & not_relevant(lists.known, lists.known.queries, count)
+    joining = unlisted_texts(numbers, index, lists.mask)
+    if lists.known is None:
+        return joining
+    known, slot = gather_known(lists.known, begin), numbers.clamp(min=0)
+    known = known._replace(rows=slot[known.rows])  # what is known of one copy of a text is known of all
+    return joining & not_relevant(known, lists.known.queries, count)[:, slot]
 
 
 class DistillationLoss(CachedLossMixin, nn.Module):
@@ -63,7 +97,9 @@ class DistillationLoss(CachedLossMixin, nn.Module):
         scale: Multiplies the similarity. A cosine lies in [-1, 1], cross-encoder margins reach 20: ``scale`` must
             bridge the two. 1.0 suits dot products.
         in_batch_negatives: Let the other queries' documents join as unscored negatives, except those that are in the
-            query's own list. Only for losses in which an unscored document has a part.
+            query's own list or known to be relevant to it: a positive of the same query in another row of the batch, or
+            one of the ``relevant_ids`` that :class:`~st_m3se.DistillationCollator` was given. Only for losses in which
+            an unscored document has a part.
         mini_batch_num_tokens: Cache gradients over mini-batches of at most this many tokens, so that memory does
             not grow with the list length. None: no caching, which is faster where memory allows.
         gather_across_devices: Let the documents of all processes' batches join, not only this one's; needs
@@ -92,6 +128,11 @@ class DistillationLoss(CachedLossMixin, nn.Module):
         super().__init__()
         if isinstance(scale, bool) or not isinstance(scale, (int, float)) or not 0 < scale < math.inf:
             raise ValueError(f"scale must be a positive finite number, got {scale!r}: it multiplies the similarity.")
+        if similarity_fct is not None and not callable(similarity_fct):
+            raise ValueError(
+                f"similarity_fct must be a function of two matrices of embeddings, such as util.dot_score, got "
+                f"{similarity_fct!r}. To use the model's own, set its similarity_fn_name and leave this None."
+            )
         if in_batch_negatives and not self.uses_unscored:
             raise ValueError(
                 f"{type(self).__name__} leaves documents without a teacher score out, so in_batch_negatives=True would "
@@ -119,7 +160,7 @@ class DistillationLoss(CachedLossMixin, nn.Module):
         """The loss of scores, each tensor ``[Q, D]``; one call of a function of :mod:`st_m3se.functional`."""
         raise NotImplementedError
 
-    def forward(self, sentence_features: Iterable[Features], labels: Tensor | Mapping[str, Tensor]) -> Tensor:
+    def forward(self, sentence_features: Iterable[Features], labels: Tensor | Mapping[str, Any]) -> Tensor:
         """Return the batch's loss, a scalar.
 
         Args:
@@ -140,11 +181,17 @@ class DistillationLoss(CachedLossMixin, nn.Module):
         if torch.is_grad_enabled() and self._scale_check is not None:  # the trainer never puts a loss in eval mode
             self._scale_check(lists.scores, lists.mask)
 
+        if self.in_batch_negatives and lists.known is None and all(map(has_tokens, [columns[0], documents[0]])):
+            lists = replace(lists, known=_known_by_tokens(columns[0], documents[0], lists))
         if len(documents) == 1 and is_sliceable(documents[0]):
             features, which = distinct_rows(documents[0])
             features, place = sort_by_length(features)
-            keys = text_keys(features) if self.gather_across_devices else None
-            documents, lists = [features], replace(lists, index=place[which][lists.index], keys=keys)
+            moved = place[which]
+            documents, lists = [features], replace(lists, index=moved[lists.index])
+            if self.gather_across_devices:
+                lists = replace(lists, keys=text_keys(features))
+            if lists.known is not None:
+                lists = replace(lists, known=lists.known._replace(rows=moved[lists.known.rows]))
         elif self.gather_across_devices:
             raise ValueError(
                 "gather_across_devices compares the tokens of documents between processes, and these features have "
@@ -196,7 +243,7 @@ class DistillationLoss(CachedLossMixin, nn.Module):
                 f"{len(queries)} queries: a query would be trained on another one's list. Check the collator."
             )
         index, mask = labels.index, labels.mask
-        numbers = None
+        numbers, begin = None, 0
         if labels.keys is not None:
             documents, numbers, begin = gather_documents(documents, labels.keys)
             index = index + begin
@@ -212,10 +259,7 @@ class DistillationLoss(CachedLossMixin, nn.Module):
             student_scores = similarity.gather(1, index)
             teacher_scores, positives = labels.scores, labels.positives
             if self.in_batch_negatives:
-                if numbers is None:
-                    joining = unlisted(index, mask, len(documents))
-                else:
-                    joining = unlisted_texts(numbers, index, mask)
+                joining = _joining(labels, index, numbers, begin, len(documents))
                 student_scores = torch.cat([student_scores, similarity], dim=1)
                 teacher_scores = torch.cat([teacher_scores, torch.full_like(similarity, torch.nan)], dim=1)
                 positives = torch.cat([positives, torch.zeros_like(joining)], dim=1)
@@ -226,9 +270,10 @@ class DistillationLoss(CachedLossMixin, nn.Module):
             return loss.detach()
         return loss
 
-    def _from_collator(self, columns: list[Features], labels: Mapping[str, Tensor]) -> tuple[list[Features], Lists]:
+    def _from_collator(self, columns: list[Features], labels: Mapping[str, Any]) -> tuple[list[Features], Lists]:
         name = type(self).__name__
-        if set(labels) != set(LABEL_KEYS) or not all(isinstance(value, Tensor) for value in labels.values()):
+        tensors = {key: value for key, value in labels.items() if key != "known"}
+        if set(tensors) != set(LABEL_KEYS) or not all(isinstance(value, Tensor) for value in tensors.values()):
             raise ValueError(f"{name} expects the labels {list(LABEL_KEYS)}, got {list(labels)}. {COLLATOR_HINT}.")
         if len(columns) != 2:
             raise ValueError(
@@ -239,6 +284,15 @@ class DistillationLoss(CachedLossMixin, nn.Module):
         shapes = {key: list(labels[key].shape) for key in LABEL_KEYS}
         if lists.scores.ndim != 2 or any(shape != shapes["scores"] for shape in shapes.values()):
             raise ValueError(f"{name} expects labels of one shape [Q, D], got {shapes}. {COLLATOR_HINT}.")
+        attention = columns[1].get("attention_mask")
+        if isinstance(attention, Tensor) and attention.ndim == 2 and int(lists.index.max()) >= len(attention):
+            raise ValueError(
+                f"{name}: the labels point to document {int(lists.index.max())}, and only {len(attention)} documents came. "
+                "Something cut the batch to its number of queries, as accelerate does with a streamed dataset: set "
+                "accelerator_config={'dispatch_batches': False} in the training arguments."
+            )
+        if self.in_batch_negatives and "known" in labels:
+            lists = replace(lists, known=Known(**labels["known"]))
         return [columns[1]], lists
 
     def _from_columns(self, columns: list[Features], labels: Any) -> tuple[list[Features], Lists]:

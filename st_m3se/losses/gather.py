@@ -2,11 +2,26 @@
 
 from __future__ import annotations
 
+from typing import NamedTuple
+
 import torch
+import torch.nn.functional as F
 from sentence_transformers.util import all_gather, all_gather_with_grad, get_rank
 from torch import Tensor
 
 from st_m3se.encoding import Features
+
+NO_KEY, NO_DOCUMENT = -1, -2
+"""Padding of ``Known``: equal to no key, nor to each other."""
+
+
+class Known(NamedTuple):
+    """What is known to be relevant, by 64-bit keys of texts and ids that are the same on every process."""
+
+    queries: Tensor  # int64 [Q], equal for one query in several rows
+    relevant: Tensor  # int64 [Q, R], keys of documents, NO_KEY for padding
+    documents: Tensor  # int64 [K], the keys of the batch's documents, some with several
+    rows: Tensor  # int64 [K], the document that each key is of
 
 
 def text_keys(features: Features) -> Tensor:
@@ -39,6 +54,34 @@ def gather_documents(documents: Tensor, keys: Tensor) -> tuple[Tensor, Tensor, i
     real = (torch.arange(width, device=keys.device) < counts[:, None]).flatten()
     numbers = torch.unique(all_keys, return_inverse=True)[1].masked_fill(~real, -1)
     return everyone, numbers, get_rank() * width
+
+
+def gather_known(known: Known, begin: int) -> Known:
+    """What all processes know, with this one's documents from row ``begin`` on."""
+    sizes = all_gather(known.queries.new_tensor([[*known.relevant.shape, len(known.documents)]]))
+    queries, width, documents = sizes.amax(0).tolist()
+    missing, shorter = queries - len(known.queries), documents - len(known.documents)
+    return Known(
+        all_gather(F.pad(known.queries, (0, missing), value=NO_KEY)),
+        all_gather(F.pad(known.relevant, (0, width - known.relevant.shape[1], 0, missing), value=NO_KEY)),
+        all_gather(F.pad(known.documents, (0, shorter), value=NO_DOCUMENT)),
+        all_gather(F.pad(known.rows + begin, (0, shorter))),
+    )
+
+
+def not_relevant(known: Known, queries: Tensor, count: int) -> Tensor:
+    """Which of ``count`` documents no row of the batch knows to be relevant to a query: bool ``[Q, count]``.
+
+    Args:
+        known: What is known, to this process or to all.
+        queries: int64 ``[Q]``, the keys of the queries.
+        count: The number of documents.
+    """
+    keys, of_document = torch.unique(known.documents, return_inverse=True)
+    place = torch.searchsorted(keys, known.relevant).clamp(max=len(keys) - 1)
+    in_row = ~unlisted(place, keys[place] == known.relevant, len(keys))
+    of_query = (queries[:, None] == known.queries).float() @ in_row.float() > 0
+    return unlisted(known.rows.expand(len(queries), -1), of_query[:, of_document], count)
 
 
 def unlisted(index: Tensor, mask: Tensor, count: int) -> Tensor:
