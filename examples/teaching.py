@@ -33,12 +33,17 @@ REST_WORDS = 10
 
 
 def interleave(first: Run, second: Run, qrels: Qrels, size: int, with_relevant: bool) -> dict[str, list[str]]:
-    """Candidate pools: the relevant documents (for training), then the best of both runs in turn, ``size`` in all."""
+    """Candidate pools, the best of both runs in turn, ``size`` in all.
+
+    For training the best relevant documents come first, half of the pool at most, and no other relevant one is taken:
+    where a query has many, negatives are what its list would lack.
+    """
     pools = {}
     for query, relevant in qrels.items():
+        graded = sorted(relevant, key=lambda document: -relevant[document]) if with_relevant else []
         turns = chain.from_iterable(zip_longest(first.get(query, {}), second.get(query, {})))
-        ranked = dict.fromkeys(chain(relevant if with_relevant else (), (d for d in turns if d is not None)))
-        pools[query] = list(ranked)[: max(size, len(relevant) + 1 if with_relevant else 0)]
+        others = (document for document in turns if document is not None and document not in graded)
+        pools[query] = list(dict.fromkeys(chain(graded[: max(1, size // 2)], others)))[:size]
     return pools
 
 

@@ -213,6 +213,11 @@ def test_candidates_of_training_queries_begin_with_the_relevant_ones(lessons):
     lexical, dense = {"q": {"a": 3.0, "b": 2.0}}, {"q": {"b": 0.9, "c": 0.8, "d": 0.7}}
     assert teaching.interleave(lexical, dense, {"q": {"x": 1}}, 3, with_relevant=False) == {"q": ["a", "b", "c"]}
     assert teaching.interleave(lexical, dense, {"q": {"d": 1}}, 2, with_relevant=True) == {"q": ["d", "a"]}
+    many = {"a": 1, "d": 2, "x": 1, "y": 1}
+    pool = teaching.interleave(lexical, dense, {"q": many}, 3, with_relevant=True)["q"]
+    assert pool[0] == "d", "of many relevant documents the best one, and negatives, none of which is relevant"
+    assert len(pool) == 3
+    assert not many.keys() & pool[1:]
 
 
 def test_lists_are_filtered_by_the_known_positive(lessons):
