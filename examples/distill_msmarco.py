@@ -13,8 +13,9 @@ corpus.
 
 Hardware and time: 2 CPU cores, no GPU: the default run below took 537 s (training 279 s). --quick: some 2 minutes.
 
-Measured (Python 3.11.7, 2,288 documents, 150 test queries, ONE seed, so the spread between seeds is unknown; a third
-epoch of warm-up, in 661 s, ended at MRR@10 0.323):
+Measured (Python 3.11.7, 2,288 documents, 150 test queries, ONE seed. With the same seed in an environment with other
+installed packages, whose docstrings the warm-up takes: 0.304 warmed up, 0.307 after. A third epoch of warm-up, in 661 s,
+ended at MRR@10 0.323):
 
     system                                           MRR@10  nDCG@10
     BM25                                             0.374    0.423   p = 0.148 against the student after
@@ -25,9 +26,9 @@ epoch of warm-up, in 661 s, ended at MRR@10 0.323):
     cross-encoder                                    0.404    0.457   p = 0.039 against the student after
     cross-encoder + all-MiniLM-L6-v2 (the teacher)   0.438    0.495   p = 0.003 against the student after
 
-With --student minilm --scored 4 (628 s; 1,063 lists, 1 epoch, learning rate 1e-5, no warm-up) M3SE took
-all-MiniLM-L6-v2 itself from MRR@10 0.389 to 0.402 (p = 0.092) and nDCG@10 0.444 to 0.459 (p = 0.030), with a teacher at
-0.438 and 0.495.
+With --student minilm (932 lists, 1 epoch, learning rate 1e-5, no warm-up; 1,149 s on one busy core) M3SE took
+all-MiniLM-L6-v2 itself from MRR@10 0.389 to 0.403 (p = 0.070) and nDCG@10 0.444 to 0.459 (p = 0.018), with a teacher at
+0.438 and 0.495. --scored 4 (1,063 lists, 628 s on two cores) ended at 0.402 and 0.459.
 
 What did not work: the tiny student does NOT get above BM25, and after the warm-up M3SE adds nothing that can be told
 from chance. Other ways to distil, measured on 321 dev queries (BM25 without stemmer 0.356, one seed each, MRR@10):
