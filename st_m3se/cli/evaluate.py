@@ -75,7 +75,11 @@ def evaluate(
     ] = None,
     run: Annotated[
         list[str] | None,
-        typer.Option("--run", metavar="[NAME=]FILE", help="A finished run: a TREC file or a store. Repeatable."),
+        typer.Option(
+            "--run",
+            metavar="[NAME=]FILE",
+            help="A finished run: a TREC file or a store. Repeatable. NAME=FILE1,FILE2 are seeds of one system.",
+        ),
     ] = None,
     rerank: Annotated[
         list[str] | None,
@@ -181,7 +185,7 @@ def evaluate(
     Three seeds of one system on two folders, tested against BM25:
 
     st-m3se evaluate --data scifact --data cranfield --system bm25 \
-    --system ours=run1,run2,run3 --baseline bm25 --output out
+    --system ours=seed1,seed2,seed3 --baseline bm25 --output out
 
     Measure finished runs, without any text:
 

@@ -115,6 +115,14 @@ def test_a_repeated_name_is_another_seed() -> None:
     assert results().groups == {"ours": ("ours-1", "ours-2")}
 
 
+def test_runs_can_be_seeds_of_one_system() -> None:
+    shutil.copy("top.run", "second.run")
+    shutil.copy("top.run", "third,run")
+    run("--data", "small", "--run", "ours=top.run,second.run", "--run", "ours=third,run", *FAST)
+    assert results().groups == {"ours": ("ours-1", "ours-2", "ours-3")}
+    assert means()["ours-1"] == means()["ours-3"]
+
+
 def test_options_for_all_and_for_one() -> None:
     run(
         *BM25,
@@ -224,6 +232,9 @@ def test_a_wrong_command_line_exits_with_2(arguments: list[str], message: str) -
         (["--data", "small", "--system", "bm25", "--baseline", "bm26"], "there are bm25"),
         (["--data", "small", "--system", "bm25", "--system", "bm25"], "--system NAME=bm25"),
         (["--data", "small", "--system", "student,seed2"], "NAME=student,seed2"),
+        (["--data", "small", "--run", "top.run,second.run"], "name it: NAME=top.run,second.run"),
+        (["--data", "small", "--run", "top.run", "--run", "./top.run"], "--run NAME=./top.run"),
+        (["--data", "small", "--system", "bm25", "--run", "bm25=top.run"], "two systems would be named 'bm25'"),
         (["--data", "small", "--system", "bm25", "--kind", "x=sparse"], "--kind is for 'x', which is no system here"),
         (["--data", "small", "--system", "student", "--kind", "vague"], "--kind must be one of bi-encoder, sparse"),
         (["--data", "small", "--system", "student", "--max-length", "long"], "--max-length must be a number"),
