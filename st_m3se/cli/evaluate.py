@@ -162,6 +162,14 @@ def evaluate(
         Path | None, typer.Option("--cache", metavar="FOLDER", help="Of embeddings. Default: OUT/embeddings.")
     ] = None,
     plots: Annotated[bool, typer.Option("--plots/--no-plots", help="Draw plots; needs the extra named plot.")] = True,
+    diagnosis: Annotated[
+        Path | None,
+        typer.Option(
+            "--diagnosis",
+            metavar="FOLDER",
+            help="What st-m3se diagnose has written: its figures and numbers become a section of report.html.",
+        ),
+    ] = None,
     compare: Annotated[
         bool, typer.Option("--compare", help="Put the RESULTS of several evaluations beside each other.")
     ] = False,
@@ -202,7 +210,7 @@ def evaluate(
     st-m3se evaluate --compare a/results.json b/results.json
     """
     if compare:
-        _compare(results or [], output, common_queries, baseline, confidence, plots)
+        _compare(results or [], output, common_queries, baseline, confidence, plots, diagnosis)
         return
     if results:
         raise typer.BadParameter(f"{results[0]} is not expected here: results are compared with --compare.")
@@ -220,6 +228,7 @@ def evaluate(
         from st_m3se.extras import require
 
         require("rich", "eval")
+        sections = _sections(diagnosis)
         sets = list(_sets(data or [], beir_set or [], split, qrels, candidates, queries, corpus, strict))
         given = Given(
             systems=system or [],
@@ -251,6 +260,7 @@ def evaluate(
             device=device,
             cache_dir=cache,
             plots=plots,
+            sections=sections,
         )
 
     _show(_reported(evaluated), output)
@@ -263,6 +273,7 @@ def _compare(
     baseline: str | None,
     confidence: float | None,
     plots: bool,
+    diagnosis: Path | None,
 ) -> None:
     if not files:
         raise typer.BadParameter("name the results.json files to compare.")
@@ -273,10 +284,17 @@ def _compare(
 
         results = compare_files(files, common_queries=common_queries, baseline=baseline, confidence=confidence)
         if output is not None:
-            write_report(results, output, plots=plots)
+            write_report(results, output, plots=plots, sections=_sections(diagnosis))
         return results
 
     _show(_reported(compared), output)
+
+
+def _sections(diagnosis: Path | None) -> list[tuple[str, str]]:
+    """The page's further sections."""
+    from st_m3se.diagnostics.report import html_section
+
+    return [] if diagnosis is None else [html_section(diagnosis)]
 
 
 def _reported(work: Callable[[], Any]) -> Any:

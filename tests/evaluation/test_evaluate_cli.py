@@ -79,7 +79,7 @@ def test_the_help_teaches() -> None:
     names = (
         "data set split qrels candidates queries corpus system run rerank rerank-depth first-stage kind query-prompt "
         "document-prompt max-length dtype measure depth baseline confidence no-exclude-same-id strict batch-size "
-        "device cache no-plots compare common-queries output"
+        "device cache no-plots diagnosis compare common-queries output"
     )
     for name in names.split():
         assert re.search(rf"--{name}\b", out), name
@@ -196,6 +196,20 @@ def test_two_evaluations_are_compared(folder: Path) -> None:
     _, err = run("--compare", "a", "c", code=1)
     assert "not the same everywhere" in err
     run("--compare", "a", "c", "--common-queries")
+
+
+def test_a_diagnosis_becomes_a_section_of_the_page() -> None:
+    look = ["diagnose", "--data", "small", "--scorer", "bm25", "--depth", "4", "--resamples", "5", "-o", "look"]
+    assert CliRunner().invoke(app, look).exit_code == 0
+    run(*BM25, "--diagnosis", "look")
+    page = Path("out/report.html").read_text()
+    assert '<h2 id="section-1-title">How the scorers separate relevant documents: small test</h2>' in page
+    assert page.count("<svg") == 2
+    run("--compare", "out", "--diagnosis", "look", "--output", "compared", "--no-plots")
+    assert Path("compared/report.html").read_text().count("<svg") == 2
+    _, err = run("--data", "small", "--system", "bm25", "--diagnosis", "small", "--output", "other", code=1)
+    assert "`st-m3se diagnose` makes one" in err
+    assert not Path("other").exists(), "the diagnosis should be looked at before anything is made"
 
 
 @pytest.mark.parametrize(
