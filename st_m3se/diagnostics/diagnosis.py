@@ -209,9 +209,9 @@ def diagnose(
     )
     texts = None if queries is None else Texts.open(queries, "queries"), None if corpus is None else Texts.open(corpus)
     output.mkdir(parents=True, exist_ok=True)
+    stores = score_lists(lists, scorers, *texts, output / "scores", show_progress_bar=show_progress_bar, **options)
     judged = [[query, document, 1] for query, relevant in lists.qrels().items() for document in relevant]
     _write_csv(output / "qrels.tsv", ["query-id", "corpus-id", "score"], judged, delimiter="\t")
-    stores = score_lists(lists, scorers, *texts, output / "scores", show_progress_bar=show_progress_bar, **options)
     statistics: dict[str, Any] = {"n_resamples": n_resamples, "confidence": confidence, "seed": seed}
     found = Diagnosis(
         {

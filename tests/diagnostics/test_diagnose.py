@@ -320,6 +320,17 @@ def test_mistakes_are_found_before_anything_is_scored(beir: Path, student: Path,
     assert not (tmp_path / "scores").exists()
 
 
+def test_a_refused_command_leaves_the_folder_as_it_was(beir: Path, student: Path, tmp_path: Path) -> None:
+    """Prevents scores and judgements of other lists than those of the report that stays."""
+    given = ["--data", beir, "--split", "dev", "--scorer", "bm25", *("--scorer", student, "-o", tmp_path)]
+    given += ["--resamples", 5]
+    run(*given, "--depth", 5)
+    files = [tmp_path / "qrels.tsv", *sorted((tmp_path / "scores").rglob("*.parquet"))]
+    before = [file.read_bytes() for file in files]
+    assert "was begun with something else" in run(*given, "--max-queries", 3, code=1)
+    assert [file.read_bytes() for file in files] == before
+
+
 def test_the_help_teaches() -> None:
     text = " ".join(run("--help").split())
     for phrase in ("st-m3se diagnose --data scifact", "AUC per query", "goes on with the same command", "--gap"):
