@@ -75,7 +75,11 @@ def evaluate(
     ] = None,
     run: Annotated[
         list[str] | None,
-        typer.Option("--run", metavar="[NAME=]FILE", help="A finished run: a TREC file or a store. Repeatable."),
+        typer.Option(
+            "--run",
+            metavar="[NAME=]FILE",
+            help="A finished run: a TREC file or a store. Repeatable. NAME=FILE1,FILE2 are seeds of one system.",
+        ),
     ] = None,
     rerank: Annotated[
         list[str] | None,
@@ -158,6 +162,14 @@ def evaluate(
         Path | None, typer.Option("--cache", metavar="FOLDER", help="Of embeddings. Default: OUT/embeddings.")
     ] = None,
     plots: Annotated[bool, typer.Option("--plots/--no-plots", help="Draw plots; needs the extra named plot.")] = True,
+    diagnosis: Annotated[
+        Path | None,
+        typer.Option(
+            "--diagnosis",
+            metavar="FOLDER",
+            help="What st-m3se diagnose has written: its figures and numbers become a section of report.html.",
+        ),
+    ] = None,
     compare: Annotated[
         bool, typer.Option("--compare", help="Put the RESULTS of several evaluations beside each other.")
     ] = False,
@@ -181,7 +193,7 @@ def evaluate(
     Three seeds of one system on two folders, tested against BM25:
 
     st-m3se evaluate --data scifact --data cranfield --system bm25 \
-    --system ours=run1,run2,run3 --baseline bm25 --output out
+    --system ours=seed1,seed2,seed3 --baseline bm25 --output out
 
     Measure finished runs, without any text:
 
@@ -198,7 +210,7 @@ def evaluate(
     st-m3se evaluate --compare a/results.json b/results.json
     """
     if compare:
-        _compare(results or [], output, common_queries, baseline, confidence, plots)
+        _compare(results or [], output, common_queries, baseline, confidence, plots, diagnosis)
         return
     if results:
         raise typer.BadParameter(f"{results[0]} is not expected here: results are compared with --compare.")
@@ -216,6 +228,7 @@ def evaluate(
         from st_m3se.extras import require
 
         require("rich", "eval")
+        sections = _sections(diagnosis)
         sets = list(_sets(data or [], beir_set or [], split, qrels, candidates, queries, corpus, strict))
         given = Given(
             systems=system or [],
@@ -247,6 +260,7 @@ def evaluate(
             device=device,
             cache_dir=cache,
             plots=plots,
+            sections=sections,
         )
 
     _show(_reported(evaluated), output)
@@ -259,6 +273,7 @@ def _compare(
     baseline: str | None,
     confidence: float | None,
     plots: bool,
+    diagnosis: Path | None,
 ) -> None:
     if not files:
         raise typer.BadParameter("name the results.json files to compare.")
@@ -269,10 +284,17 @@ def _compare(
 
         results = compare_files(files, common_queries=common_queries, baseline=baseline, confidence=confidence)
         if output is not None:
-            write_report(results, output, plots=plots)
+            write_report(results, output, plots=plots, sections=_sections(diagnosis))
         return results
 
     _show(_reported(compared), output)
+
+
+def _sections(diagnosis: Path | None) -> list[tuple[str, str]]:
+    """The page's further sections."""
+    from st_m3se.diagnostics.report import html_section
+
+    return [] if diagnosis is None else [html_section(diagnosis)]
 
 
 def _reported(work: Callable[[], Any]) -> Any:

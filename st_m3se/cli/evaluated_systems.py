@@ -26,7 +26,7 @@ class Given:
 
     Attributes:
         systems: ``[NAME=]SYSTEM`` or ``NAME=MODEL1,MODEL2``.
-        runs: ``[NAME=]FILE``.
+        runs: ``[NAME=]FILE`` or ``NAME=FILE1,FILE2``.
         rerank: ``[NAME=]MODEL``.
         rerank_depth: Documents that they re-rank.
         first_stages: Names of what they re-rank; none is every system that searches, or else every run.
@@ -87,20 +87,25 @@ def read_systems(given: Given, *, candidates: bool, unscored: bool) -> dict[str,
     from st_m3se.evaluation.systems import Encoder, GivenRun, file_stem
 
     systems: dict[str, list[Any]] = {"candidates": [GivenRun()]} if candidates and not unscored else {}
-    for text in given.systems:
-        own, value = _split(text)
-        name, models = own or _last_part(value), _models(value)
-        if not models:
-            raise ValueError(f"--system {text} names no model.")
-        if own is None and len(models) > 1:
-            raise ValueError(f"--system {text}: several models are seeds of one system; name it: NAME={text}.")
-        if own is None and name in systems:
-            raise ValueError(f"two systems would be named {name!r}: give one a name, --system NAME={value}.")
-        sources = ["bm25" if model == "bm25" else Encoder(model, **_encoder(given, name)) for model in models]
-        systems.setdefault(name, []).extend(sources)
-    for text in given.runs:
-        own, value = _split(text)
-        systems.setdefault(own or file_stem(value), []).append(GivenRun(value))
+    for option, texts in (("--system", given.systems), ("--run", given.runs)):
+        taken = set(systems)  # by systems of another kind, of which this is no seed
+        for text in texts:
+            own, value = _split(text)
+            name = own or (file_stem(value) if option == "--run" else _last_part(value))
+            parts = _parts(value)
+            if not parts:
+                raise ValueError(f"{option} {text} names nothing.")
+            if own is None and len(parts) > 1:
+                raise ValueError(f"{option} {text}: several are seeds of one system; name it: NAME={text}.")
+            if name in taken or (own is None and name in systems):
+                raise ValueError(
+                    f"two systems would be named {name!r}: give one a name of its own, {option} NAME={value}."
+                )
+            if option == "--run":
+                sources: list[Any] = [GivenRun(file) for file in parts]
+            else:
+                sources = ["bm25" if model == "bm25" else Encoder(model, **_encoder(given, name)) for model in parts]
+            systems.setdefault(name, []).extend(sources)
     given.check([*systems, *(_split(text)[0] or _last_part(text) for text in given.rerank)])
     _add_rerankers(systems, given, candidates)
     return systems
@@ -126,7 +131,7 @@ def _add_rerankers(systems: dict[str, list[Any]], given: Given, candidates: bool
             if label in systems:
                 raise ValueError(f"two systems would be named {label!r}: give one a name, --rerank NAME={value}.")
             systems[label] = [
-                ReRanker(model, first_stage=stage, depth=given.rerank_depth, **options) for model in _models(value)
+                ReRanker(model, first_stage=stage, depth=given.rerank_depth, **options) for model in _parts(value)
             ]
 
 
@@ -152,8 +157,8 @@ def _split(text: str) -> tuple[str | None, str]:
     return name, value
 
 
-def _models(text: str) -> list[str]:
-    """MODEL1,MODEL2; a path that holds "," is a path."""
+def _parts(text: str) -> list[str]:
+    """MODEL1,MODEL2 or FILE1,FILE2; a path that holds "," is a path."""
     return [text] if Path(text).exists() else [part for part in text.split(",") if part]
 
 

@@ -15,7 +15,9 @@ from st_m3se.diagnostics.gap import ClosedShare, closed_share
 from st_m3se.diagnostics.lists import JudgedLists
 from st_m3se.diagnostics.scoring import describe_scorer, folder_names, score_lists
 from st_m3se.diagnostics.separation import NUMBERS, Estimate, Separation, measure_separation
+from st_m3se.evaluation.measures import parse_measures
 from st_m3se.evaluation.provenance import provenance
+from st_m3se.evaluation.systems import ReRanker, check_model
 from st_m3se.scores.errors import FormatError
 from st_m3se.scores.store import TeacherScores
 from st_m3se.texts import Texts
@@ -179,14 +181,20 @@ def diagnose(
 
     Raises:
         FormatError: If ids are of different types, a text is missing, or no list has a positive and a negative.
-        ValueError: If a folder of ``scores/`` was begun with another model or other lists.
+        ValueError: If a model or measure does not exist, or a folder of ``scores/`` was begun with another model or
+            other lists.
     """
     output = Path(output)
     if not scorers:
         raise ValueError("there is no scorer to look at.")
-    if gap is not None and (unknown := [scorer for scorer in gap if scorer not in scorers]):
-        raise ValueError(f"gap names {unknown[0]!r}, and the scorers are {list(scorers)}.")
+    if gap is not None:
+        if unknown := [scorer for scorer in gap if scorer not in scorers]:
+            raise ValueError(f"gap names {unknown[0]!r}, and the scorers are {list(scorers)}.")
+        parse_measures([measure])
     folder_names(scorers)
+    for scorer in scorers.values():
+        if isinstance(scorer, (str, Path)) and scorer != "bm25":
+            check_model(ReRanker(scorer, revision=options.get("revision")))
     if isinstance(candidates, (str, Path)):
         candidates = TeacherScores.open(candidates)
     ready = {scorer: store for scorer, store in scorers.items() if isinstance(store, TeacherScores)}
@@ -201,9 +209,9 @@ def diagnose(
     )
     texts = None if queries is None else Texts.open(queries, "queries"), None if corpus is None else Texts.open(corpus)
     output.mkdir(parents=True, exist_ok=True)
+    stores = score_lists(lists, scorers, *texts, output / "scores", show_progress_bar=show_progress_bar, **options)
     judged = [[query, document, 1] for query, relevant in lists.qrels().items() for document in relevant]
     _write_csv(output / "qrels.tsv", ["query-id", "corpus-id", "score"], judged, delimiter="\t")
-    stores = score_lists(lists, scorers, *texts, output / "scores", show_progress_bar=show_progress_bar, **options)
     statistics: dict[str, Any] = {"n_resamples": n_resamples, "confidence": confidence, "seed": seed}
     found = Diagnosis(
         {

@@ -44,8 +44,9 @@ EXPLAINED = {
 
 CSS = (
     "body{font:15px/1.5 system-ui,sans-serif;max-width:62rem;margin:2rem auto;padding:0 1rem;color:#1a1a1a}"
-    "table{border-collapse:collapse;margin:1rem 0}th,td{padding:.25rem .8rem;border-bottom:1px solid #ccc;"
-    "text-align:right}th:first-child,td:first-child{text-align:left}td small{color:#555;white-space:nowrap}"
+    ".scroll{overflow-x:auto}table{border-collapse:collapse;margin:1rem 0}"
+    "th,td{padding:.25rem .8rem;border-bottom:1px solid #ccc;text-align:right}"
+    "th:first-child,td:first-child{text-align:left}td small{color:#555;white-space:nowrap}"
     "figure{margin:1.5rem 0}figure svg{max-width:100%;height:auto}figcaption{color:#444;font-size:.9em}"
 )
 
@@ -183,7 +184,8 @@ def _html_table(diagnosis: Diagnosis) -> str:
             value, low, high = separation.numbers[number]
             cells.append(f"<td>{value:.3f} <small>[{low:.3f}, {high:.3f}]</small></td>")
         body.append(f"<tr>{''.join(cells)}</tr>")
-    return f"<table><thead><tr>{head}</tr></thead><tbody>{''.join(body)}</tbody></table>"
+    table = f"<table><thead><tr>{head}</tr></thead><tbody>{''.join(body)}</tbody></table>"
+    return f'<div class="scroll" role="region" tabindex="0" aria-label="Table: scorers">{table}</div>'
 
 
 def _inlined(svg: str, prefix: str, label: str) -> str:

@@ -56,8 +56,10 @@ def score_lists(
         The stores, by name.
     """
     stores = {}
-    for name, folder in folder_names(scorers).items():
-        scorer, place = scorers[name], output / folder
+    folders = folder_names(scorers)
+    # Models first: one that was begun with other lists is refused before anything is replaced.
+    for name in sorted(scorers, key=lambda name: not _is_model(scorers[name])):
+        scorer, place = scorers[name], output / folders[name]
         if isinstance(scorer, TeacherScores):
             stores[name] = _taken(lists, scorer, place)
             continue
@@ -78,7 +80,7 @@ def score_lists(
             show_progress_bar=show_progress_bar,
             **given,
         )
-    return stores
+    return {name: stores[name] for name in scorers}
 
 
 def folder_names(names: Mapping[str, Any]) -> dict[str, str]:
@@ -99,6 +101,10 @@ def describe_scorer(store: TeacherScores) -> dict[str, Any]:
     """What a report says of the scorer behind a store."""
     known = {field: store.manifest.get(field) for field in ("teacher", "revision", "max_length", "dtype", "activation")}
     return {field: value for field, value in known.items() if value is not None}
+
+
+def _is_model(scorer: Any) -> bool:
+    return not isinstance(scorer, (TeacherScores, BM25)) and scorer != "bm25"
 
 
 def _is_function(scorer: Any) -> bool:

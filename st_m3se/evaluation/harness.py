@@ -14,6 +14,7 @@ from tqdm.auto import tqdm
 from st_m3se.candidates.bm25 import BM25
 from st_m3se.evaluation.data import EvaluationSet, open_set
 from st_m3se.evaluation.findings import Finding, found
+from st_m3se.evaluation.html import Section
 from st_m3se.evaluation.measures import DEFAULT_MEASURES, parse_measures, per_query
 from st_m3se.evaluation.provenance import provenance
 from st_m3se.evaluation.rankers import load_ranker
@@ -48,6 +49,7 @@ def evaluate(
     device: str | None = None,
     cache_dir: str | Path | None = None,
     plots: bool = True,
+    sections: Sequence[Section] = (),
     show_progress_bar: bool = True,
 ) -> Results:
     """Evaluate systems on sets, and write a report.
@@ -81,6 +83,7 @@ def evaluate(
         cache_dir: Where embeddings of a corpus are kept, for other evaluations as well. None is
             ``output/embeddings``.
         plots: Draw plots for the report, which needs matplotlib.
+        sections: More sections for the page, such as :func:`~st_m3se.diagnostics.html_section` of a diagnosis.
         show_progress_bar: Show progress.
 
     Returns:
@@ -147,7 +150,7 @@ def evaluate(
         "baseline": baseline,
     }
     results = _results(opened, descriptions, records, output, settings, provenance(device))
-    write_report(results, output, plots=plots)
+    write_report(results, output, plots=plots, sections=sections)
     return results
 
 

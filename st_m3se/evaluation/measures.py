@@ -92,8 +92,7 @@ def per_query(
     }
 
     def evaluate(block: Mapping[str, Mapping[str, float]]) -> None:
-        judged = {query: {document: int(grade) for document, grade in qrels[query].items()} for query in block}
-        judged = {query: grades for query, grades in judged.items() if grades}
+        judged = {query: _grades(qrels[query]) for query in block if qrels[query]}
         if not judged:
             return
         rankings = {query: block[query] for query in judged}
@@ -135,6 +134,13 @@ def _ranking(query: str, row: ScoredList, exclude_same_id: bool) -> dict[str, fl
         order = sorted(order, key=lambda place: (values[place], documents[place]), reverse=True)
     ranked = [documents[place] for place in order if not (exclude_same_id and documents[place] == query)]
     return {document: float(len(ranked) - rank) for rank, document in enumerate(ranked)}
+
+
+def _grades(judged: Mapping[str, int]) -> dict[str, int]:
+    """The grades of a query; 0 where all are below, for which trec_eval would use memory that is not its own."""
+    if max(judged.values()) < 0:
+        return dict.fromkeys(judged, 0)
+    return {document: int(grade) for document, grade in judged.items()}
 
 
 def _parse(ir_measures: Any, name: str) -> Measure:

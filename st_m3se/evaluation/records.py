@@ -21,6 +21,7 @@ __all__ = ["make_ranking"]
 logger = logging.getLogger(__name__)
 
 RECORD = "system.json"
+RUN = "run.trec"
 LOCK = ".lock"
 
 
@@ -51,6 +52,7 @@ def make_ranking(ranker: Ranker, task: Task, name: str, first: Mapping[str, Any]
             begun = _read(path)
             _compare(task.folder, begun["settings"], record["settings"])
             if "seconds" in begun and (task.output / MANIFEST).is_file():
+                _write_run(task, name)
                 return begun
         elif any(entry.name != LOCK for entry in task.folder.iterdir()):
             raise FileExistsError(
@@ -59,13 +61,22 @@ def make_ranking(ranker: Ranker, task: Task, name: str, first: Mapping[str, Any]
             )
         _write(path, record)
         ranker.rank(task)
-        try:
-            write_run(TeacherScores.open(task.output), task.folder / "run.trec", tag=name, overwrite=True)
-        except FormatError as error:  # an id with a blank, which TREC's format cannot hold and everything else can
-            logger.warning(f"{task.folder / 'run.trec'} is not written: {error}")
+        (task.folder / RUN).unlink(missing_ok=True)  # of a ranking that is lost
+        _write_run(task, name)
         record |= {"seconds": task.seconds, "findings": task.findings}
         _write(path, record)
     return record
+
+
+def _write_run(task: Task, name: str) -> None:
+    """The ranking as a TREC run, unless it is there."""
+    path = task.folder / RUN
+    if path.is_file():
+        return
+    try:
+        write_run(TeacherScores.open(task.output), path, tag=name)
+    except FormatError as error:  # an id with a blank, which TREC's format cannot hold and everything else can
+        logger.warning(f"{path} is not written: {error}")
 
 
 def _read(path: Path) -> dict[str, Any]:

@@ -313,6 +313,24 @@ def test_mistakes_are_explained(beir: Path, student: Path, stored: Path, tmp_pat
         diagnose({"bm25": "bm25"}, stored, read_qrels(beir / "qrels" / "test.tsv"), tmp_path, show_progress_bar=False)
 
 
+def test_mistakes_are_found_before_anything_is_scored(beir: Path, student: Path, tmp_path: Path) -> None:
+    given = ["--data", beir, "--scorer", f"a={student}", "--scorer", "bm25", "--resamples", 5, "-o", tmp_path]
+    assert "no/such-model is no model" in run(*given, "--scorer", "no/such-model", code=1)
+    assert "'mystery@3' is not a measure" in run(*given, "--gap", "a,a,bm25", "--measure", "mystery@3", code=1)
+    assert not (tmp_path / "scores").exists()
+
+
+def test_a_refused_command_leaves_the_folder_as_it_was(beir: Path, student: Path, tmp_path: Path) -> None:
+    """Prevents scores and judgements of other lists than those of the report that stays."""
+    given = ["--data", beir, "--split", "dev", "--scorer", "bm25", *("--scorer", student, "-o", tmp_path)]
+    given += ["--resamples", 5]
+    run(*given, "--depth", 5)
+    files = [tmp_path / "qrels.tsv", *sorted((tmp_path / "scores").rglob("*.parquet"))]
+    before = [file.read_bytes() for file in files]
+    assert "was begun with something else" in run(*given, "--max-queries", 3, code=1)
+    assert [file.read_bytes() for file in files] == before
+
+
 def test_the_help_teaches() -> None:
     text = " ".join(run("--help").split())
     for phrase in ("st-m3se diagnose --data scifact", "AUC per query", "goes on with the same command", "--gap"):

@@ -79,7 +79,7 @@ def test_the_help_teaches() -> None:
     names = (
         "data set split qrels candidates queries corpus system run rerank rerank-depth first-stage kind query-prompt "
         "document-prompt max-length dtype measure depth baseline confidence no-exclude-same-id strict batch-size "
-        "device cache no-plots compare common-queries output"
+        "device cache no-plots diagnosis compare common-queries output"
     )
     for name in names.split():
         assert re.search(rf"--{name}\b", out), name
@@ -113,6 +113,14 @@ def test_systems_re_rankers_and_seeds_in_one_run() -> None:
 def test_a_repeated_name_is_another_seed() -> None:
     run("--data", "small", "--system", "ours=student", "--system", "ours=seed2", *FAST)
     assert results().groups == {"ours": ("ours-1", "ours-2")}
+
+
+def test_runs_can_be_seeds_of_one_system() -> None:
+    shutil.copy("top.run", "second.run")
+    shutil.copy("top.run", "third,run")
+    run("--data", "small", "--run", "ours=top.run,second.run", "--run", "ours=third,run", *FAST)
+    assert results().groups == {"ours": ("ours-1", "ours-2", "ours-3")}
+    assert means()["ours-1"] == means()["ours-3"]
 
 
 def test_options_for_all_and_for_one() -> None:
@@ -190,6 +198,20 @@ def test_two_evaluations_are_compared(folder: Path) -> None:
     run("--compare", "a", "c", "--common-queries")
 
 
+def test_a_diagnosis_becomes_a_section_of_the_page() -> None:
+    look = ["diagnose", "--data", "small", "--scorer", "bm25", "--depth", "4", "--resamples", "5", "-o", "look"]
+    assert CliRunner().invoke(app, look).exit_code == 0
+    run(*BM25, "--diagnosis", "look")
+    page = Path("out/report.html").read_text()
+    assert '<h2 id="section-1-title">How the scorers separate relevant documents: small test</h2>' in page
+    assert page.count("<svg") == 2
+    run("--compare", "out", "--diagnosis", "look", "--output", "compared", "--no-plots")
+    assert Path("compared/report.html").read_text().count("<svg") == 2
+    _, err = run("--data", "small", "--system", "bm25", "--diagnosis", "small", "--output", "other", code=1)
+    assert "`st-m3se diagnose` makes one" in err
+    assert not Path("other").exists(), "the diagnosis should be looked at before anything is made"
+
+
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
@@ -224,6 +246,9 @@ def test_a_wrong_command_line_exits_with_2(arguments: list[str], message: str) -
         (["--data", "small", "--system", "bm25", "--baseline", "bm26"], "there are bm25"),
         (["--data", "small", "--system", "bm25", "--system", "bm25"], "--system NAME=bm25"),
         (["--data", "small", "--system", "student,seed2"], "NAME=student,seed2"),
+        (["--data", "small", "--run", "top.run,second.run"], "name it: NAME=top.run,second.run"),
+        (["--data", "small", "--run", "top.run", "--run", "./top.run"], "--run NAME=./top.run"),
+        (["--data", "small", "--system", "bm25", "--run", "bm25=top.run"], "two systems would be named 'bm25'"),
         (["--data", "small", "--system", "bm25", "--kind", "x=sparse"], "--kind is for 'x', which is no system here"),
         (["--data", "small", "--system", "student", "--kind", "vague"], "--kind must be one of bi-encoder, sparse"),
         (["--data", "small", "--system", "student", "--max-length", "long"], "--max-length must be a number"),

@@ -200,6 +200,16 @@ def test_a_finished_evaluation_is_not_done_again(folder: Path, tmp_path: Path) -
     assert sum(calls) == 2 * pairs
 
 
+def test_a_lost_run_file_is_written_again(folder: Path, tmp_path: Path) -> None:
+    evaluate(folder, "bm25", tmp_path / "out")
+    system = tmp_path / "out" / "small" / "bm25"
+    text, stamp = (system / "run.trec").read_text(), (system / "system.json").stat().st_mtime_ns
+    (system / "run.trec").unlink()
+    evaluate(folder, "bm25", tmp_path / "out")
+    assert (system / "run.trec").read_text() == text
+    assert (system / "system.json").stat().st_mtime_ns == stamp  # the ranking was not made anew
+
+
 def test_a_killed_evaluation_goes_on(models: dict[str, Path], folder: Path, tmp_path: Path) -> None:
     """What was done before the failure stays, and the result is that of an evaluation that was never cut off."""
     fails = True

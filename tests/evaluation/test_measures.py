@@ -143,6 +143,18 @@ def test_queries_that_are_missing_or_have_no_relevant_document_count_0() -> None
         assert column.tolist() == [0, 0, 0, 1], name
 
 
+def test_queries_whose_grades_are_all_negative_count_0() -> None:
+    """Prevents a crash: trec_eval takes memory for grades up to the best one, which goes wrong if it is below 0."""
+    qrels = {"q1": {"a": 3, "b": 1}, "q2": {"a": -1}, "q3": {"a": -2, "b": -100}}
+    run = {query: {"a": 2.0, "b": 1.0, "c": 0.5} for query in qrels}
+    values = per_query(rows(run), qrels, [*DEFAULT_MEASURES, "nDCG", "Judged@2", "Bpref"])
+    assert {name: found.tolist()[1:] for name, found in values.items()} == {
+        **{name: [0.0, 0.0] for name in (*DEFAULT_MEASURES, "nDCG", "Bpref")},
+        "Judged@2": [1 / 2, 1.0],
+    }
+    assert values["nDCG@10"][0] == 1.0
+
+
 def test_the_rule_of_the_same_id() -> None:
     """BEIR leaves a query's own document out of its results, trec_eval does not know the rule."""
     qrels = {"7": {"8": 1}, "9": {"9": 1}}
