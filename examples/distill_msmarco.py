@@ -13,9 +13,9 @@ corpus.
 
 Hardware and time: 2 CPU cores, no GPU: the default run below took 537 s (training 279 s). --quick: some 2 minutes.
 
-Measured (Python 3.11.7, 2,288 documents, 150 test queries, ONE seed. With the same seed in an environment with other
-installed packages, whose docstrings the warm-up takes: 0.304 warmed up, 0.307 after. A third epoch of warm-up, in 661 s,
-ended at MRR@10 0.323):
+Measured (Python 3.11.7, 2,288 documents, 150 test queries, ONE seed. The same seed with other installed packages, whose
+docstrings the warm-up takes, ended at MRR@10 0.307, from 0.304 warmed up. A third epoch of warm-up, in 661 s, ended at
+0.323):
 
     system                                           MRR@10  nDCG@10
     BM25                                             0.374    0.423   p = 0.148 against the student after
