@@ -15,6 +15,7 @@ for package in ("bm25s", "ir_measures", "matplotlib", "rich"):
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[2] / "examples"))
 
+import paper_summary  # noqa: E402
 import paper_training  # noqa: E402
 import reproduce_paper  # noqa: E402
 from sentence_transformers import CrossEncoder, SentenceTransformer  # noqa: E402
@@ -76,7 +77,7 @@ def test_every_exhibit_is_made_and_nothing_is_trained_twice(
         system: ["16", "8"] for system in ("cross-encoder", "bi-encoder", "bi-encoder, m3se")
     }
     text = (out / "summary.md").read_text()
-    assert text.count("as in the paper |") == 6
+    assert text.count("as in the paper") == 6
     assert text in capsys.readouterr().out
 
     # The numbers from the run files, by a plain loop.
@@ -104,6 +105,39 @@ def test_every_exhibit_is_made_and_nothing_is_trained_twice(
     monkeypatch.undo()
     assert reproduce_paper.main([*command, "--epochs", "2", "--exhibits", "evolution"]) == 2
     assert "other settings (epochs)" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("difference", "significant", "verdict"),
+    [
+        (0.02, True, "as in the paper |"),
+        (0.02, False, "as in the paper, but within chance |"),
+        (-0.02, True, "**not** as in the paper |"),
+    ],
+)
+def test_a_difference_within_chance_is_no_confirmation(difference: float, significant: bool, verdict: str) -> None:
+    """Prevents a summary that claims what its own tests do not show."""
+    names = ("bi-encoder", "bi-encoder, margin-mse", "bi-encoder, m3se")
+    values = {name: {"mean": value, "seeds": [value]} for name, value in zip(names, (0.3, 0.3, 0.32), strict=True)}
+    test = {"second": names[2], "difference": difference, "holm_p": 0.5, "significant": significant}
+    summary = {
+        "data": {
+            "name": "a set",
+            "documents": 9,
+            "training lists": 4,
+            "measured queries": {"test": 3},
+            "ceiling": {"test": 1.0},
+        },
+        "arguments": {"distilled": "m3se"},
+        "table": {
+            "test": {name: {"RR@10": value, "nDCG@10": value} for name, value in values.items()},
+            "RR@10 against": {names[0]: [test], names[1]: [test]},
+        },
+    }
+    better, best = [line for line in paper_summary.render_summary(summary).splitlines() if "as in the paper" in line]
+    assert better.endswith(verdict)
+    assert f"{difference:+.3f} over margin-mse, p = 0.5000 (Holm)" in best
+    assert best.endswith("as in the paper |" if significant else "as in the paper, but within chance |")
 
 
 def test_both_kinds_have_one_trunk_and_the_size_asked_for(student: Path) -> None:
