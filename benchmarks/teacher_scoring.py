@@ -34,26 +34,33 @@ MIB = 2**20
 
 
 def real_pairs(folders: list[Path], count: int) -> tuple[dict[str, list[str]], dict[str, str], dict[str, str]]:
-    """Candidates, queries and documents: from each folder as many pairs, 20 documents drawn for each query."""
+    """Candidates, queries and documents, of each folder as many: 20 documents drawn for each query.
+
+    A folder with fewer queries gives all of them, and the others the rest.
+    """
     rng = random.Random(0)
     candidates: dict[str, list[str]] = {}
     queries: dict[str, str] = {}
     corpus: dict[str, str] = {}
-    for folder in folders:
-        texts: dict[str, dict[str, str]] = {}
-        for kind in ("queries", "corpus"):
-            texts[kind] = {}
-            with (folder / f"{kind}.jsonl").open(encoding="utf-8") as file:
-                for record in map(json.loads, file):
-                    text = f"{record.get('title') or ''} {record['text']}".strip()
-                    texts[kind][f"{folder.name}/{record['_id']}"] = text
-        for query_id in rng.sample(sorted(texts["queries"]), max(1, count // len(folders) // LIST_SIZE)):
-            candidates[query_id] = rng.sample(sorted(texts["corpus"]), LIST_SIZE)
-            queries[query_id] = texts["queries"][query_id]
-        corpus |= texts["corpus"]
+    wanted = max(len(folders), count // LIST_SIZE)
+    sets = {folder.name: (_texts(folder, "queries"), _texts(folder, "corpus")) for folder in folders}
+    for place, (asked, documents) in enumerate(sorted(sets.values(), key=lambda texts: len(texts[0]))):
+        share = (wanted - len(queries)) // (len(sets) - place)
+        for query_id in rng.sample(sorted(asked), min(share, len(asked))):
+            candidates[query_id] = rng.sample(sorted(documents), LIST_SIZE)
+            queries[query_id] = asked[query_id]
+        corpus |= documents
     items = list(candidates.items())
     rng.shuffle(items)
     return dict(items), queries, corpus
+
+
+def _texts(folder: Path, kind: str) -> dict[str, str]:
+    with (folder / f"{kind}.jsonl").open(encoding="utf-8") as file:
+        return {
+            f"{folder.name}/{record['_id']}": f"{record.get('title') or ''} {record['text']}".strip()
+            for record in map(json.loads, file)
+        }
 
 
 def against_predict(options: argparse.Namespace) -> list[dict[str, Any]]:
