@@ -50,7 +50,7 @@ def optimizer_of(model: nn.Module) -> torch.optim.Optimizer:
 
 def peak(name: str, lists: Lists, parts: int, options: Any) -> float | None:
     """MiB that a step takes beyond the loaded model, in this process; None: it does not fit."""
-    plain = load_model(options.model, options.device, options.max_length, options.data)
+    plain = load_model(options.model, options.device, options.max_length, options.data, options.dtype == "bf16")
     optimizer = optimizer_of(plain)
     way = Way(name, plain, plain, lists, parts, options)
     if options.device == "cuda":
@@ -286,7 +286,7 @@ def main() -> None:
         if dataset != SYNTHETIC and not (options.data / dataset / "corpus.jsonl").exists():
             print(f"{dataset}: skipped, there is no {options.data / dataset / 'corpus.jsonl'} (see --data)")
             continue
-        plain = load_model(options.model, options.device, options.max_length, options.data)
+        plain = load_model(options.model, options.device, options.max_length, options.data, options.dtype == "bf16")
         print(f"{dataset}: making lists", flush=True)
         result = measure(dataset, lists_of(dataset, options, plain), plain, options)
         tables += tables_of(dataset, result, options)

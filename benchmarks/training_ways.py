@@ -8,6 +8,7 @@ import tempfile
 import time
 from collections import Counter
 from collections.abc import Callable
+from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
 
@@ -26,8 +27,11 @@ FLOOR_PIECE = 2048
 Features = dict[str, Any]
 
 
-def load_model(name: str, device: str, max_length: int, corpora: Path) -> SentenceTransformer:
-    """The student, in training mode."""
+def load_model(name: str, device: str, max_length: int, corpora: Path, bf16: bool = False) -> SentenceTransformer:
+    """The student, in training mode; with ``bf16`` under autocast, as accelerate lays it around a model's forward.
+
+    Around the loss it would miss the second forward pass of a cached loss, which runs during backward.
+    """
     if name == "random":
         model = _random_model(corpora)
     elif name == "all-MiniLM-L6-v2":
@@ -38,6 +42,8 @@ def load_model(name: str, device: str, max_length: int, corpora: Path) -> Senten
     else:
         model = SentenceTransformer(name, device=device)
     model.max_seq_length = max_length
+    if bf16:
+        model.forward = torch.autocast(device, torch.bfloat16)(model.forward)
     return model.to(device).train()
 
 
@@ -155,7 +161,7 @@ class Way:
         if "repeated" in name:
             lists = half_repeated(lists)
         self.name, self.model, self.parts = name, model, parts
-        self.device, self.bf16 = plain.device, options.dtype == "bf16"
+        self.device = plain.device
         self.clock = time.process_time if options.clock == "cpu" else time.perf_counter
         self.loss = build(plain, options.mini_batch_tokens)
         self.loss.model = model
@@ -186,12 +192,8 @@ class Way:
         self.padded_tokens, total = 0, 0.0
         for columns, labels in self.batches:
             features = [dict(column) for column in columns]  # modules write their outputs into the dicts
-            with torch.autocast(self.device.type, torch.bfloat16, enabled=self.bf16):
-                if "apart" in self.name:
-                    with column_merging_disabled():
-                        loss = self.loss(features, labels)
-                else:
-                    loss = self.loss(features, labels)
+            with column_merging_disabled() if "apart" in self.name else nullcontext():
+                loss = self.loss(features, labels)
             (loss / len(self.batches)).backward()
             total += float(loss.detach()) / len(self.batches)
         return total
