@@ -67,17 +67,22 @@ def _findings(summary: dict[str, Any]) -> list[tuple[str, str, str]]:
                 _verdict(lost["bi-encoder"] > lost["cross-encoder"] and lost["bi-encoder"] > lost[distilled]),
             )
         )
-    if (gap := summary.get("gap dropout")) is not None:
-        places = gap["bi-encoder"]
-        values = {place: values["test"] for place, values in places.items()}
-        first, *more = sorted(values, key=float)
-        text = ", ".join(f"{place}: {value:.3f}" for place, value in sorted(values.items(), key=lambda p: float(p[0])))
+    if (tests := summary.get("bi-encoder by dropout")) is not None:
+        values = {place: values["test"] for place, values in summary["gap dropout"]["bi-encoder"].items()}
+        least = tests[0]["first"]
+        text = "; ".join(
+            [
+                f"test RR@10 {values[least]:.3f} at {least}",
+                *(
+                    f"{values[test['second']]:.3f} at {test['second']}, p = {test['holm_p']:.4f} (Holm)"
+                    for test in tests
+                ),
+            ]
+        )
+        better = [test for test in tests if test["difference"] > 0]
+        helps = any(test["significant"] for test in better)
         found.append(
-            (
-                "More dropout does not help the bi-encoder on test",
-                f"test RR@10 by dropout: {text}",
-                _verdict(all(values[place] <= values[first] for place in more)),
-            )
+            ("More dropout does not help the bi-encoder on test", text, _verdict(not helps, certain=not better))
         )
     if (margins := summary.get("margins")) is not None:
         peaks = {name: margins[name]["margin_peak"] for name in ("teacher", "cross-encoder", "bi-encoder", distilled)}

@@ -42,7 +42,7 @@ def command(beir: Path, student: Path, cross_encoder: Path, tmp_path_factory: py
         "max-length": 32,
         "learning-rate": 0.01,
     }
-    lists = ["--sizes", "8", "16", "--dropouts", "0.1", "--seeds", "1", "2", "--losses", *LOSSES]
+    lists = ["--sizes", "8", "16", "--dropouts", "0.1", "0.3", "--seeds", "1", "2", "--losses", *LOSSES]
     return [*(str(part) for name, value in options.items() for part in (f"--{name}", value)), *lists]
 
 
