@@ -268,7 +268,7 @@ def test_the_cache_is_used_and_follows_the_file(tmp_path: Path, monkeypatch: pyt
     assert len(list(own.iterdir())) == 1
     opened = Texts.open(path, cache_dir=own)
     with monkeypatch.context() as patch:
-        patch.setattr("st_m3se.texts._read", lambda *_: pytest.fail("the file was read again"))
+        patch.setattr("st_m3se.text_cache.read_texts", lambda *_: pytest.fail("the file was read again"))
         assert dict(Texts.open(path, cache_dir=own)) == {"a": "old"}
     path.write_bytes(jsonl({"a": "new text"}))
     assert dict(Texts.open(path, cache_dir=own)) == {"a": "new text"}
@@ -302,8 +302,9 @@ def test_many_texts_over_many_batches(tmp_path: Path, monkeypatch: pytest.Monkey
     rng = random.Random(0)
     texts = {f"d{rng.randrange(10**9)}_{row}": "x" * rng.randrange(20) for row in range(1000)}
     whole = Texts.open(texts)
-    monkeypatch.setattr("st_m3se.texts.GROUP_TEXTS", 64)
-    monkeypatch.setattr("st_m3se.texts.GROUP_CHARACTERS", 300)
+    for module in ("texts", "text_cache"):
+        monkeypatch.setattr(f"st_m3se.{module}.GROUP_TEXTS", 64)
+    monkeypatch.setattr("st_m3se.text_cache.GROUP_CHARACTERS", 300)
     opened = Texts.open(write_jsonl(tmp_path, texts))
     assert opened.ids.num_chunks > 15
     ids = rng.choices(list(texts), k=500)

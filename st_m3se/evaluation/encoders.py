@@ -12,7 +12,8 @@ import torch
 from sentence_transformers import MultiVectorEncoder, SentenceTransformer, SparseEncoder
 
 from st_m3se.candidates.job import Pairs
-from st_m3se.evaluation.embeddings import embed_corpus, embed_documents, embed_queries, model_fingerprint
+from st_m3se.evaluation.embeddings import embed_corpus, embed_documents, embed_queries
+from st_m3se.evaluation.fingerprint import model_fingerprint
 from st_m3se.evaluation.search import search
 from st_m3se.evaluation.systems import Encoder, EncoderKind, detect_kind
 from st_m3se.evaluation.tasks import Task, best_first, ids_of, score_pairs

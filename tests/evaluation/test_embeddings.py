@@ -25,8 +25,8 @@ from st_m3se.evaluation.embeddings import (
     embed_corpus,
     embed_documents,
     embed_queries,
-    model_fingerprint,
 )
+from st_m3se.evaluation.fingerprint import model_fingerprint
 from st_m3se.evaluation.search import search
 from st_m3se.scores import FormatError
 from st_m3se.texts import Texts
