@@ -45,9 +45,9 @@ def real_pairs(folders: list[Path], count: int) -> tuple[dict[str, list[str]], d
     wanted = max(len(folders), count // LIST_SIZE)
     sets = {folder.name: (_texts(folder, "queries"), _texts(folder, "corpus")) for folder in folders}
     for place, (asked, documents) in enumerate(sorted(sets.values(), key=lambda texts: len(texts[0]))):
-        share = (wanted - len(queries)) // (len(sets) - place)
+        share, ids = (wanted - len(queries)) // (len(sets) - place), sorted(documents)
         for query_id in rng.sample(sorted(asked), min(share, len(asked))):
-            candidates[query_id] = rng.sample(sorted(documents), LIST_SIZE)
+            candidates[query_id] = rng.sample(ids, LIST_SIZE)
             queries[query_id] = asked[query_id]
         corpus |= documents
     items = list(candidates.items())

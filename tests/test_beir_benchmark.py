@@ -5,29 +5,21 @@ from __future__ import annotations
 import json
 import re
 import sys
-from importlib.util import module_from_spec, spec_from_file_location
 from pathlib import Path
 from typing import Any
 
 import pytest
+from benchmark_fixtures import BENCHMARKS, load_benchmark
 from evaluation.beir_folder import QRELS, save_encoder, write_set
 from evaluation.encoders import QUERIES
 from scores.test_scoring import make_cross_encoder
 
 from st_m3se.evaluation import open_set
 
-BENCHMARKS = Path(__file__).resolve().parents[1] / "benchmarks"
-
 
 @pytest.fixture
 def benchmark(monkeypatch: pytest.MonkeyPatch) -> Any:
-    monkeypatch.setattr(sys, "path", list(sys.path))
-    spec = spec_from_file_location("beir_benchmark", BENCHMARKS / "beir.py")
-    assert spec is not None
-    assert spec.loader is not None
-    module = module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
+    return load_benchmark("beir", monkeypatch)
 
 
 @pytest.fixture

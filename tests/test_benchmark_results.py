@@ -5,12 +5,11 @@ from __future__ import annotations
 import json
 import sys
 from datetime import datetime
-from importlib.util import module_from_spec, spec_from_file_location
 from pathlib import Path
 
 import pytest
+from benchmark_fixtures import BENCHMARKS, load_benchmark
 
-BENCHMARKS = Path(__file__).resolve().parents[1] / "benchmarks"
 RESULTS = sorted((BENCHMARKS / "results").glob("*.json"))
 
 sys.path.append(str(BENCHMARKS))  # at the end: beir.py there is called like a package that others import
@@ -54,11 +53,7 @@ def test_a_table_is_rendered_and_checked() -> None:
 
 def test_the_store_benchmark_measures_what_it_says(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Every measurement and every format, small and in this process; figures are not judged."""
-    spec = spec_from_file_location("store_benchmark", BENCHMARKS / "store.py")
-    assert spec is not None
-    assert spec.loader is not None
-    benchmark = module_from_spec(spec)
-    spec.loader.exec_module(benchmark)
+    benchmark = load_benchmark("store", monkeypatch)
     assert benchmark.measure("idle")["peak"] > 2**20  # one in a process of its own, as all are otherwise
     monkeypatch.setattr(benchmark, "measure", lambda name, **arguments: benchmark.MEASUREMENTS[name](**arguments))
     sizes = ["--queries", "30", "--small", "20", "--list-size", "20", "--pairs", "400"]

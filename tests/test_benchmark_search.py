@@ -4,26 +4,19 @@ from __future__ import annotations
 
 import json
 import sys
-from importlib.util import module_from_spec, spec_from_file_location
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
+from benchmark_fixtures import load_benchmark
 
 pytest.importorskip("beir")
-BENCHMARKS = Path(__file__).resolve().parents[1] / "benchmarks"
 
 
 @pytest.fixture
 def benchmark(monkeypatch: pytest.MonkeyPatch) -> Any:
-    monkeypatch.syspath_prepend(str(BENCHMARKS))
-    spec = spec_from_file_location("search_benchmark", BENCHMARKS / "search.py")
-    assert spec is not None
-    assert spec.loader is not None
-    module = module_from_spec(spec)
-    monkeypatch.setitem(sys.modules, "search_benchmark", module)
-    spec.loader.exec_module(module)
+    module = load_benchmark("search", monkeypatch)
     monkeypatch.setattr(module, "in_own_process", module.measure)
     return module
 

@@ -4,13 +4,12 @@ from __future__ import annotations
 
 import json
 import sys
-from importlib.util import module_from_spec, spec_from_file_location
 from pathlib import Path
 from typing import Any
 
 import pytest
+from benchmark_fixtures import load_benchmark
 
-BENCHMARKS = Path(__file__).resolve().parents[1] / "benchmarks"
 SIZES = ["--queries", "4", "--documents", "4", "--max-length", "64", "--repeats", "1", "--parts", "2"]
 WAYS = ["host MarginMSE, merged", "st-m3se MarginMSE", "st-m3se M3SE", "floor, one piece", "floor, pieces"]
 MODEL = ["--model", "random", "--device", "cpu", "--skip-memory", "--profile"]
@@ -18,14 +17,7 @@ MODEL = ["--model", "random", "--device", "cpu", "--skip-memory", "--profile"]
 
 @pytest.fixture
 def benchmark(monkeypatch: pytest.MonkeyPatch) -> Any:
-    monkeypatch.syspath_prepend(str(BENCHMARKS))
-    spec = spec_from_file_location("training_step", BENCHMARKS / "training_step.py")
-    assert spec is not None
-    assert spec.loader is not None
-    module = module_from_spec(spec)
-    monkeypatch.setitem(sys.modules, "training_step", module)
-    spec.loader.exec_module(module)
-    return module
+    return load_benchmark("training_step", monkeypatch)
 
 
 @pytest.mark.slow
