@@ -10,6 +10,7 @@ The private parts of sentence-transformers that this needs are imported here and
 
 from __future__ import annotations
 
+import itertools
 import logging
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
@@ -21,6 +22,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 from transformers import PreTrainedModel
+
+from st_m3se.packing import attention_apart, pack, packable
 
 try:
     from sentence_transformers.base.losses.gradcache import (
@@ -61,6 +64,8 @@ CUDA_CHUNK_TOKENS = 16384
 # a CPU with a 6-layer, 384-wide model (14 to 36); on a GPU it is an estimate from the time that launches take.
 CHUNK_COST = 32
 CUDA_CHUNK_COST = 2048
+# Without padding nothing is gained by cutting on a GPU, except temporary memory.
+CUDA_PACKED_TOKENS = 65536
 
 
 def check_caching(model: nn.Module, mini_batch_num_tokens: int | None) -> None:
@@ -205,6 +210,14 @@ def _chunks(widths: list[int], budget: int, cost: int) -> list[tuple[int, int]]:
     return ranges[::-1]
 
 
+def _pieces(widths: list[int], budget: int) -> list[tuple[int, int]]:
+    """Cut rows into ranges of about equal numbers of tokens, ``budget`` or somewhat more at most."""
+    ends = np.cumsum(widths)
+    count = max(1, round(int(ends[-1]) / budget))
+    cuts = np.searchsorted(ends, ends[-1] * np.arange(1, count) / count, side="right").tolist()
+    return [(begin, end) for begin, end in itertools.pairwise([0, *cuts, len(widths)]) if begin < end]
+
+
 def _word_embedding(model: nn.Module) -> nn.Embedding | None:
     """The plain trainable table of the tokens' embeddings, where an uncompiled model has exactly one."""
     tables: dict[int, nn.Module] = {}
@@ -271,9 +284,16 @@ def encode(model: nn.Module, features: Features) -> list[Tensor]:
         if not _MERGING_DISABLED.get():
             _say_once(_why_not_sliceable(features) or "")
         return [model(features)["sentence_embedding"]]
-    mask = features["attention_mask"]
-    budget, cost = (CUDA_CHUNK_TOKENS, CUDA_CHUNK_COST) if mask.is_cuda else (CHUNK_TOKENS, CHUNK_COST)
-    widths = _widths(mask).tolist()
+    widths = _widths(features["attention_mask"]).tolist()
+    cuda = features["attention_mask"].is_cuda
+    if packable(model, features, widths):
+        pieces = [
+            pack(model, features, widths, begin, end)
+            for begin, end in _pieces(widths, CUDA_PACKED_TOKENS if cuda else CHUNK_TOKENS)
+        ]
+        with _words_looked_up_once(model, pieces), attention_apart(model):
+            return [model(piece)["sentence_embedding"] for piece in pieces]
+    budget, cost = (CUDA_CHUNK_TOKENS, CUDA_CHUNK_COST) if cuda else (CHUNK_TOKENS, CHUNK_COST)
     chunks = [
         slice_rows(features, begin, end, max(1, *widths[begin:end])) for begin, end in _chunks(widths, budget, cost)
     ]

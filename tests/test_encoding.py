@@ -51,6 +51,12 @@ class Widths:
         self.handle.remove()
 
     @property
+    def rows(self) -> int:
+        """Texts, whether packed or padded."""
+        packed = "cu_seq_lens_q"
+        return sum(len(each[packed]) - 1 if packed in each else len(each["input_ids"]) for each in self.features)
+
+    @property
     def tokens(self) -> int:
         return sum(rows * width for rows, width in self.shapes)
 
@@ -61,6 +67,7 @@ def test_chunks_give_the_models_own_embeddings(
     model: Any, monkeypatch: pytest.MonkeyPatch, budget: int, side: str
 ) -> None:
     """Prevents tokens that are cut off with the padding, and rows that come back in another order."""
+    monkeypatch.setattr(encoding, "packable", lambda *_: False)
     monkeypatch.setattr(encoding, "CHUNK_TOKENS", budget)
     model.tokenizer.padding_side = side
     features = model.preprocess(TEXTS)
@@ -78,6 +85,7 @@ def test_chunks_give_the_models_own_embeddings(
 
 def test_chunks_keep_within_the_budget_or_hold_one_row(model: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     """Padding counts: it is what the model computes."""
+    monkeypatch.setattr(encoding, "packable", lambda *_: False)
     monkeypatch.setattr(encoding, "CHUNK_TOKENS", 40)
     with Widths(model) as widths:
         encode(model, sort_by_length(model.preprocess(TEXTS))[0])
@@ -87,6 +95,7 @@ def test_chunks_keep_within_the_budget_or_hold_one_row(model: Any, monkeypatch: 
 
 def test_one_long_text_does_not_widen_all(model: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     """Prevents the work that this module is there to save from coming back unnoticed."""
+    monkeypatch.setattr(encoding, "packable", lambda *_: False)
     monkeypatch.setattr(encoding, "CHUNK_TOKENS", 64)
     features = model.preprocess(["a key", "blanks", "the copy", "a file", LONG])
     rows, width = features["input_ids"].shape
@@ -308,7 +317,7 @@ def test_a_batch_encodes_each_distinct_text_once(model: Any, even_rows: list[dic
         batch = form(model, rows)
         with Widths(model) as widths:
             M3SELoss(model)(batch.fresh(), batch.labels)
-        assert sum(count for count, _ in widths.shapes) == 8 + distinct
+        assert widths.rows == 8 + distinct
 
 
 def test_texts_of_the_same_tokens_are_one_document(model: Any) -> None:
@@ -323,7 +332,7 @@ def test_texts_of_the_same_tokens_are_one_document(model: Any) -> None:
         batch = form(model, rows)
         with Widths(model) as widths:
             values.append(M3SELoss(model, in_batch_negatives=True)(batch.fresh(), batch.labels))
-        assert sum(count for count, _ in widths.shapes) == 2 + 3
+        assert widths.rows == 2 + 3
     torch.testing.assert_close(values[0], values[1])
 
 

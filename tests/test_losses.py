@@ -366,7 +366,7 @@ def test_caching_keeps_each_forward_pass_within_its_tokens(model: Any, ragged_ro
     """Prevents a budget that is accepted and not kept: memory is what it is for."""
     batch = collate(model, ragged_rows)
     seen: list[int] = []
-    handle = model.register_forward_pre_hook(lambda _, args: seen.append(int(args[0]["attention_mask"].sum())))
+    handle = model.register_forward_pre_hook(lambda _, args: seen.append(args[0]["input_ids"].numel()))
     loss = M3SELoss(model, mini_batch_num_tokens=50)(batch.fresh(), batch.labels)
     loss.backward()
     handle.remove()
