@@ -1,56 +1,32 @@
-"""How a batch's texts become embeddings in training: distinct rows, sorted by length, chunked, each at its own width.
+"""How a batch's rows, distinct and sorted by length, become embeddings in training: packed, or in chunks.
 
-A batch of documents is as wide as its longest row, and most of it is padding. Rows of about one length, run through
-the model together at that length, give the same embeddings for a fraction of the work. Gradients are those of the
-plain way up to rounding; under dropout each chunk draws its own masks, as each column does there, and a text that
-stands in several lists has one embedding, not one per copy.
-
-The private parts of sentence-transformers that this needs are imported here and nowhere else.
+A batch of documents is as wide as its longest row, and most of it is padding. Packed rows have none; where the model
+does not allow that, rows of about one length run through it together at that length. Both give the same embeddings for
+a fraction of the work. Gradients are those of the plain way up to rounding; under dropout each piece draws its own
+masks, as each column does there, and a text that stands in several lists has one embedding, not one per copy.
 """
 
 from __future__ import annotations
 
 import itertools
 import logging
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from contextlib import contextmanager
 from functools import lru_cache
 from typing import Any
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor, nn
 from torch.nn import functional as F
 from transformers import PreTrainedModel
 
-from st_m3se.packing import attention_apart, pack, packable
+from st_m3se.host import has_static_embedding_input, merging_disabled, validate_mini_batch_num_tokens
+from st_m3se.packing import Packed, attention_apart, is_compiled
+from st_m3se.rows import is_sliceable, slice_rows, why_not_sliceable
 
-try:
-    from sentence_transformers.base.losses.gradcache import (
-        CachedLossMixin,
-        RandContext,
-        _validate_mini_batch_num_tokens,
-        has_static_embedding_input,
-    )
-    from sentence_transformers.base.losses.merged_forward import _MERGING_DISABLED, merge_feature_batches
-except ImportError as error:
-    raise ImportError(
-        "st-m3se builds on the gradient caching and column merging of sentence-transformers 6.x, which this version "
-        "of sentence-transformers lacks. Install one that has them: pip install 'sentence-transformers>=6.2,<7'."
-    ) from error
-
-__all__ = [
-    "CachedLossMixin",
-    "RandContext",
-    "check_caching",
-    "distinct_rows",
-    "encode",
-    "has_tokens",
-    "is_sliceable",
-    "merge_columns",
-    "slice_rows",
-    "sort_by_length",
-]
+__all__ = ["check_caching", "encode"]
 
 Features = dict[str, Any]
 
@@ -76,39 +52,12 @@ def check_caching(model: nn.Module, mini_batch_num_tokens: int | None) -> None:
     """
     if mini_batch_num_tokens is not None and type(mini_batch_num_tokens) is not int:
         raise ValueError(f"mini_batch_num_tokens must be a number of tokens, an int, got {mini_batch_num_tokens!r}.")
-    _validate_mini_batch_num_tokens(mini_batch_num_tokens)
+    validate_mini_batch_num_tokens(mini_batch_num_tokens)
     if mini_batch_num_tokens is not None and has_static_embedding_input(model):
         raise ValueError(
             "mini_batch_num_tokens splits a batch into mini-batches of rows, and the features of a StaticEmbedding "
             "model have no rows to split. Such a model needs no gradient caching: leave mini_batch_num_tokens=None."
         )
-
-
-def _why_not_sliceable(features: Features) -> str | None:
-    mask = features.get("attention_mask")
-    if "cu_seq_lens_q" in features:
-        return "they are flattened for an attention that needs no padding"
-    if not isinstance(mask, Tensor) or mask.ndim != 2:
-        return "they have no attention mask of one row per text (StaticEmbedding has none)"
-    for key, value in features.items():
-        if key != "prompt_length" and isinstance(value, Tensor) and (value.ndim == 0 or len(value) != len(mask)):
-            return f"{key!r} does not have one row per text (images)"
-    return None
-
-
-def has_tokens(features: Features) -> bool:
-    """Whether these features hold one padded row of token ids per text."""
-    return "input_ids" in features and _why_not_sliceable(features) is None
-
-
-def is_sliceable(features: Features) -> bool:
-    """Whether rows of these features can be picked and reordered: one padded row per text, and nothing else.
-
-    Flattened features (unpadded attention), StaticEmbedding's token stream and images are not, and neither is
-    anything while a wrapper loss such as AdaptiveLayerLoss, which hands state on through the feature dict, forbids
-    new feature dicts.
-    """
-    return not _MERGING_DISABLED.get() and _why_not_sliceable(features) is None
 
 
 @lru_cache(maxsize=16)
@@ -117,76 +66,6 @@ def _say_once(reason: str) -> None:
         "Note: the texts of a batch go through the model as they come, not sorted by length and cut into chunks, "
         f"because of their features: {reason}. The loss and gradients are the same either way."
     )
-
-
-def merge_columns(columns: Sequence[Features]) -> Features | None:
-    """Concatenate the features of several columns of ``Q`` texts, column after column.
-
-    Returns:
-        The features of ``len(columns) * Q`` rows, or None where the columns cannot be joined or sliced.
-    """
-    if len(columns) == 1:
-        merged: Features | None = columns[0]
-    elif not all(is_sliceable(column) for column in columns):
-        return None
-    else:
-        merged = merge_feature_batches(list(columns))
-    return merged if merged is not None and is_sliceable(merged) else None
-
-
-def _take(features: Features, rows: Tensor) -> Features:
-    return {
-        key: value[rows] if isinstance(value, Tensor) and key != "prompt_length" else value
-        for key, value in features.items()
-    }
-
-
-def distinct_rows(features: Features) -> tuple[Features, Tensor]:
-    """Keep one of each set of rows with equal tokens.
-
-    Returns:
-        The features of the ``U`` distinct rows, and int64 ``[rows]``: which of them each row is.
-    """
-    mask = features["attention_mask"].bool()
-    if "input_ids" not in features:
-        return features, torch.arange(len(mask), device=mask.device)
-    # Tokens first, padding behind: columns that were padded on the left to their own widths agree only then.
-    order = (~mask).to(torch.int8).argsort(dim=1, stable=True)
-    tokens = features["input_ids"].masked_fill(~mask, -1).gather(1, order)
-    distinct, inverse = torch.unique(tokens, dim=0, return_inverse=True)
-    rows = torch.arange(len(tokens), device=tokens.device)
-    first = rows.new_full((len(distinct),), len(tokens)).scatter_reduce_(0, inverse, rows, "amin")
-    return _take(features, first), inverse
-
-
-def _widths(mask: Tensor) -> Tensor:
-    """The columns that each row needs, int64 ``[rows]``: left padding counts, as positions are counted from it."""
-    columns = torch.arange(1, mask.shape[1] + 1, device=mask.device)
-    return (mask.bool() * columns).amax(1)
-
-
-def sort_by_length(features: Features) -> tuple[Features, Tensor]:
-    """Sort the rows by the columns that they need, up to their last token.
-
-    Returns:
-        The sorted features, and int64 ``[rows]``: where each row went.
-    """
-    order = _widths(features["attention_mask"]).argsort(stable=True)
-    place = torch.empty_like(order).scatter_(0, order, torch.arange(len(order), device=order.device))
-    return _take(features, order), place
-
-
-def slice_rows(features: Features, begin: int, end: int, width: int | None = None) -> Features:
-    """The features of the rows from ``begin`` to ``end``, cut to ``width`` columns."""
-    columns = features["attention_mask"].shape[1]
-    return {
-        key: value
-        if not isinstance(value, Tensor) or key == "prompt_length"
-        else value[begin:end, :width]
-        if value.ndim > 1 and value.shape[1] == columns
-        else value[begin:end]
-        for key, value in features.items()
-    }
 
 
 def _chunks(widths: list[int], budget: int, cost: int) -> list[tuple[int, int]]:
@@ -210,19 +89,19 @@ def _chunks(widths: list[int], budget: int, cost: int) -> list[tuple[int, int]]:
     return ranges[::-1]
 
 
-def _pieces(widths: list[int], budget: int) -> list[tuple[int, int]]:
+def _pieces(lengths: NDArray[np.int64], budget: int) -> list[tuple[int, int]]:
     """Cut rows into ranges of about equal numbers of tokens, ``budget`` or somewhat more at most."""
-    ends = np.cumsum(widths)
+    ends = lengths.cumsum()
     count = max(1, round(int(ends[-1]) / budget))
     cuts = np.searchsorted(ends, ends[-1] * np.arange(1, count) / count, side="right").tolist()
-    return [(begin, end) for begin, end in itertools.pairwise([0, *cuts, len(widths)]) if begin < end]
+    return [(begin, end) for begin, end in itertools.pairwise([0, *cuts, len(lengths)]) if begin < end]
 
 
 def _word_embedding(model: nn.Module) -> nn.Embedding | None:
     """The plain trainable table of the tokens' embeddings, where an uncompiled model has exactly one."""
     tables: dict[int, nn.Module] = {}
     for module in model.modules():
-        if hasattr(module, "_orig_mod") or getattr(module, "_compiled_call_impl", None) is not None:
+        if is_compiled(module):
             return None
         if isinstance(module, PreTrainedModel):
             try:
@@ -271,29 +150,30 @@ def _words_looked_up_once(model: nn.Module, chunks: list[Features]) -> Iterator[
 
 
 def encode(model: nn.Module, features: Features) -> list[Tensor]:
-    """Embed features whose rows are sorted by length, chunk by chunk, with gradients if they are enabled.
+    """Embed features whose rows are sorted by length, piece by piece, with gradients if they are enabled.
 
     Args:
         model: A SentenceTransformer, or the wrapper that the trainer puts around it.
-        features: The features of ``U`` rows; what cannot be sliced goes through the model in one piece.
+        features: The features of ``U`` rows, from :func:`~st_m3se.rows.in_order`; what cannot be sliced goes through
+            the model in one piece.
 
     Returns:
-        The chunks' embeddings ``[u, dim]``, in order; together ``U`` rows.
+        The pieces' embeddings ``[u, dim]``, in order; together ``U`` rows.
     """
-    if not is_sliceable(features):
-        if not _MERGING_DISABLED.get():
-            _say_once(_why_not_sliceable(features) or "")
-        return [model(features)["sentence_embedding"]]
-    widths = _widths(features["attention_mask"]).tolist()
-    cuda = features["attention_mask"].is_cuda
-    if packable(model, features, widths):
-        pieces = [
-            pack(model, features, widths, begin, end)
-            for begin, end in _pieces(widths, CUDA_PACKED_TOKENS if cuda else CHUNK_TOKENS)
-        ]
+    if isinstance(features, Packed):
+        budget = CUDA_PACKED_TOKENS if features["input_ids"].is_cuda else CHUNK_TOKENS
+        pieces: list[Features] = [features.rows(*piece) for piece in _pieces(features.lengths, budget)]
         with _words_looked_up_once(model, pieces), attention_apart(model):
-            return [model(piece)["sentence_embedding"] for piece in pieces]
-    budget, cost = (CUDA_CHUNK_TOKENS, CUDA_CHUNK_COST) if cuda else (CHUNK_TOKENS, CHUNK_COST)
+            # Plain dicts: accelerate makes new ones of their type under mixed precision.
+            return [model(dict(piece))["sentence_embedding"] for piece in pieces]
+    if not is_sliceable(features):
+        if not merging_disabled():
+            _say_once(why_not_sliceable(features) or "")
+        return [model(features)["sentence_embedding"]]
+    mask = features["attention_mask"]
+    columns = torch.arange(1, mask.shape[1] + 1, device=mask.device)
+    widths = (mask.bool() * columns).amax(1).tolist()
+    budget, cost = (CUDA_CHUNK_TOKENS, CUDA_CHUNK_COST) if mask.is_cuda else (CHUNK_TOKENS, CHUNK_COST)
     chunks = [
         slice_rows(features, begin, end, max(1, *widths[begin:end])) for begin, end in _chunks(widths, budget, cost)
     ]

@@ -16,7 +16,8 @@ from sentence_transformers.base.losses import column_merging_disabled
 from torch import Tensor
 
 from st_m3se import M3SELoss, encoding
-from st_m3se.encoding import check_caching, distinct_rows, encode, is_sliceable, merge_columns, sort_by_length
+from st_m3se.encoding import check_caching, encode
+from st_m3se.rows import in_order, is_sliceable
 
 LONG = "; ".join(ANSWERS[:3])
 TEXTS = [LONG, "blanks", *ANSWERS[3:8], "a key", LONG + " first"]
@@ -67,12 +68,12 @@ def test_chunks_give_the_models_own_embeddings(
     model: Any, monkeypatch: pytest.MonkeyPatch, budget: int, side: str
 ) -> None:
     """Prevents tokens that are cut off with the padding, and rows that come back in another order."""
-    monkeypatch.setattr(encoding, "packable", lambda *_: False)
+    monkeypatch.setattr("st_m3se.rows.packable", lambda *_: False)
     monkeypatch.setattr(encoding, "CHUNK_TOKENS", budget)
     model.tokenizer.padding_side = side
     features = model.preprocess(TEXTS)
     with Widths(model) as widths:
-        sorted_features, place = sort_by_length(features)
+        sorted_features, place = in_order(model, features)
         chunks = encode(model, sorted_features)
     model.tokenizer.padding_side = "right"
     assert sum(rows for rows, _ in widths.shapes) == len(TEXTS)
@@ -85,22 +86,22 @@ def test_chunks_give_the_models_own_embeddings(
 
 def test_chunks_keep_within_the_budget_or_hold_one_row(model: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     """Padding counts: it is what the model computes."""
-    monkeypatch.setattr(encoding, "packable", lambda *_: False)
+    monkeypatch.setattr("st_m3se.rows.packable", lambda *_: False)
     monkeypatch.setattr(encoding, "CHUNK_TOKENS", 40)
     with Widths(model) as widths:
-        encode(model, sort_by_length(model.preprocess(TEXTS))[0])
+        encode(model, in_order(model, model.preprocess(TEXTS))[0])
     assert len(widths.shapes) > 1
     assert all(rows == 1 or rows * width <= 40 for rows, width in widths.shapes)
 
 
 def test_one_long_text_does_not_widen_all(model: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     """Prevents the work that this module is there to save from coming back unnoticed."""
-    monkeypatch.setattr(encoding, "packable", lambda *_: False)
+    monkeypatch.setattr("st_m3se.rows.packable", lambda *_: False)
     monkeypatch.setattr(encoding, "CHUNK_TOKENS", 64)
     features = model.preprocess(["a key", "blanks", "the copy", "a file", LONG])
     rows, width = features["input_ids"].shape
     with Widths(model) as widths:
-        encode(model, sort_by_length(features)[0])
+        encode(model, in_order(model, features)[0])
     assert widths.tokens < rows * width / 2
 
 
@@ -113,18 +114,8 @@ def test_gradients_pass_through_the_order(model: Any) -> None:
         (embeddings * weights).sum().backward()
         return {name: p.grad.clone() for name, p in model.named_parameters() if p.grad is not None}
 
-    features, place = sort_by_length(model.preprocess(TEXTS))
+    features, place = in_order(model, model.preprocess(TEXTS))
     assert_same_gradients(grads(alone(model, TEXTS)), grads(back_in_order(encode(model, features), place)), 1e-4)
-
-
-@pytest.mark.parametrize("order", [TEXTS, TEXTS[::-1]])
-def test_sorting_puts_the_shortest_first_and_says_where_rows_went(model: Any, order: list[str]) -> None:
-    features = model.preprocess(order)
-    sorted_features, place = sort_by_length(features)
-    lengths = sorted_features["attention_mask"].sum(1)
-    assert (lengths.diff() >= 0).all()
-    for key in ("input_ids", "attention_mask"):
-        assert torch.equal(sorted_features[key][place], features[key])
 
 
 def work(widths: list[int], ranges: list[tuple[int, int]], cost: int) -> int:
@@ -184,14 +175,15 @@ def lookups(embeddings: Tensor, table: Tensor) -> int:
 def test_all_chunks_share_one_lookup(model: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     """And only where that changes nothing: not without gradients, nor for a model that is compiled."""
     monkeypatch.setattr(encoding, "CHUNK_TOKENS", 40)
-    features, _ = sort_by_length(model.preprocess(TEXTS))
+    features, _ = in_order(model, model.preprocess(TEXTS))
     table = model[0].auto_model.get_input_embeddings()
     chunks = encode(model, features)
     assert len(chunks) > 2
     assert lookups(torch.cat(chunks), table.weight) == 1
     assert not table._forward_hooks
     compiled = torch.compile(model, backend="eager")
-    assert lookups(torch.cat(encode(compiled, features)), table.weight) == len(chunks)
+    padded, _ = in_order(compiled, model.preprocess(TEXTS))
+    assert lookups(torch.cat(encode(compiled, padded)), table.weight) > 2
     with torch.no_grad():
         torch.testing.assert_close(torch.cat(encode(model, features)), torch.cat(chunks))
     table.weight.requires_grad_(False)
@@ -203,27 +195,27 @@ def test_all_chunks_share_one_lookup(model: Any, monkeypatch: pytest.MonkeyPatch
 def test_a_model_that_changes_the_ids_is_left_alone(model: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     """Prevents the chunk's own words from standing in for others that the model looks up."""
     monkeypatch.setattr(encoding, "CHUNK_TOKENS", 40)
-    features, _ = sort_by_length(model.preprocess(TEXTS))
+    features, place = in_order(model, model.preprocess(TEXTS))
     table = model[0].auto_model.get_input_embeddings()
     handle = table.register_forward_pre_hook(lambda module, args: (args[0] * 0 + 7,))
     changed = torch.cat(encode(model, features))
-    expected = torch.cat([model(dict(features))["sentence_embedding"]])
+    expected = model(model.preprocess(TEXTS))["sentence_embedding"]
     handle.remove()
-    torch.testing.assert_close(changed, expected, rtol=1e-4, atol=1e-5)
+    torch.testing.assert_close(changed[place], expected, rtol=1e-4, atol=1e-5)
     assert not torch.allclose(changed, torch.cat(encode(model, features)), atol=1e-3)
 
 
 def test_what_others_hook_to_the_words_still_happens(model: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     """Prevents the shared lookup from undoing a hook that adds noise to the words' embeddings."""
     monkeypatch.setattr(encoding, "CHUNK_TOKENS", 40)
-    features, _ = sort_by_length(model.preprocess(TEXTS))
+    features, place = in_order(model, model.preprocess(TEXTS))
     plain = torch.cat(encode(model, features))
     table = model[0].auto_model.get_input_embeddings()
     handle = table.register_forward_hook(lambda module, args, output: output.roll(1, dims=-1))
     changed = torch.cat(encode(model, features))
-    expected = model(dict(features))["sentence_embedding"]
+    expected = model(model.preprocess(TEXTS))["sentence_embedding"]
     handle.remove()
-    torch.testing.assert_close(changed, expected, rtol=1e-4, atol=1e-5)
+    torch.testing.assert_close(changed[place], expected, rtol=1e-4, atol=1e-5)
     assert not torch.allclose(changed, plain, atol=1e-3)
 
 
@@ -271,41 +263,7 @@ def test_a_compiled_model_has_the_same_gradient(
     assert_same_gradients(expected, actual, tolerance=1e-4)
 
 
-# Distinct rows
-
-
-@pytest.mark.parametrize("side", ["right", "left"])
-def test_equal_texts_of_several_columns_are_found(model: Any, side: str) -> None:
-    """Prevents a text from being taken for another one because its column is padded to another width."""
-    model.tokenizer.padding_side = side
-    columns = [["a key", ANSWERS[0], "blanks"], [LONG, "a key", ANSWERS[0]], ["blanks", "blanks", "copy"]]
-    texts = [text for column in columns for text in column]
-    merged = merge_columns([model.preprocess(column) for column in columns])
-    assert merged is not None
-    features, index = distinct_rows(merged)
-    assert len(features["input_ids"]) == len(set(texts)) == 5
-    assert index.shape == (9,)
-    for one in range(9):
-        for other in range(9):
-            assert (index[one] == index[other]) == (texts[one] == texts[other]), (texts[one], texts[other])
-    assert merge_columns([model.preprocess(columns[0])]) is not None
-
-
-def test_a_text_that_begins_another_one_is_not_it(model: Any) -> None:
-    """Prevents padding from being read as tokens: with equal width only the attention mask tells them apart."""
-    features, index = distinct_rows(model.preprocess(["a key", "a key function", "a key"]))
-    assert len(features["input_ids"]) == 2
-    assert index[0] == index[2] != index[1]
-    features = {"input_ids": torch.tensor([[2, 5, 0], [2, 5, 0]]), "attention_mask": torch.tensor([[1, 1, 0], [1] * 3])}
-    assert len(distinct_rows(features)[0]["input_ids"]) == 2
-
-
-def test_distinct_rows_find_the_embeddings_of_all(model: Any) -> None:
-    texts = [ANSWERS[2], "a key", ANSWERS[2], ANSWERS[1], "a key"]
-    features, index = distinct_rows(model.preprocess(texts))
-    features, place = sort_by_length(features)
-    embeddings = back_in_order(encode(model, features), place)[index]
-    torch.testing.assert_close(embeddings, alone(model, texts), rtol=1e-4, atol=1e-5)
+# A batch's texts
 
 
 def test_a_batch_encodes_each_distinct_text_once(model: Any, even_rows: list[dict[str, Any]]) -> None:
@@ -347,30 +305,6 @@ def test_the_reason_for_the_plain_way_is_said_once(static_model: Any, caplog: py
         encode(static_model, dict(features))
     assert [record for record in caplog.records if "StaticEmbedding" in record.getMessage()] == caplog.records
     assert len(caplog.records) == 1
-
-
-def test_unlike_columns_are_not_merged(model: Any) -> None:
-    """Columns under two prompts have two prompt lengths, and pooling reads one of them."""
-    short, long = model.preprocess(["a key"], prompt="copy: "), model.preprocess(["a key"], prompt="copy the file: ")
-    short["prompt_length"], long["prompt_length"] = 3, 5
-    assert merge_columns([short, long]) is None
-
-
-def test_a_token_stream_has_no_rows(static_model: Any) -> None:
-    features = static_model.preprocess([question for question, _ in PAIRS])
-    assert not is_sliceable(features)
-    assert merge_columns([features, features]) is None
-    chunks = encode(static_model, features)
-    assert [len(chunk) for chunk in chunks] == [len(PAIRS)]
-
-
-def test_flattened_and_image_features_are_not_cut(model: Any) -> None:
-    """Unpadded attention packs all texts into one sequence; an image's tensor is not indexed by text."""
-    features = model.preprocess(["a key", "blanks"])
-    assert is_sliceable(features)
-    assert not is_sliceable(features | {"cu_seq_lens_q": torch.tensor([0, 4, 7])})
-    assert not is_sliceable(features | {"pixel_values": torch.zeros(5, 3)})
-    assert not is_sliceable({"input_ids": features["input_ids"]})
 
 
 def test_wrapper_losses_get_their_own_feature_dicts(model: Any, even_rows: list[dict[str, Any]]) -> None:

@@ -11,16 +11,16 @@ from torch import Tensor
 from transformers import AutoConfig, AutoModel
 
 from st_m3se import M3SELoss, encoding
-from st_m3se.encoding import encode, sort_by_length
-from st_m3se.packing import TRUNKS, pack, packable
+from st_m3se.encoding import encode
+from st_m3se.packing import TRUNKS, Packed
+from st_m3se.rows import in_order
 
 TEXTS = ["a key", "blanks", *ANSWERS[:8], "; ".join(ANSWERS[:3])]
 
 
-def features_of(model: Any, texts: list[str] = TEXTS, **options: Any) -> tuple[dict[str, Any], list[int]]:
-    """Features sorted by length, and the lengths."""
-    features = sort_by_length(model.preprocess(texts, **options))[0]
-    return features, features["attention_mask"].sum(1).tolist()
+def ordered(model: Any, texts: list[str] = TEXTS, **options: Any) -> Any:
+    """Features in the order of their length, packed if they may be."""
+    return in_order(model, model.preprocess(texts, **options))[0]
 
 
 def with_trunk(model: Any, kind: str) -> Any:
@@ -42,12 +42,12 @@ def test_every_packed_trunk_keeps_its_embeddings_and_gradients(
     """Prevents tokens of one row from seeing another row's, and positions that do not start anew."""
     model = with_trunk(model, kind)
     monkeypatch.setattr(encoding, "CHUNK_TOKENS", 100)
-    features, widths = features_of(model)
-    assert packable(model, features, widths)
     results: list[tuple[Tensor, dict[str, Tensor]]] = []
     for packs in (True, False):
         if not packs:
-            monkeypatch.setattr(encoding, "packable", lambda *_: False)
+            monkeypatch.setattr("st_m3se.rows.packable", lambda *_: False)
+        features = ordered(model)
+        assert isinstance(features, Packed) == packs
         model.zero_grad()
         embeddings = torch.cat(encode(model, features))
         (embeddings * torch.arange(1.0, len(TEXTS) + 1)[:, None]).sum().backward()
@@ -62,17 +62,25 @@ def test_every_pooling_with_a_prompt_left_out(make_model: Any, mode: str) -> Non
     """The prompt's tokens are attended to and not pooled, packed or not."""
     model = make_model(include_prompt=False)
     model[1].pooling_mode = mode
-    features, widths = features_of(model, prompt="query: ")
-    assert packable(model, features, widths)
-    expected = model(dict(features))["sentence_embedding"]
-    torch.testing.assert_close(torch.cat(encode(model, features)), expected, rtol=1e-4, atol=1e-5)
+    padded = model.preprocess(TEXTS, prompt="query: ")
+    features, place = in_order(model, padded)
+    assert isinstance(features, Packed)
+    expected = model(dict(padded))["sentence_embedding"]
+    torch.testing.assert_close(torch.cat(encode(model, features))[place], expected, rtol=1e-4, atol=1e-5)
 
 
-def test_packed_rows_have_no_padding(model: Any) -> None:
-    features, widths = features_of(model)
-    packed = pack(model, features, widths, 2, 6)
-    assert packed["input_ids"].shape == packed["position_ids"].shape == (1, sum(widths[2:6]))
-    assert packed["cu_seq_lens_q"].diff().tolist() == widths[2:6]
+def test_packed_rows_have_no_padding_and_can_be_cut(model: Any) -> None:
+    padded = model.preprocess(TEXTS)
+    lengths = padded["attention_mask"].sum(1).sort().values
+    packed = ordered(model)
+    assert packed["input_ids"].shape == packed["position_ids"].shape == (1, int(lengths.sum()))
+    assert packed["cu_seq_lens_q"].diff().tolist() == lengths.tolist()
+    cut = packed.rows(2, 6)
+    first, last = int(lengths[:2].sum()), int(lengths[:6].sum())
+    assert torch.equal(cut["input_ids"], packed["input_ids"][:, first:last])
+    assert cut["position_ids"][0].tolist() == [at for length in lengths[2:6].tolist() for at in range(length)]
+    assert cut["cu_seq_lens_q"].diff().tolist() == lengths[2:6].tolist()
+    assert cut["max_length_q"] == lengths[5]
 
 
 def test_dropout_is_replayed_by_the_cached_loss(make_model: Any, ragged_rows: list[dict[str, Any]]) -> None:
@@ -96,26 +104,41 @@ def test_a_checkpointed_trunk_is_not_packed_and_keeps_its_gradients(
     plain = gradients(loss, model, batch)
     model[0].model.gradient_checkpointing_enable()
     model.train()
-    features, widths = features_of(model)
-    assert not packable(model, features, widths)
+    assert not isinstance(ordered(model), Packed)
     assert_same_gradients(plain[1], gradients(loss, model, batch)[1], 1e-4)
 
 
+def packs(model: Any, **others: Any) -> bool:
+    return isinstance(in_order(model, model.preprocess(TEXTS) | others)[0], Packed)
+
+
 def test_what_else_is_not_packed(model: Any) -> None:
-    """Left padding, empty rows, unknown features, eager attention, decoders and foreign modules."""
-    features, widths = features_of(model)
-    assert packable(model, features, widths)
-    assert not packable(model, features | {"other": torch.zeros(len(widths))}, widths)
-    assert not packable(model, features, [0, *widths[1:]])
+    """Left padding, empty rows, unknown features, eager attention, decoders, compiled and foreign modules."""
+    assert packs(model)
+    assert not packs(model, other=torch.zeros(len(TEXTS)))
+    assert not packs(model, attention_mask=torch.zeros_like(model.preprocess(TEXTS)["attention_mask"]))
+    assert not packs(torch.compile(model, backend="eager"))
     model.tokenizer.padding_side = "left"
-    left = sort_by_length(model.preprocess(TEXTS))[0]
-    assert not packable(model, left, [left["attention_mask"].shape[1]] * len(widths))
+    assert not packs(model)
     model.tokenizer.padding_side = "right"
     model[0].model.config.is_decoder = True
-    assert not packable(model, features, widths)
+    assert not packs(model)
     model[0].model.config.is_decoder = False
     model[0].model.config._attn_implementation = "eager"
-    assert not packable(model, features, widths)
+    assert not packs(model)
     model[0].model.config._attn_implementation = "sdpa"
+    assert packs(model)
     model.append(torch.nn.Identity())
-    assert not packable(model, features, widths)
+    assert not packs(model)
+
+
+def test_a_text_that_spells_out_roberta_s_padding_is_not_packed(model: Any) -> None:
+    """RoBERTa counts positions past the padding token, which a text may hold."""
+    model = with_trunk(model, "roberta")
+    features = model.preprocess(TEXTS)
+    assert isinstance(in_order(model, dict(features))[0], Packed)
+    features["input_ids"][0, 1] = model.tokenizer.pad_token_id
+    padded, place = in_order(model, dict(features))
+    assert not isinstance(padded, Packed)
+    expected = model(dict(features))["sentence_embedding"]
+    torch.testing.assert_close(torch.cat(encode(model, padded))[place], expected, rtol=1e-4, atol=1e-5)

@@ -13,19 +13,8 @@ from sentence_transformers import SentenceTransformer
 from sentence_transformers.util import SimilarityFunction, cos_sim, similarity_fct_name
 from torch import Tensor, nn
 
-from st_m3se.encoding import (
-    CachedLossMixin,
-    Features,
-    RandContext,
-    check_caching,
-    distinct_rows,
-    encode,
-    has_tokens,
-    is_sliceable,
-    merge_columns,
-    slice_rows,
-    sort_by_length,
-)
+from st_m3se.encoding import check_caching, encode
+from st_m3se.host import CachedLossMixin, RandContext
 from st_m3se.losses.gather import (
     NO_KEY,
     Known,
@@ -37,6 +26,7 @@ from st_m3se.losses.gather import (
     unlisted_texts,
 )
 from st_m3se.losses.scale import ScaleCheck
+from st_m3se.rows import Features, has_tokens, in_order, is_sliceable, merge_columns, slice_rows
 
 __all__ = ["DistillationLoss"]
 
@@ -52,7 +42,7 @@ class Lists:
     positives: Tensor  # bool
     mask: Tensor  # bool, True for real documents
     index: Tensor  # int64, rows of the U document embeddings
-    queries: Tensor | None = None  # int64 [Q], rows of the query embeddings; None: in order
+    queries: Tensor | None = None  # int64 [Q], rows of the query embeddings; None: one each, in order
     keys: Tensor | None = None  # int64 [U], where documents of other processes are to join
     known: Known | None = None  # where other queries' documents are to join
 
@@ -184,14 +174,14 @@ class DistillationLoss(CachedLossMixin, nn.Module):
         if self.in_batch_negatives and lists.known is None and all(map(has_tokens, [columns[0], documents[0]])):
             lists = replace(lists, known=_known_by_tokens(columns[0], documents[0], lists))
         if len(documents) == 1 and is_sliceable(documents[0]):
-            features, which = distinct_rows(documents[0])
-            features, place = sort_by_length(features)
-            moved = place[which]
-            documents, lists = [features], replace(lists, index=moved[lists.index])
+            features, place = in_order(self.model, documents[0])
+            lists = replace(lists, index=place[lists.index])
             if self.gather_across_devices:
-                lists = replace(lists, keys=text_keys(features))
+                keys = text_keys(documents[0])
+                lists = replace(lists, keys=keys.new_empty(int(place.max()) + 1).scatter_(0, place, keys))
             if lists.known is not None:
-                lists = replace(lists, known=lists.known._replace(rows=moved[lists.known.rows]))
+                lists = replace(lists, known=lists.known._replace(rows=place[lists.known.rows]))
+            documents = [features]
         elif self.gather_across_devices:
             raise ValueError(
                 "gather_across_devices compares the tokens of documents between processes, and these features have "
@@ -205,7 +195,7 @@ class DistillationLoss(CachedLossMixin, nn.Module):
             )
         queries = columns[0]
         if is_sliceable(queries):
-            queries, place = sort_by_length(queries)
+            queries, place = in_order(self.model, queries)
             lists = replace(lists, queries=place)
         if self.uses_gradient_cache:
             return self.forward_cached([queries, *documents], lists)  # type: ignore[arg-type]
@@ -235,7 +225,7 @@ class DistillationLoss(CachedLossMixin, nn.Module):
         queries, documents = torch.cat(reps[0]), torch.cat(reps[1])
         dtype = torch.promote_types(queries.dtype, torch.float32)
         queries, documents = queries.to(dtype), documents.to(dtype)
-        if labels.queries is not None and len(labels.queries) == len(queries):
+        if labels.queries is not None:
             queries = queries[labels.queries]
         if len(labels.index) != len(queries):
             raise ValueError(
