@@ -8,9 +8,11 @@ masks, as each column does there, and a text that stands in several lists has on
 
 from __future__ import annotations
 
+import ctypes
 import itertools
 import logging
-from collections.abc import Iterator
+import sys
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from functools import lru_cache
 from typing import Any
@@ -26,7 +28,7 @@ from st_m3se.host import has_static_embedding_input, merging_disabled, validate_
 from st_m3se.packing import Packed, attention_apart, is_compiled
 from st_m3se.rows import is_sliceable, slice_rows, why_not_sliceable
 
-__all__ = ["check_caching", "encode"]
+__all__ = ["check_caching", "encode", "give_memory_back"]
 
 Features = dict[str, Any]
 
@@ -58,6 +60,22 @@ def check_caching(model: nn.Module, mini_batch_num_tokens: int | None) -> None:
             "mini_batch_num_tokens splits a batch into mini-batches of rows, and the features of a StaticEmbedding "
             "model have no rows to split. Such a model needs no gradient caching: leave mini_batch_num_tokens=None."
         )
+
+
+@lru_cache(maxsize=1)
+def _malloc_trim() -> Callable[[int], int] | None:
+    return getattr(ctypes.CDLL(None), "malloc_trim", None) if sys.platform == "linux" else None
+
+
+def give_memory_back() -> None:
+    """Return to the system what the last mini-batch has freed, where the C library is glibc.
+
+    No two mini-batches ask for blocks of quite the same sizes, and glibc keeps the gaps that the next one cannot fill:
+    over 500 mini-batches memory grew by half, which is what caching gradients is there to prevent.
+    """
+    trim = _malloc_trim()
+    if trim is not None:
+        trim(0)
 
 
 @lru_cache(maxsize=16)

@@ -5,10 +5,12 @@ from __future__ import annotations
 import itertools
 import logging
 import shutil
+import sys
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+import psutil
 import pytest
 import torch
 from conftest import ANSWERS, PAIRS, assert_same_gradients, collate, collate_columns, gradients
@@ -292,6 +294,22 @@ def test_texts_of_the_same_tokens_are_one_document(model: Any) -> None:
             values.append(M3SELoss(model, in_batch_negatives=True)(batch.fresh(), batch.labels))
         assert widths.rows == 2 + 3
     torch.testing.assert_close(values[0], values[1])
+
+
+# Memory
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="the C library of other systems is not asked to give memory back")
+def test_gaps_between_blocks_go_back_to_the_system() -> None:
+    """Prevents memory that only grows over mini-batches of uneven sizes."""
+    if encoding._malloc_trim() is None:
+        pytest.skip("this C library is not glibc")
+    blocks = [bytearray(100_000) for _ in range(1000)]
+    del blocks[::2]
+    before = psutil.Process().memory_info().rss
+    encoding.give_memory_back()
+    assert psutil.Process().memory_info().rss < before - 40_000_000
+    assert len(blocks) == 500
 
 
 # What cannot be cut

@@ -13,7 +13,7 @@ from sentence_transformers import SentenceTransformer
 from sentence_transformers.util import SimilarityFunction, cos_sim, similarity_fct_name
 from torch import Tensor, nn
 
-from st_m3se.encoding import check_caching, encode
+from st_m3se.encoding import check_caching, encode, give_memory_back
 from st_m3se.host import CachedLossMixin, RandContext
 from st_m3se.losses.gather import (
     NO_KEY,
@@ -214,6 +214,8 @@ class DistillationLoss(CachedLossMixin, nn.Module):
     ) -> tuple[Tensor, RandContext | None]:
         """Embed a mini-batch of the gradient cache; the tokens alive are the mini-batch's, whatever its chunks."""
         features = slice_rows(sentence_feature, begin, end)
+        if with_grad and all(value.device.type == "cpu" for value in features.values() if isinstance(value, Tensor)):
+            give_memory_back()
         with random_state or nullcontext(), nullcontext() if with_grad else torch.no_grad():
             state = RandContext(*features.values()) if copy_random_state else None
             return torch.cat(encode(self.model, features)), state
