@@ -31,7 +31,11 @@ class Shard:
             metadata = pq.read_metadata(path)
             schema = metadata.schema.to_arrow_schema()
         except (pa.ArrowException, OSError) as error:
-            raise FormatError(f"this is not a readable Parquet file: {error}", file=str(path)) from error
+            raise FormatError(
+                f"this is not a readable Parquet file: {error}. If it holds scores in another "
+                f"format, such as a TREC run, make a store of it: st-m3se convert {path} STORE",
+                file=str(path),
+            ) from error
         if missing := [name for name in COLUMNS if name not in schema.names]:
             raise FormatError(f"the file lacks the columns {missing}; it has {schema.names!r:.200}.", file=str(path))
         query, documents, scores = (schema.field(name).type for name in COLUMNS)
