@@ -48,9 +48,14 @@ def optimizer_of(model: nn.Module) -> torch.optim.Optimizer:
     return torch.optim.AdamW(model.parameters(), lr=1e-7)
 
 
+def student(options: Any) -> SentenceTransformer:
+    """The model of the command line."""
+    return load_model(options.model, options.device, options.max_length, options.data, options.dtype == "bf16")
+
+
 def peak(name: str, lists: Lists, parts: int, options: Any) -> float | None:
     """MiB that a step takes beyond the loaded model, in this process; None: it does not fit."""
-    plain = load_model(options.model, options.device, options.max_length, options.data, options.dtype == "bf16")
+    plain = student(options)
     optimizer = optimizer_of(plain)
     way = Way(name, plain, plain, lists, parts, options)
     if options.device == "cuda":
@@ -286,7 +291,7 @@ def main() -> None:
         if dataset != SYNTHETIC and not (options.data / dataset / "corpus.jsonl").exists():
             print(f"{dataset}: skipped, there is no {options.data / dataset / 'corpus.jsonl'} (see --data)")
             continue
-        plain = load_model(options.model, options.device, options.max_length, options.data, options.dtype == "bf16")
+        plain = student(options)
         print(f"{dataset}: making lists", flush=True)
         result = measure(dataset, lists_of(dataset, options, plain), plain, options)
         tables += tables_of(dataset, result, options)

@@ -134,7 +134,12 @@ def _attention(
     max_length_q: int,
     **kwargs: Any,
 ) -> tuple[Tensor, None]:
-    """Attention within each row of a packed sequence: ``[1, heads, T, width]`` each -> ``[1, T, heads, width]``."""
+    """Attention within each row of a packed sequence: ``[1, heads, T, width]`` each -> ``[1, T, heads, width]``.
+
+    Several heads of the query may share one of the key and value.
+    """
+    if key.shape[1] < query.shape[1]:
+        key, value = (tensor.repeat_interleave(query.shape[1] // key.shape[1], dim=1) for tensor in (key, value))
     tensors = [tensor[0].transpose(0, 1) for tensor in (query, key, value)]  # [T, heads, width]
     if not query.is_cuda:
         widths, counts = torch.unique_consecutive(cu_seq_lens_q.diff(), return_counts=True)

@@ -26,7 +26,23 @@ Features = dict[str, Any]
 
 # Trunks of transformers in which tokens meet in attention alone, all of it bidirectional, unbiased and through the
 # attention interface. Others (sliding windows, relative positions, causal models) take padded chunks.
-TRUNKS = frozenset({"bert", "camembert", "distilbert", "electra", "roberta", "xlm-roberta"})
+TRUNKS = frozenset(
+    {
+        "bert",
+        "camembert",
+        "data2vec-text",
+        "distilbert",
+        "electra",
+        "ernie",
+        "eurobert",
+        "jina_embeddings_v3",
+        "nomic_bert",
+        "roberta",
+        "roberta-prelayernorm",
+        "xlm-roberta",
+        "xlm-roberta-xl",
+    }
+)
 AFTER = (Pooling, Dense, Normalize, Dropout, LayerNorm)
 """Modules that work on flattened features or on sentence embeddings."""
 OF_TOKENS = ("input_ids", "token_type_ids")

@@ -8,7 +8,7 @@ import pytest
 import torch
 from conftest import ANSWERS, assert_same_gradients, collate, gradients
 from torch import Tensor
-from transformers import AutoConfig, AutoModel
+from transformers import CONFIG_MAPPING, AutoConfig, AutoModel
 
 from st_m3se import M3SELoss, encoding
 from st_m3se.encoding import encode
@@ -26,8 +26,12 @@ def ordered(model: Any, texts: list[str] = TEXTS, **options: Any) -> Any:
 def with_trunk(model: Any, kind: str) -> Any:
     """The model with an untrained trunk of another architecture."""
     sizes = {"hidden_size": 32, "num_hidden_layers": 2, "num_attention_heads": 2, "intermediate_size": 64}
+    if kind == "eurobert":
+        sizes |= {"num_key_value_heads": 1, "bos_token_id": 2, "eos_token_id": 3, "mask_token_id": 4}
     if kind == "distilbert":
         sizes = {"dim": 32, "n_layers": 2, "n_heads": 2, "hidden_dim": 64}
+    if kind not in CONFIG_MAPPING:
+        pytest.skip(f"this version of transformers has no {kind}")
     config = AutoConfig.for_model(
         kind, vocab_size=len(model.tokenizer), pad_token_id=model.tokenizer.pad_token_id, **sizes
     )
