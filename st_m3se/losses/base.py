@@ -13,7 +13,7 @@ from sentence_transformers import SentenceTransformer
 from sentence_transformers.util import SimilarityFunction, cos_sim, similarity_fct_name
 from torch import Tensor, nn
 
-from st_m3se.encoding import check_caching, encode, give_memory_back
+from st_m3se.encoding import TRIM_EVERY, check_caching, encode, give_memory_back
 from st_m3se.host import CachedLossMixin, RandContext
 from st_m3se.losses.gather import (
     NO_KEY,
@@ -143,6 +143,7 @@ class DistillationLoss(CachedLossMixin, nn.Module):
         self.mini_batch_num_tokens = mini_batch_num_tokens
         self.mini_batch_size = 1  # CachedLossMixin asks for it; the token budget decides
         self.uses_gradient_cache = mini_batch_num_tokens is not None
+        self._mini_batches = 0
         bounded = self.matches_margins and self.similarity_fct is cos_sim
         self._scale_check = ScaleCheck(type(self).__name__, scale) if bounded else None
 
@@ -215,7 +216,9 @@ class DistillationLoss(CachedLossMixin, nn.Module):
         """Embed a mini-batch of the gradient cache; the tokens alive are the mini-batch's, whatever its chunks."""
         features = slice_rows(sentence_feature, begin, end)
         if with_grad and all(value.device.type == "cpu" for value in features.values() if isinstance(value, Tensor)):
-            give_memory_back()
+            self._mini_batches += 1
+            if self._mini_batches % TRIM_EVERY == 0:
+                give_memory_back()
         with random_state or nullcontext(), nullcontext() if with_grad else torch.no_grad():
             state = RandContext(*features.values()) if copy_random_state else None
             return torch.cat(encode(self.model, features)), state
