@@ -58,6 +58,12 @@ def _kept(shape: torch.Size, dropout: float) -> Tensor:
     return (bits >= int(dropout * 2**32) - 2**31).view(torch.int8).view(shape)
 
 
+def _weights(query: Tensor, key: Tensor) -> Tensor:
+    """Attention weights, in float32 where queries and keys are in half precision."""
+    products = query @ key.transpose(2, 3)
+    return products.softmax(3, dtype=torch.promote_types(products.dtype, torch.float32))
+
+
 class _Dropped(torch.autograd.Function):
     """Attention with dropout over ``[T, heads, width]``; the weights are computed again in the backward pass."""
 
@@ -69,10 +75,10 @@ class _Dropped(torch.autograd.Function):
         masks = []
         for block in _blocks(shapes, query.shape[1]):
             q, k, v = (_by_head(tensor, *block) for tensor in (query, key, value))
-            weights = ((q * scale) @ k.transpose(2, 3)).softmax(3)
+            weights = _weights(q * scale, k)
             kept = _kept(weights.shape, dropout)
             masks.append(kept)
-            _by_head(out, *block).copy_((weights.mul_(kept.to(weights.dtype)) @ v).div_(1 - dropout))
+            _by_head(out, *block).copy_((weights.mul_(kept.to(weights.dtype)).to(v.dtype) @ v).div_(1 - dropout))
         ctx.save_for_backward(query, key, value, out, *masks)
         ctx.options = shapes, dropout, scale
         return out
@@ -92,12 +98,12 @@ class _Dropped(torch.autograd.Function):
         for block, kept in zip(_blocks(shapes, query.shape[1]), masks, strict=True):
             q, k, v, g, m = (_by_head(tensor, *block).contiguous() for tensor in (query, key, value, of_out, mean))
             q = q * scale
-            kept = kept.to(q.dtype)
-            weights = (q @ k.transpose(2, 3)).softmax(3)
-            of_weights = (g @ v.transpose(2, 3)).mul_(kept).sub_(m).mul_(weights)
+            weights = _weights(q, k)
+            kept = kept.to(weights.dtype)
+            of_weights = (g @ v.transpose(2, 3)).to(weights.dtype).mul_(kept).sub_(m).mul_(weights).to(q.dtype)
             _by_head(of_query, *block).copy_((of_weights @ k).mul_(scale))
             _by_head(of_key, *block).copy_(of_weights.transpose(2, 3) @ q)
-            _by_head(of_value, *block).copy_(weights.mul_(kept).transpose(2, 3) @ g)
+            _by_head(of_value, *block).copy_(weights.mul_(kept).to(g.dtype).transpose(2, 3) @ g)
         return of_query, of_key, of_value, None, None, None
 
 
@@ -141,12 +147,16 @@ def _attention(
     if key.shape[1] < query.shape[1]:
         key, value = (tensor.repeat_interleave(query.shape[1] // key.shape[1], dim=1) for tensor in (key, value))
     tensors = [tensor[0].transpose(0, 1) for tensor in (query, key, value)]  # [T, heads, width]
+    kind = query.device.type
+    if torch.is_autocast_enabled(kind) and query.dtype != torch.float64:
+        # Rotary positions leave queries and keys in float32; PyTorch's own attention is cast under autocast, not ours.
+        tensors = [tensor.to(torch.get_autocast_dtype(kind)) for tensor in tensors]
     if not query.is_cuda:
         widths, counts = torch.unique_consecutive(cu_seq_lens_q.diff(), return_counts=True)
         shapes = list(zip(counts.tolist(), widths.tolist(), strict=True))
         return _on_cpu(tensors, shapes, dropout, scaling).unsqueeze(0), None
     rows = (cu_seq_lens_q, cu_seq_lens_q, max_length_q, max_length_q)
-    if query.dtype in (torch.float16, torch.bfloat16):
+    if tensors[0].dtype in (torch.float16, torch.bfloat16):
         out = torch.ops.aten._flash_attention_forward(*tensors, *rows, dropout, False, False, scale=scaling)[0]
         return out.unsqueeze(0), None
     tensors = [tensor.unsqueeze(0) for tensor in tensors]

@@ -224,15 +224,16 @@ def test_what_others_hook_to_the_words_still_happens(model: Any, monkeypatch: py
 # Precision and compilation
 
 
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
 @pytest.mark.parametrize("tokens", [None, 60])
-def test_autocast_to_bfloat16_keeps_the_gradient(
-    model: Any, even_rows: list[dict[str, Any]], tokens: int | None
+def test_autocast_keeps_the_gradient(
+    model: Any, even_rows: list[dict[str, Any]], tokens: int | None, dtype: torch.dtype
 ) -> None:
     """Prevents a lookup, a score or a cached gradient in half precision from turning the step aside."""
     batch = collate_columns(model, even_rows)
     loss = M3SELoss(model, scale=3.0, mini_batch_num_tokens=tokens)
     value, expected = gradients(loss, model, batch)
-    with torch.autocast("cpu", torch.bfloat16):
+    with torch.autocast("cpu", dtype):
         half_value, actual = gradients(loss, model, batch)
     assert half_value.dtype == torch.float32
     torch.testing.assert_close(half_value, value, rtol=0.05, atol=0.0)

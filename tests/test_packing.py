@@ -23,7 +23,7 @@ def ordered(model: Any, texts: list[str] = TEXTS, **options: Any) -> Any:
     return in_order(model, model.preprocess(texts, **options))[0]
 
 
-def with_trunk(model: Any, kind: str) -> Any:
+def with_trunk(model: Any, kind: str, **more: Any) -> Any:
     """The model with an untrained trunk of another architecture."""
     sizes = {"hidden_size": 32, "num_hidden_layers": 2, "num_attention_heads": 2, "intermediate_size": 64}
     if kind == "eurobert":
@@ -33,7 +33,7 @@ def with_trunk(model: Any, kind: str) -> Any:
     if kind not in CONFIG_MAPPING:
         pytest.skip(f"this version of transformers has no {kind}")
     config = AutoConfig.for_model(
-        kind, vocab_size=len(model.tokenizer), pad_token_id=model.tokenizer.pad_token_id, **sizes
+        kind, vocab_size=len(model.tokenizer), pad_token_id=model.tokenizer.pad_token_id, **sizes, **more
     )
     model[0].model = AutoModel.from_config(config)
     return model.eval()
@@ -59,6 +59,27 @@ def test_every_packed_trunk_keeps_its_embeddings_and_gradients(
     torch.testing.assert_close(results[0][0], results[1][0], rtol=1e-4, atol=1e-5)
     assert_same_gradients(results[0][1], results[1][1], 1e-4)
     assert model[0].model.config._attn_implementation == "sdpa"
+
+
+@pytest.mark.parametrize("kind", ["bert", "nomic_bert"])
+def test_dropped_attention_under_autocast_is_that_of_full_precision(model: Any, kind: str) -> None:
+    """Prevents the backward pass from meeting two dtypes: rotary positions leave queries and keys in float32."""
+    model = with_trunk(model, kind, attention_probs_dropout_prob=0.3, hidden_dropout_prob=0.0).train()
+    features = ordered(model)
+    assert isinstance(features, Packed)
+    weights = torch.randn(len(TEXTS), 32, generator=torch.Generator().manual_seed(0))
+    results = []
+    for enabled, seed in ((False, 0), (True, 0), (False, 1)):
+        model.zero_grad()
+        torch.manual_seed(seed)
+        with torch.autocast("cpu", torch.bfloat16, enabled=enabled):
+            embeddings = torch.cat(encode(model, features)).float()
+        (embeddings * weights).sum().backward()
+        of_attention = {n: p for n, p in model.named_parameters() if p.ndim == 2 and ("attn" in n or "attention" in n)}
+        results.append(torch.cat([p.grad.flatten() for p in of_attention.values()]))
+    full, half, other = results
+    assert torch.cosine_similarity(full, half, dim=0) > 0.99
+    assert torch.cosine_similarity(full, other, dim=0) < 0.99
 
 
 @pytest.mark.parametrize("mode", ["cls", "mean", "max", "lasttoken", "weightedmean", "mean_sqrt_len_tokens"])
