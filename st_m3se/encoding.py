@@ -25,12 +25,10 @@ from torch.nn import functional as F
 from transformers import PreTrainedModel
 
 from st_m3se.host import has_static_embedding_input, merging_disabled, validate_mini_batch_num_tokens
-from st_m3se.packing import Packed, attention_apart, is_compiled
+from st_m3se.packing import Features, Packed, attention_apart, is_compiled
 from st_m3se.rows import is_sliceable, slice_rows, why_not_sliceable
 
 __all__ = ["TRIM_EVERY", "check_caching", "encode", "give_memory_back"]
-
-Features = dict[str, Any]
 
 logger = logging.getLogger(__name__)
 

@@ -20,7 +20,7 @@ from torch import nn
 
 from st_m3se.attention import NAME, has_kernels
 
-__all__ = ["Packed", "attention_apart", "is_compiled", "pack", "packable"]
+__all__ = ["Features", "Packed", "attention_apart", "is_compiled", "pack", "packable"]
 
 Features = dict[str, Any]
 

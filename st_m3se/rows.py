@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import itertools
 from collections.abc import Sequence
-from typing import Any
 
 import numpy as np
 import torch
@@ -16,11 +15,9 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from st_m3se.host import merge_feature_batches, merging_disabled
-from st_m3se.packing import Packed, pack, packable
+from st_m3se.packing import Features, Packed, pack, packable
 
-__all__ = ["has_tokens", "in_order", "is_sliceable", "merge_columns", "slice_rows", "why_not_sliceable"]
-
-Features = dict[str, Any]
+__all__ = ["Features", "has_tokens", "in_order", "is_sliceable", "merge_columns", "slice_rows", "why_not_sliceable"]
 
 
 def why_not_sliceable(features: Features) -> str | None:
