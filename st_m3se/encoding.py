@@ -42,7 +42,7 @@ CHUNK_COST = 32
 CUDA_CHUNK_COST = 2048
 # Mini-batches of a cached loss on a CPU between two calls of give_memory_back. Of 32 mini-batches of 4,096 tokens, at
 # every one: 10 % more time, 1,208 MiB; at every 8th: 1 % and 1,289 MiB; never: 1,528 MiB.
-TRIM_EVERY = 4
+TRIM_EVERY = 2
 # Without padding nothing is gained by cutting on a GPU, except temporary memory.
 CUDA_PACKED_TOKENS = 65536
 
