@@ -77,7 +77,7 @@ class Packed(dict[str, Any]):
 
 def is_compiled(module: nn.Module) -> bool:
     """Whether torch.compile has this module."""
-    return hasattr(module, "_orig_mod") or getattr(module, "_compiled_call_impl", None) is not None
+    return "_orig_mod" in module._modules or module._compiled_call_impl is not None
 
 
 def _transformer(model: nn.Module) -> Any:
@@ -107,7 +107,7 @@ def packable(model: nn.Module, features: Features) -> bool:
         and not config.output_hidden_states
         and has_kernels(config, features["input_ids"].device, trunk.dtype)
         # Activations that are computed again in the backward pass would be by the model's usual attention.
-        and not any(getattr(module, "gradient_checkpointing", False) for module in trunk.modules())
+        and not any(vars(module).get("gradient_checkpointing") for module in trunk.modules())
         and not any(map(is_compiled, plain.modules()))
     )
 
