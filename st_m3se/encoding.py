@@ -40,9 +40,9 @@ CUDA_CHUNK_TOKENS = 16384
 # a CPU with a 6-layer, 384-wide model (14 to 36); on a GPU it is an estimate from the time that launches take.
 CHUNK_COST = 32
 CUDA_CHUNK_COST = 2048
-# Mini-batches of a cached loss on a CPU between two calls of give_memory_back. A step of 8,192 documents, 4,096 tokens a
-# mini-batch, peaked at 1,190 MiB with a call at each, 1,478 at every second, 1,526 at every fourth, and 2,036 with none.
-# A call at each cost a tenth of the time.
+# Mini-batches of a cached loss on a CPU between two calls of give_memory_back. A step of 8,192 documents, 4,096 tokens
+# a mini-batch, peaked at 1,190 MiB with a call at each, 1,478 at every second, 1,526 at every fourth, and 2,036 with
+# none. A call at each cost a tenth of the time.
 TRIM_EVERY = 2
 # Without padding nothing is gained by cutting on a GPU, except temporary memory.
 CUDA_PACKED_TOKENS = 65536
