@@ -46,9 +46,9 @@ def _blocks(shapes: Shapes, heads: int) -> Iterator[tuple[slice, tuple[int, int]
             begin += rows * width
 
 
-def _by_head(tensor: Tensor, tokens: slice, shape: tuple[int, int]) -> Tensor:
-    """``[T, heads, width]`` -> ``[rows, heads, length, width]``, a view."""
-    return torch.unflatten(tensor[tokens], 0, shape).transpose(1, 2)
+def _by_head(tensor: Tensor, shape: tuple[int, int]) -> Tensor:
+    """``[rows * length, heads, width]`` -> ``[rows, heads, length, width]``, a view."""
+    return torch.unflatten(tensor, 0, shape).transpose(1, 2)
 
 
 def _kept(shape: torch.Size, dropout: float) -> Tensor:
@@ -73,12 +73,12 @@ class _Dropped(torch.autograd.Function):
     ) -> Tensor:
         out = torch.empty_like(query, memory_format=torch.contiguous_format)
         masks = []
-        for block in _blocks(shapes, query.shape[1]):
-            q, k, v = (_by_head(tensor, *block) for tensor in (query, key, value))
+        for tokens, shape in _blocks(shapes, query.shape[1]):
+            q, k, v = (_by_head(tensor[tokens], shape) for tensor in (query, key, value))
             weights = _weights(q * scale, k)
             kept = _kept(weights.shape, dropout)
             masks.append(kept)
-            _by_head(out, *block).copy_((weights.mul_(kept.to(weights.dtype)).to(v.dtype) @ v).div_(1 - dropout))
+            _by_head(out[tokens], shape).copy_((weights.mul_(kept.to(weights.dtype)).to(v.dtype) @ v).div_(1 - dropout))
         ctx.save_for_backward(query, key, value, out, *masks)
         ctx.options = shapes, dropout, scale
         return out
@@ -95,15 +95,17 @@ class _Dropped(torch.autograd.Function):
         # The mean of the weights' gradients under the weights, which softmax's gradient takes off, from its end.
         mean = (of_out * out).sum(2, keepdim=True)
         of_out = of_out / (1 - dropout)
-        for block, kept in zip(_blocks(shapes, query.shape[1]), masks, strict=True):
-            q, k, v, g, m = (_by_head(tensor, *block).contiguous() for tensor in (query, key, value, of_out, mean))
+        for (tokens, shape), kept in zip(_blocks(shapes, query.shape[1]), masks, strict=True):
+            q, k, v, g, m = (
+                _by_head(tensor[tokens], shape).contiguous() for tensor in (query, key, value, of_out, mean)
+            )
             q = q * scale
             weights = _weights(q, k)
             kept = kept.to(weights.dtype)
             of_weights = (g @ v.transpose(2, 3)).to(weights.dtype).mul_(kept).sub_(m).mul_(weights).to(q.dtype)
-            _by_head(of_query, *block).copy_((of_weights @ k).mul_(scale))
-            _by_head(of_key, *block).copy_(of_weights.transpose(2, 3) @ q)
-            _by_head(of_value, *block).copy_(weights.mul_(kept).to(g.dtype).transpose(2, 3) @ g)
+            _by_head(of_query[tokens], shape).copy_((of_weights @ k).mul_(scale))
+            _by_head(of_key[tokens], shape).copy_(of_weights.transpose(2, 3) @ q)
+            _by_head(of_value[tokens], shape).copy_(weights.mul_(kept).to(g.dtype).transpose(2, 3) @ g)
         return of_query, of_key, of_value, None, None, None
 
 
@@ -115,10 +117,7 @@ def _on_cpu(tensors: list[Tensor], shapes: Shapes, dropout: float, scale: float 
         return dropped
     sizes = [count * width for count, width in shapes]
     groups = [
-        [
-            torch.unflatten(part, 0, shape).transpose(1, 2)
-            for part, shape in zip(torch.split(tensor, sizes), shapes, strict=True)
-        ]
+        [_by_head(part, shape) for part, shape in zip(torch.split(tensor, sizes), shapes, strict=True)]
         for tensor in tensors
     ]
     outs = [

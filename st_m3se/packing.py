@@ -80,14 +80,19 @@ def is_compiled(module: nn.Module) -> bool:
     return "_orig_mod" in module._modules or module._compiled_call_impl is not None
 
 
+def _unwrapped(model: nn.Module) -> Any:
+    """The model in the wrapper that a trainer may have put around it."""
+    return model.module if isinstance(model, nn.parallel.DistributedDataParallel) else model
+
+
 def _transformer(model: nn.Module) -> Any:
-    """The first module of a model, which a trainer may have wrapped."""
-    return next((model.module if isinstance(model, nn.parallel.DistributedDataParallel) else model).children())
+    """The first module of a :func:`packable` model."""
+    return next(_unwrapped(model).children())
 
 
 def packable(model: nn.Module, features: Features) -> bool:
     """Whether the rows of these padded features may be packed, as far as the model and the features' kinds go."""
-    plain: Any = model.module if isinstance(model, nn.parallel.DistributedDataParallel) else model
+    plain = _unwrapped(model)
     if type(plain) is not SentenceTransformer or not {"input_ids", "attention_mask"} <= set(features) <= KNOWN_KEYS:
         return False
     modules: list[Any] = list(plain.children())

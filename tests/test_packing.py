@@ -141,7 +141,10 @@ def test_what_else_is_not_packed(model: Any) -> None:
     """Left padding, empty rows, unknown features, eager attention, decoders, compiled and foreign modules."""
     assert packs(model)
     assert not packs(model, other=torch.zeros(len(TEXTS)))
-    assert not packs(model, attention_mask=torch.zeros_like(model.preprocess(TEXTS)["attention_mask"]))
+    mask = model.preprocess(TEXTS)["attention_mask"]
+    mask[0] = 0
+    assert not packs(model, attention_mask=mask)
+    assert not packs(model, attention_mask=torch.zeros_like(mask))
     assert not packs(torch.compile(model, backend="eager"))
     model.tokenizer.padding_side = "left"
     assert not packs(model)
