@@ -24,6 +24,7 @@ Match = Literal["binary", "score"]
 
 __all__ = [
     "all_margins_mse_loss",
+    "contrastive_loss",
     "coupled_rank_distil_loss",
     "m3se_loss",
     "margin_mse_loss",
@@ -359,6 +360,50 @@ def softmax_cross_entropy_loss(
     teacher, student = teacher.masked_fill(~scores.scored, 0.0), student.masked_fill(~scores.scored, 0.0)
     defined = scores.scored.any(-1) & (scores.real.sum(-1) > 1)
     return _reduce(-(teacher * student).sum(-1), defined, reduction)
+
+
+def contrastive_loss(
+    student_scores: Tensor,
+    *,
+    positives: Tensor | None = None,
+    mask: Tensor | None = None,
+    reduction: Reduction = "mean",
+) -> Tensor:
+    r"""Contrastive loss (InfoNCE): each positive against the query's negatives, without a teacher.
+
+    .. math:: \ell(s) = -\frac{1}{|P|} \sum_{i \in P} \log \frac{e^{s_i}}{e^{s_i} + \sum_{j \in N} e^{s_j}}
+
+    With one positive a query and the other queries' documents as negatives it is sentence-transformers'
+    ``MultipleNegativesRankingLoss``. One positive never stands in the denominator of another. A query without a
+    positive or without a negative has nothing left.
+
+    Args:
+        student_scores: ``[Q, D]`` student scores.
+        positives: ``[Q, D]`` bool, the relevant documents. None: column 0.
+        mask: ``[Q, D]`` bool, True for real documents. None: all.
+        reduction: "mean" over the queries for which the loss is defined, "sum", or "none" for ``[Q]``.
+
+    Returns:
+        A scalar, or ``[Q]`` with ``reduction="none"``.
+
+    Raises:
+        ValueError: On a wrong shape or dtype.
+
+    References:
+        van den Oord, Li, Vinyals: Representation Learning with Contrastive Predictive Coding,
+        https://arxiv.org/abs/1807.03748.
+
+    Example:
+        >>> contrastive_loss(torch.tensor([[0.0, 0.0, 0.0, 0.0]]))  # one of four, all alike: log 4
+        tensor(1.3863)
+    """
+    _check_scores("student_scores", student_scores)
+    scores = _prepare(student_scores, torch.zeros_like(student_scores), mask)
+    positive, negative = _split(scores, positives)
+    least = torch.finfo(scores.student.dtype).min
+    others = scores.student.masked_fill(~negative, least).logsumexp(-1, keepdim=True)
+    excess = F.softplus((others - scores.student).masked_fill(~positive | ~negative.any(-1, keepdim=True), 0.0))
+    return _reduce(_mean(excess, positive).squeeze(-1), positive.any(-1) & negative.any(-1), reduction)
 
 
 def rank_distil_loss(

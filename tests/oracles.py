@@ -142,6 +142,19 @@ def softmax_cross_entropy(
     return loss
 
 
+def contrastive(student: Scores, teacher: Scores, positives: Flags, mask: Flags) -> float | None:
+    """Each positive alone against all negatives; the teacher is not asked."""
+    real = real_columns(mask)
+    negatives = [column for column in real if not positives[column]]
+    relevant = [column for column in real if positives[column]]
+    if not negatives or not relevant:
+        return None
+    total = 0.0
+    for column in relevant:
+        total += log_sum_exp(student[other] for other in [column, *negatives]) - student[column]
+    return total / len(relevant)
+
+
 def rank_distil(
     student: Scores, teacher: Scores, mask: Flags, top_k: int, match: str, penalty_weight: float = 1.0
 ) -> float | None:

@@ -22,6 +22,7 @@ from torch import Tensor
 
 from st_m3se.functional import (
     all_margins_mse_loss,
+    contrastive_loss,
     coupled_rank_distil_loss,
     m3se_loss,
     margin_mse_loss,
@@ -113,6 +114,15 @@ def on_scores(function: Callable[..., Tensor], **options: Any) -> Callable[..., 
     return call
 
 
+def without_teacher(function: Callable[..., Tensor]) -> Callable[..., Tensor]:
+    """A loss of student scores and positives in the common form."""
+
+    def call(student: Tensor, teacher: Tensor, positives: Tensor | None, mask: Tensor | None, reduction: Any) -> Tensor:
+        return function(student, positives=positives, mask=mask, reduction=reduction)
+
+    return call
+
+
 def seeded_coupled(top_k: int | None) -> Callable[..., Tensor]:
     """The sampled loss in the common form, with the same noise at each call."""
 
@@ -195,6 +205,9 @@ TOP_MARGINS = Loss(
     without_positives(oracles.all_margins_mse, top_temperature=3.0),
     squares=True,
 )
+CONTRASTIVE = Loss(
+    "contrastive", without_teacher(contrastive_loss), oracles.contrastive, uses_positives=True, uses_teacher=False
+)
 BINARY = rank_distil_case("binary", top_k=2)
 SCORE = rank_distil_case("score", top_k=2)
 COUPLED = coupled_case(None)
@@ -204,6 +217,7 @@ LOSSES = [
     SCORE_MSE,
     ALL_MARGINS,
     TOP_MARGINS,
+    CONTRASTIVE,
     SOFTMAX,
     WARM_SOFTMAX,
     BINARY,
@@ -368,6 +382,14 @@ HAND_VALUES: dict[str, tuple[Loss, list[list[float]], list[list[float]], set[int
         [[0, 1]],
         {0},
         (1 / 2 + 3 / 4) / 2 * (1 / 2 + 1 / 4) / 2 * (3 * LN3 + 1) ** 2,
+    ),
+    "contrastive": (CONTRASTIVE, [[0, 0, 0]], [[LN2, LN3, 0]], {0}, math.log((2 + 3 + 1) / 2)),
+    "contrastive-positives": (
+        CONTRASTIVE,
+        [[0, 0, 0]],
+        [[LN2, LN3, 0]],
+        {0, 1},
+        (math.log((2 + 1) / 2) + math.log((3 + 1) / 3)) / 2,
     ),
     "softmax": (SOFTMAX, [[LN3, 0]], [[0, LN2]], {0}, 3 / 4 * LN3 + 1 / 4 * math.log(3 / 2)),
     "softmax-temperatures": (

@@ -10,7 +10,7 @@ from typing import Any, ClassVar
 
 import torch
 from sentence_transformers import SentenceTransformer
-from sentence_transformers.util import SimilarityFunction, cos_sim, similarity_fct_name
+from sentence_transformers.util import SimilarityFunction, similarity_fct_name
 from torch import Tensor, nn
 
 from st_m3se.encoding import TRIM_EVERY, check_caching, encode, give_memory_back
@@ -25,7 +25,7 @@ from st_m3se.losses.gather import (
     unlisted,
     unlisted_texts,
 )
-from st_m3se.losses.scale import ScaleCheck
+from st_m3se.losses.scale import Matches, ScaleCheck, default_scale
 from st_m3se.rows import Features, has_tokens, in_order, is_sliceable, merge_columns, slice_rows
 
 __all__ = ["DistillationLoss"]
@@ -82,10 +82,10 @@ class DistillationLoss(CachedLossMixin, nn.Module):
 
     Args:
         model: The student.
+        scale: Multiplies the similarity. None: 20 where that is a cosine, 1 otherwise. A cosine lies in [-1, 1] and the
+            margins of a cross-encoder reach 20; 20 is also what most bi-encoders were trained with.
         similarity_fct: From query embeddings ``[Q, dim]`` and document embeddings ``[U, dim]`` to student scores
             ``[Q, U]``, e.g. ``util.dot_score``. None: the model's own similarity.
-        scale: Multiplies the similarity. A cosine lies in [-1, 1], cross-encoder margins reach 20: ``scale`` must
-            bridge the two. 1.0 suits dot products.
         in_batch_negatives: Let the other queries' documents join as unscored negatives, except those that are in the
             query's own list or known to be relevant to it: a positive of the same query in another row of the batch, or
             one of the ``relevant_ids`` that :class:`~st_m3se.DistillationCollator` was given. Only for losses in which
@@ -103,21 +103,28 @@ class DistillationLoss(CachedLossMixin, nn.Module):
     """Whether an unscored document takes part in the loss, so that in-batch negatives make sense."""
     needs_positives: ClassVar[bool] = False
     """Whether every list must hold a positive."""
-    matches_margins: ClassVar[bool] = False
-    """Whether the loss compares student scores with teacher scores in absolute units, so that ``scale`` must fit."""
+    matches: ClassVar[Matches | None] = None
+    """What the loss compares with the teacher: "margins", scores in absolute units, which ``scale`` must fit; the
+    teacher's "distribution"; None: neither."""
 
     def __init__(
         self,
         model: SentenceTransformer,
+        scale: float | None = None,
         similarity_fct: Callable[[Tensor, Tensor], Tensor] | None = None,
-        scale: float = 1.0,
+        *,
         in_batch_negatives: bool = False,
         mini_batch_num_tokens: int | None = None,
         gather_across_devices: bool = False,
     ) -> None:
         super().__init__()
-        if isinstance(scale, bool) or not isinstance(scale, (int, float)) or not 0 < scale < math.inf:
-            raise ValueError(f"scale must be a positive finite number, got {scale!r}: it multiplies the similarity.")
+        if scale is not None and (
+            isinstance(scale, bool) or not isinstance(scale, (int, float)) or not 0 < scale < math.inf
+        ):
+            raise ValueError(
+                f"scale must be a positive finite number, got {scale!r}: it multiplies the similarity. Leave it out for "
+                "what suits the model."
+            )
         if similarity_fct is not None and not callable(similarity_fct):
             raise ValueError(
                 f"similarity_fct must be a function of two matrices of embeddings, such as util.dot_score, got "
@@ -137,15 +144,16 @@ class DistillationLoss(CachedLossMixin, nn.Module):
         self.model = model
         # Resolved now: the trainer replaces self.model by a wrapper that may have no similarity of its own.
         self.similarity_fct = similarity_fct or SimilarityFunction.to_similarity_fn(model.similarity_fn_name)
-        self.scale = scale
+        self.scale = default_scale(model, self.similarity_fct) if scale is None else float(scale)
         self.in_batch_negatives = in_batch_negatives
         self.gather_across_devices = gather_across_devices
         self.mini_batch_num_tokens = mini_batch_num_tokens
         self.mini_batch_size = 1  # CachedLossMixin asks for it; the token budget decides
         self.uses_gradient_cache = mini_batch_num_tokens is not None
         self._mini_batches = 0
-        bounded = self.matches_margins and self.similarity_fct is cos_sim
-        self._scale_check = ScaleCheck(type(self).__name__, scale) if bounded else None
+        temperature = getattr(self, "teacher_temperature", 1.0)
+        name = type(self).__name__
+        self._scale_check = ScaleCheck(name, self.scale, self.matches, temperature) if self.matches else None
 
     def score_loss(self, student_scores: Tensor, teacher_scores: Tensor, positives: Tensor, mask: Tensor) -> Tensor:
         """The loss of scores, each tensor ``[Q, D]``; one call of a function of :mod:`st_m3se.functional`."""
@@ -169,9 +177,6 @@ class DistillationLoss(CachedLossMixin, nn.Module):
                 f"{type(self).__name__} compares positives with negatives, but row(s) {rows} of the batch have no "
                 "positive. Mark at least one document of each list in `positives`, or drop these lists."
             )
-        if torch.is_grad_enabled() and self._scale_check is not None:  # the trainer never puts a loss in eval mode
-            self._scale_check(lists.scores, lists.mask)
-
         if self.in_batch_negatives and lists.known is None and all(map(has_tokens, [columns[0], documents[0]])):
             lists = replace(lists, known=_known_by_tokens(columns[0], documents[0], lists))
         if len(documents) == 1 and is_sliceable(documents[0]):
@@ -244,13 +249,16 @@ class DistillationLoss(CachedLossMixin, nn.Module):
             index = index + begin
         # Half precision has three digits: a cosine times a scale of 20 would be off by 0.1.
         with torch.autocast(queries.device.type, enabled=False):
-            similarity = self.similarity_fct(queries, documents) * self.scale
+            similarity = self.similarity_fct(queries, documents)
             if similarity.shape != (len(queries), len(documents)):
                 raise ValueError(
                     f"similarity_fct must return a matrix [Q, U] = {[len(queries), len(documents)]} of every query "
                     f"with every document, got {list(similarity.shape)}. Use a matrix function such as util.cos_sim, "
                     "not a pairwise one."
                 )
+            if torch.is_grad_enabled() and self._scale_check is not None:  # a trainer never puts a loss in eval mode
+                self._scale_check(similarity.gather(1, index), labels.scores, mask)
+            similarity = similarity * self.scale
             student_scores = similarity.gather(1, index)
             teacher_scores, positives = labels.scores, labels.positives
             if self.in_batch_negatives:
