@@ -11,6 +11,7 @@ from typing import Any
 
 import numpy as np
 import torch
+from sentence_transformers.base.data_collator import DEFAULT_LABEL_COLUMNS
 from sentence_transformers.sentence_transformer.data_collator import SentenceTransformerDataCollator
 
 __all__ = ["DistillationCollator"]
@@ -59,7 +60,10 @@ class DistillationCollator(SentenceTransformerDataCollator):
         ValueError: On rows that do not have this form, with the row's place in the batch.
     """
 
-    valid_label_columns: list[str] = field(default_factory=lambda: ["scores"])
+    # All that is no text: the host's batch samplers keep rows apart that are equal in any other column.
+    valid_label_columns: list[str] = field(
+        default_factory=lambda: [*DEFAULT_LABEL_COLUMNS, "positives", "document_ids", "relevant_ids", "query_id"]
+    )
 
     def __call__(self, features: list[dict[str, Any]]) -> dict[str, Any]:
         """Collate the rows of one batch."""

@@ -20,7 +20,7 @@ from st_m3se.texts import Texts
 
 __all__ = ["JoinCounts", "JoinOptions", "join_lists"]
 
-CACHE_VERSION = 2  # part of every cache file's name: raise it when what is cached changes
+CACHE_VERSION = 3  # part of every cache file's name: raise it when what is cached changes
 BLOCK_SCORES = 1 << 22  # joined together: some hundred megabytes
 BATCH_QUERIES = 1_000  # in one Arrow batch
 TEXTS_AT_ONCE = 1 << 15
@@ -88,9 +88,9 @@ def join_lists(
     """Join and check everything, once: the same join is found again in ``cache_dir``, by any process.
 
     Returns:
-        An Arrow file with ``query_id``, ``document_ids``, ``teacher_scores``, ``num_positives`` (the first ones of the
-        list; positives and negatives each by falling score) and ``relevant_ids`` (the positives, and what is judged
-        relevant without a teacher score), and the counts.
+        An Arrow file with ``qid``, ``candidate_ids``, ``scores``, ``num_positives`` (the first ones of the list;
+        positives and negatives each by falling score) and ``relevant_ids`` (the positives, and what is judged relevant
+        without a teacher score), and the counts.
 
     Raises:
         FormatError: If a text is missing, naming its id, ids are of different types, or the store is not valid.
@@ -183,9 +183,9 @@ class _Join:
         relevant_ids = self.corpus.ids.take(pa.array(relevant % size)).to_pylist()
         return pa.table(
             {
-                "query_id": block.column("query_id").take(pa.array(kept)),
-                "document_ids": pa.ListArray.from_arrays(offsets, document_ids.take(pa.array(places[order]))),
-                "teacher_scores": pa.ListArray.from_arrays(offsets, pa.array(scores[order].astype(np.float32))),
+                "qid": block.column("query_id").take(pa.array(kept)),
+                "candidate_ids": pa.ListArray.from_arrays(offsets, document_ids.take(pa.array(places[order]))),
+                "scores": pa.ListArray.from_arrays(offsets, pa.array(scores[order].astype(np.float32))),
                 "num_positives": pa.array(num_positives[kept], pa.int32()),
                 "relevant_ids": pa.ListArray.from_arrays(
                     pa.array(relevant_ends, pa.int32()), pa.array(relevant_ids, document_ids.type)
@@ -240,12 +240,12 @@ def _schema(scores: TeacherScores) -> pa.Schema:
     if table is None:
         raise ValueError("there is nothing to train on: the teacher scores have no rows.")
     kinds = {name: table.schema.field(name).type for name in ("query_id", "document_ids", "scores")}
-    # Not `scores`: the host's batch samplers take a column of that name for the label and remove it.
+    # `scores` has the name of a label, `qid` and `candidate_ids` have not: see ListReader.
     return pa.schema(
         {
-            "query_id": kinds["query_id"],
-            "document_ids": kinds["document_ids"],
-            "teacher_scores": kinds["scores"],
+            "qid": kinds["query_id"],
+            "candidate_ids": kinds["document_ids"],
+            "scores": kinds["scores"],
             "num_positives": pa.int32(),
             "relevant_ids": kinds["document_ids"],
         }

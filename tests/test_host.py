@@ -157,9 +157,28 @@ def test_workers_that_persist(model: Any, arguments: Arguments, ragged_rows: Row
     train(model, args, M3SELoss(model, scale=3.0), ragged_rows)
 
 
-def test_no_duplicates_sampling_over_lists(model: Any, arguments: Arguments, ragged_rows: Rows) -> None:
-    """The host's sampler compares the rows' values, which are lists here."""
-    train(model, arguments(batch_sampler="no_duplicates"), M3SELoss(model, scale=3.0), ragged_rows)
+@pytest.mark.parametrize("sampler", ["no_duplicates", "no_duplicates_hashed"])
+def test_no_duplicates_counts_texts_alone(model: Any, arguments: Arguments, ragged_rows: Rows, sampler: str) -> None:
+    """Prevents equal flags, ids or scores of two rows from putting each row into a batch of its own.
+
+    The host's sampler compares every column that the collator does not declare to be a label. Equal texts still count.
+    """
+    rows = [
+        row
+        | {
+            "scores": [2.0, 1.0, 0.0][: len(row["documents"])] + [-1.0] * (len(row["documents"]) - 3),
+            "positives": [place == 0 for place in range(len(row["documents"]))],
+            "document_ids": list(range(len(row["documents"]))),
+            "relevant_ids": [0],
+            "query_id": 7,
+        }
+        for row in ragged_rows
+    ]
+    loss, collator = M3SELoss(model, scale=3.0), DistillationCollator(preprocess_fn=model.preprocess)
+    trainer = train(model, arguments(max_steps=1, batch_sampler=sampler), loss, rows, data_collator=collator)
+    assert [len(batch["label"]["scores"]) for batch in trainer.get_train_dataloader()] == [4] * 4
+    twice = train(model, arguments(max_steps=1, batch_sampler=sampler), loss, rows[:2] * 2, data_collator=collator)
+    assert [len(batch["label"]["scores"]) for batch in twice.get_train_dataloader()] == [2] * 2
 
 
 def test_a_streamed_dataset(model: Any, arguments: Arguments, ragged_rows: Rows) -> None:
