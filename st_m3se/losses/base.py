@@ -15,6 +15,7 @@ from torch import Tensor, nn
 
 from st_m3se.encoding import TRIM_EVERY, check_caching, encode, give_memory_back
 from st_m3se.host import CachedLossMixin, RandContext
+from st_m3se.losses.checks import TrainingChecks, check_routes
 from st_m3se.losses.gather import (
     NO_KEY,
     Known,
@@ -26,6 +27,7 @@ from st_m3se.losses.gather import (
     unlisted_texts,
 )
 from st_m3se.losses.scale import ScaleCheck
+from st_m3se.positions import check_own_lengths
 from st_m3se.rows import Features, has_tokens, in_order, is_sliceable, merge_columns, slice_rows
 
 __all__ = ["DistillationLoss"]
@@ -134,6 +136,7 @@ class DistillationLoss(CachedLossMixin, nn.Module):
                 "would be gathered. Set in_batch_negatives=True too."
             )
         check_caching(model, mini_batch_num_tokens)
+        check_own_lengths(model)
         self.model = model
         # Resolved now: the trainer replaces self.model by a wrapper that may have no similarity of its own.
         self.similarity_fct = similarity_fct or SimilarityFunction.to_similarity_fn(model.similarity_fn_name)
@@ -144,6 +147,7 @@ class DistillationLoss(CachedLossMixin, nn.Module):
         self.mini_batch_size = 1  # CachedLossMixin asks for it; the token budget decides
         self.uses_gradient_cache = mini_batch_num_tokens is not None
         self._mini_batches = 0
+        self._checks = TrainingChecks(type(self).__name__)
         bounded = self.matches_margins and self.similarity_fct is cos_sim
         self._scale_check = ScaleCheck(type(self).__name__, scale) if bounded else None
 
@@ -159,6 +163,11 @@ class DistillationLoss(CachedLossMixin, nn.Module):
             labels: Teacher scores ``[Q, D]``, or the mapping of :class:`~st_m3se.DistillationCollator`.
         """
         columns = list(sentence_features)
+        check_routes(self.model, columns)
+        if torch.is_grad_enabled():
+            if not isinstance(labels, Mapping):
+                self._checks.prompts(self.model)
+            self._checks.features(self, self.similarity_fct, columns)
         if isinstance(labels, Mapping):
             documents, lists = self._from_collator(columns, labels)
         else:
@@ -260,6 +269,7 @@ class DistillationLoss(CachedLossMixin, nn.Module):
                 positives = torch.cat([positives, torch.zeros_like(joining)], dim=1)
                 mask = torch.cat([mask, joining], dim=1)
             loss = self.score_loss(student_scores, teacher_scores, positives, mask)
+        self._checks.learned(loss, student_scores, teacher_scores, positives, mask)
         if with_backward:
             torch.autograd.backward(loss)
             return loss.detach()
