@@ -16,6 +16,7 @@ import pyarrow.compute as pc
 
 from st_m3se.sampling import likely_false_negatives, repeated_texts, teacher_top
 from st_m3se.scores import FormatError, Id, TeacherScores
+from st_m3se.scores.sigmoid import ScoreRange
 from st_m3se.texts import Texts
 
 __all__ = ["JoinCounts", "JoinOptions", "join_lists"]
@@ -49,6 +50,8 @@ class JoinCounts:
     judged_unscored: int = 0
     copies: int = 0
     false_negatives: int = 0
+    lowest: float | None = None
+    highest: float | None = None
 
     @property
     def kept(self) -> int:
@@ -144,11 +147,15 @@ class _Join:
         self.options, self.counts = options, counts
         self._hashes = np.zeros(len(corpus), dtype=np.int64)
         self._hashed = np.zeros(len(corpus), dtype=bool)
+        self._range = ScoreRange()
 
     def __call__(self, block: pa.Table) -> pa.Table:
         options, counts, count = self.options, self.counts, len(block)
         _find(block.column("query_id").combine_chunks(), self.queries)
         document_ids, scores, lengths = _flat(block)
+        self._range.add(scores)
+        if len(scores):
+            counts.lowest, counts.highest = self._range.low, self._range.high
         rows = np.repeat(np.arange(count), lengths)
         documents = _find(document_ids, self.corpus)
         positives, judged = self._judged(block, rows, documents)

@@ -256,6 +256,19 @@ def test_what_is_left_out_is_counted_and_said(rows_of: Any, tmp_path: Path, capl
     assert "1 with fewer than 2 negatives" in columns.info.description
 
 
+def test_a_sigmoid_is_named_each_time(rows_of: Any, tmp_path: Path, caplog: Any) -> None:
+    """Also where the joined lists are found again; cosines of a bi-encoder are what they are."""
+    rows = [("q0", ["d0", "d1", "d2"], [0.999, 0.5, 0.001])]
+    for _ in range(2):
+        caplog.clear()
+        build_distillation_dataset(rows_of(*rows), QUERIES, CORPUS, QRELS, cache_dir=tmp_path / "cache")
+        assert [r.getMessage() for r in caplog.records if "all scores lie in [0, 1], as a sigmoid's" in r.getMessage()]
+    caplog.clear()
+    cosines = TeacherScores.from_rows(rows, tmp_path / "cosines", manifest={"activation": "cosine similarity"})
+    build_distillation_dataset(cosines, QUERIES, CORPUS, QRELS, cache_dir=tmp_path / "cache")
+    assert caplog.records == []
+
+
 def test_a_judged_document_outside_the_corpus_marks_nobody_else(rows_of: Any, tmp_path: Path) -> None:
     """The corpus's last document is a candidate of the query before: their numbers must not meet."""
     last = list(CORPUS)[-1]

@@ -162,6 +162,29 @@ def test_several_teachers_make_a_store_each(cross_encoder: CrossEncoder, tmp_pat
         score_candidates({"../up": stub}, CANDIDATES, QUERIES, CORPUS, tmp_path)
 
 
+def test_a_sigmoid_is_named_after_the_first_shard(
+    cross_encoder: CrossEncoder,
+    make_model: Callable[..., SentenceTransformer],
+    tmp_path: Path,
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    """Prevents hours of work for scores without margins: predict is what everybody knows, and it has a Sigmoid."""
+    seen: list[int] = []
+
+    def teacher(pairs: list[tuple[str, str]]) -> Any:
+        seen.append(len(caplog.records))
+        return cross_encoder.predict(pairs)
+
+    score(teacher, tmp_path / "function", shard_queries=1)
+    (record,) = caplog.records
+    assert "all scores lie in [0, 1]" in record.getMessage()
+    assert 1 in seen, "it is said at the end only"
+    caplog.clear()
+    score(cross_encoder, tmp_path / "model")
+    score(make_model(), tmp_path / "cosines")
+    assert caplog.records == []
+
+
 @pytest.mark.parametrize("kind", [list, np.array, torch.tensor])
 def test_a_function_may_return_any_numbers(tmp_path: Path, kind: Callable[..., Any]) -> None:
     got = score(lambda pairs: kind(stub(pairs)), tmp_path / "s", name="stub")
