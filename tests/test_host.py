@@ -6,6 +6,7 @@ Nothing here is mocked: small real models are trained for a few steps, and must 
 from __future__ import annotations
 
 import copy
+import re
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -644,6 +645,24 @@ def test_lists_of_one_document_stop_the_run(
     rows = [row | {"documents": row["documents"][:1], "scores": row["scores"][:1]} for row in ragged_rows]
     with pytest.raises(ValueError, match=r"nothing to learn.*Of its 4 lists 4 lack a second document"):
         train(model, arguments(), M3SELoss(model, mini_batch_num_tokens=tokens), rows)
+
+
+@pytest.mark.parametrize("kept", [True, False], ids=["kept", "vanished"])
+def test_positives_that_vanished_are_noticed(
+    model: Any, arguments: Arguments, ragged_rows: Rows, caplog: pytest.LogCaptureFixture, kept: bool
+) -> None:
+    """``Dataset.from_list`` keeps the columns of its first row: flags of later rows are lost, and document 0 is it."""
+    rows = []
+    for place, row in enumerate(row for row in ragged_rows * 8 if len(row["documents"]) > 2):
+        turn = [*row["documents"][1:], row["documents"][0]], [*row["scores"][1:], row["scores"][0]]
+        flags = [False] * (len(row["scores"]) - 1) + [True]
+        rows.append({"query": row["query"], "documents": turn[0], "scores": turn[1], "positives": flags})
+        if place == 0 and not kept:
+            del rows[0]["positives"]
+    train(model, arguments(max_steps=24), M3SELoss(model, scale=3.0), rows)
+    texts = [record.getMessage() for record in caplog.records if record.name == "st_m3se.losses.checks"]
+    assert len(texts) == (not kept)
+    assert all(re.search(r"above \d\d% of the negatives.*`positives`.*Dataset.from_list", text) for text in texts)
 
 
 def test_a_student_in_16_bits_is_named(

@@ -178,6 +178,8 @@ class DistillationLoss(CachedLossMixin, nn.Module):
                 f"{type(self).__name__} compares positives with negatives, but row(s) {rows} of the batch have no "
                 "positive. Mark at least one document of each list in `positives`, or drop these lists."
             )
+        if torch.is_grad_enabled() and self.needs_positives:
+            self._checks.positives(lists.scores, lists.positives, lists.mask)
         if torch.is_grad_enabled() and self._scale_check is not None:  # the trainer never puts a loss in eval mode
             self._scale_check(lists.scores, lists.mask)
 

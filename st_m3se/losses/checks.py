@@ -19,6 +19,10 @@ __all__ = ["TrainingChecks", "check_routes"]
 logger = logging.getLogger(__name__)
 
 HALF = (torch.bfloat16, torch.float16)
+LISTS = 64
+"""Lists after which the teacher's opinion of the positives is judged; under chance its mean has a deviation of 0.04."""
+CHANCE = 0.6
+"""A share of negatives below the positives that good lists pass by far, and shuffled ones, at 0.5, do not reach."""
 
 
 def check_routes(model: nn.Module, columns: Sequence[Features]) -> None:
@@ -46,6 +50,7 @@ class TrainingChecks:
     def __init__(self, name: str) -> None:
         self.name = name
         self._seen = self._learned = False
+        self._shares: list[float] | None = []
 
     def features(self, loss: nn.Module, similarity_fct: Callable[..., Any], columns: Sequence[Features]) -> None:
         """Look at the features of a training batch: one dict per text column, before the model writes into them."""
@@ -98,6 +103,34 @@ class TrainingChecks:
                 "student depends on their lengths: it would be trained by another similarity than it is used with. "
                 "End the model with a Normalize module, set similarity_fn_name='cosine' with a fitting scale, or "
                 "train without MatryoshkaLoss."
+            )
+
+    def positives(self, teacher_scores: Tensor, positives: Tensor, mask: Tensor) -> None:
+        """Look whether the teacher ranks the positives of the first lists above their negatives at all.
+
+        Args:
+            teacher_scores: ``[Q, D]``, NaN where unscored, as are the others.
+            positives: bool.
+            mask: bool.
+        """
+        if self._shares is None:
+            return
+        scored = mask & ~teacher_scores.isnan()
+        positive, negative = scored & positives, scored & ~positives
+        teacher = teacher_scores.detach().float()
+        mean = teacher.masked_fill(~positive, 0.0).sum(1, keepdim=True) / positive.sum(1, keepdim=True).clamp(min=1)
+        below = (teacher < mean).float() + 0.5 * (teacher == mean).float()
+        share = (below * negative).sum(1) / negative.sum(1).clamp(min=1)
+        self._shares += share[positive.any(1) & negative.any(1)].tolist()
+        if len(self._shares) < LISTS:
+            return
+        share_of_all, self._shares = sum(self._shares) / len(self._shares), None
+        if share_of_all < CHANCE:
+            logger.warning(
+                f"{self.name}: the teacher scores the positives above {share_of_all:.0%} of the negatives, about as chance "
+                "would. Are they the relevant documents? Without a column `positives`, document 0 of a list is taken "
+                "for the relevant one; and Dataset.from_list keeps the columns of its first row alone, so that "
+                "`positives` of later rows vanish. Give every row the same columns."
             )
 
     def learned(

@@ -139,7 +139,9 @@ def score_candidates(
             memory runs out. It may differ from one call to the next.
         shard_queries: Queries in a shard. None cuts 256 shards, but of 1,024 to 65,536 pairs.
         device: Such as "cuda:1" or "cpu". None is the GPU of this process, where there is one.
-        backend: "torch", "onnx" or "openvino", for a teacher by name or path.
+        backend: "torch", "onnx" or "openvino", for a teacher by name or path. An int8 export whose activations are
+            quantised dynamically takes their scale from the whole batch: a pair's score then depends on
+            ``batch_tokens`` and on the pairs beside it, by some tenths of a logit.
         revision: Of a teacher by name on the hub. The commit that it stands for goes into the manifest.
         trust_remote_code: Let a model by name run code of its own.
         name: What the manifest calls the teacher. None is its name or path; a lambda needs one.
