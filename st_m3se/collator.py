@@ -15,7 +15,14 @@ import torch
 from sentence_transformers.base.data_collator import DEFAULT_LABEL_COLUMNS, BaseDataCollator
 from sentence_transformers.sentence_transformer.data_collator import SentenceTransformerDataCollator
 
-from st_m3se.host import model_of, own_prompt, routes_by_default, stock_collator, training_arguments
+from st_m3se.host import (
+    has_waiting_trainer,
+    model_of,
+    own_prompt,
+    routes_by_default,
+    stock_collator,
+    training_arguments,
+)
 from st_m3se.positions import check_length
 
 __all__ = ["DistillationCollator"]
@@ -51,7 +58,8 @@ class DistillationCollator(SentenceTransformerDataCollator):
     Texts are read as ``model.encode_query`` and ``model.encode_document`` read them: with the task "query" or
     "document", which chooses the route of a Router and the lengths and markers of a multi-vector model, and with the
     model's own prompts. The ``prompts``, ``router_mapping`` and ``max_length`` of the training arguments change that,
-    as they do for the trainer's own collator, and those given here too.
+    as they do for the trainer's own collator, and those given here too. A trainer's arguments are known once it has
+    begun to train: a ``trainer.evaluate()`` before that does not see them, and a warning says so.
 
     Rows without ``documents``, such as the pairs of another dataset of the same trainer, go to the collator that the
     trainer would have made.
@@ -155,6 +163,12 @@ class DistillationCollator(SentenceTransformerDataCollator):
                 lengths = chosen["max_length"]
                 for length in lengths.values() if isinstance(lengths, Mapping) else [lengths]:
                     check_length(model, length, "max_length")
+                if has_waiting_trainer(model) and self.prompts is None:
+                    logger.warning(
+                        "DistillationCollator: a trainer tells its arguments when it begins to train. Until then, as "
+                        "in a trainer.evaluate() before it, their prompts and router_mapping have no effect on the "
+                        "lists. If they have any, give them to the collator too."
+                    )
                 own_prompts = {task: own_prompt(model, task) for task in TASKS.values()}
                 if chosen["prompts"] is None and any(own_prompts.values()):
                     logger.info(f"DistillationCollator: texts get the model's own prompts, {own_prompts!r}.")

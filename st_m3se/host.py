@@ -37,6 +37,7 @@ __all__ = [
     "RandContext",
     "base_model",
     "has_static_embedding_input",
+    "has_waiting_trainer",
     "in_matryoshka",
     "merge_feature_batches",
     "merging_disabled",
@@ -81,6 +82,12 @@ def training_arguments(model: BaseModel | None) -> dict[str, Any]:
     card callback leaves them with the model's card, before the first batch is read and before workers start.
     """
     return {} if model is None else dict(getattr(model.model_card_data, "all_hyperparameters", {}))
+
+
+def has_waiting_trainer(model: BaseModel | None) -> bool:
+    """Whether a trainer was made for the model and has not begun to train it, so that its arguments are not known."""
+    tags = [] if model is None else getattr(model.model_card_data, "tags", None) or []
+    return "generated_from_trainer" in tags and not training_arguments(model)
 
 
 def own_prompt(model: BaseModel, task: str) -> str:

@@ -21,7 +21,7 @@ from st_m3se.texts import Texts
 
 __all__ = ["JoinCounts", "JoinOptions", "join_lists"]
 
-CACHE_VERSION = 3  # part of every cache file's name: raise it when what is cached changes
+CACHE_VERSION = 4  # part of every cache file's name: raise it when what is cached changes
 BLOCK_SCORES = 1 << 22  # joined together: some hundred megabytes
 BATCH_QUERIES = 1_000  # in one Arrow batch
 TEXTS_AT_ONCE = 1 << 15

@@ -590,6 +590,23 @@ def test_prompts_of_the_training_arguments_reach_the_lists(
         train(model, arguments(prompts={"document_1": "text: "}), M3SELoss(model), ragged_rows)
 
 
+def test_an_evaluation_before_training_says_that_it_knows_no_arguments(
+    model: Any, arguments: Arguments, ragged_rows: Rows, caplog: pytest.LogCaptureFixture
+) -> None:
+    """A trainer hands its arguments to nobody before it trains."""
+    rows = Dataset.from_list(ragged_rows)
+    for given, count in (({}, 1), ({"prompts": {}}, 0)):
+        caplog.clear()
+        collator = DistillationCollator(preprocess_fn=model.preprocess, **given)
+        trainer = SentenceTransformerTrainer(
+            model=model, args=arguments(), eval_dataset=rows, loss=M3SELoss(model), data_collator=collator
+        )
+        trainer.evaluate()
+        texts = [record.getMessage() for record in caplog.records if record.name == "st_m3se.collator"]
+        assert len(texts) == count
+        assert all("have no effect on the lists" in text for text in texts)
+
+
 def test_prompts_and_lengths_of_the_model_that_columns_do_not_get_are_named(
     make_model: Any, arguments: Arguments, even_rows: Rows, caplog: pytest.LogCaptureFixture
 ) -> None:
