@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import json
+import logging
 from collections.abc import Callable
 from dataclasses import dataclass
 from hashlib import blake2b
@@ -19,10 +20,13 @@ from sentence_transformers.cross_encoder.modules import LogitScore
 from sentence_transformers.util import batch_to_device, load_file_path
 from torch import Tensor
 
+from st_m3se.host import training_arguments
 from st_m3se.positions import check_length, positions
 from st_m3se.scores.teacher import Backend, Pairs, Precision, Teacher, settings
 
 __all__ = ["BiEncoderTeacher", "CrossEncoderTeacher", "load", "wrap"]
+
+logger = logging.getLogger(__name__)
 
 BATCH_TOKENS = {"cpu": 2_048, "gpu": 32_768}  # a CPU's caches are small; a GPU has to be filled
 TOKENISED = 512  # pairs in one call of the tokenizer
@@ -30,6 +34,7 @@ UNBOUNDED = 1_000_000  # tokenizers without a maximum length say 1e30
 SAMPLE = 1_024  # values of each weight tensor in its fingerprint
 FILES = (".onnx", ".onnx_data", ".bin", ".xml")
 HEADS = ("ForSequenceClassification", "ForCausalLM")
+HEADLESS = ("Model", "ForMaskedLM", "ForPreTraining")
 
 
 def load(
@@ -115,6 +120,18 @@ def _check_adapter(name: str, revision: str | None, trust_remote_code: bool) -> 
         )
 
 
+def _warn_of_new_head(model: CrossEncoder) -> None:
+    """Name a loaded model whose folder had no classification head, and which no trainer has trained since."""
+    saved = getattr(model.config, "architectures", None) or []
+    adapters = getattr(model.transformers_model, "peft_config", None) or {}
+    kept = any(adapter.modules_to_save for adapter in adapters.values())
+    if any(head.endswith(HEADLESS) for head in saved) and not kept and not training_arguments(model):
+        logger.warning(
+            f"the cross-encoder was loaded from {saved}, without a classification head, so that its head is new: "
+            "unless you have trained it since, its scores are random, and another load gives others."
+        )
+
+
 def _check_language_model(model: CrossEncoder, prompt: str | None) -> None:
     """Refuse a language model that is asked nothing: what the host makes of any that is no saved CrossEncoder."""
     heads = [module for module in model if isinstance(module, LogitScore)]
@@ -162,6 +179,7 @@ def wrap(
         length = max_length = end
     if isinstance(model, CrossEncoder):
         _check_language_model(model, _prompt(model, prompt))
+        _warn_of_new_head(model)
     own = getattr(model.config, "_name_or_path", None) if model.config is not None else None
     weights = _weights(model, name)
     found = getattr(model.config, "_commit_hash", None) if model.config is not None else None

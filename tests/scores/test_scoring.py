@@ -365,12 +365,17 @@ def test_a_length_beyond_the_positions_is_refused_at_the_start(checkpoint: Path,
 
 
 @pytest.mark.parametrize("saved", [None, ["classifier"]])
-def test_an_adapter_without_its_head_is_refused(checkpoint: Path, tmp_path: Path, saved: list[str] | None) -> None:
+def test_an_adapter_without_its_head_is_refused(
+    checkpoint: Path, tmp_path: Path, saved: list[str] | None, caplog: pytest.LogCaptureFixture
+) -> None:
     """Prevents a head that each load draws anew: a CrossEncoder's adapter is saved without the base's new head."""
     peft = pytest.importorskip("peft")
     model = CrossEncoder(str(checkpoint), num_labels=1, device="cpu")
     model.add_adapter(peft.LoraConfig(r=2, target_modules=["query"], modules_to_save=saved))
     model.save_pretrained(str(tmp_path / "adapter"))
+    caplog.clear()
+    score(CrossEncoder(str(tmp_path / "adapter"), device="cpu"), tmp_path / "loaded")
+    assert len([r for r in caplog.records if "its head is new" in r.getMessage()]) == (saved is None)
     if saved is None:
         with pytest.raises(ValueError, match=r"adapter of .*without a classification head.*modules_to_save"):
             score(str(tmp_path / "adapter"), tmp_path / "store")
