@@ -227,9 +227,9 @@ class DistillationCollator(SentenceTransformerDataCollator):
 
 
 def _is_of_the_host(row: Mapping[str, Any]) -> bool:
-    """Whether a row is of an ordinary dataset: no lists but its label."""
-    lists = {name for name, value in row.items() if _is_list(value)} - set(DEFAULT_LABEL_COLUMNS)
-    return "documents" not in row and not lists
+    """Whether a row is of an ordinary dataset: no lists but its label, and messages of a chat."""
+    lists = {name: value for name, value in row.items() if _is_list(value) and name not in DEFAULT_LABEL_COLUMNS}
+    return "documents" not in row and all(value and isinstance(value[0], Mapping) for value in lists.values())
 
 
 def _positives(row: dict[str, Any]) -> Any:
