@@ -180,10 +180,10 @@ class DistillationCollator(SentenceTransformerDataCollator):
     ) -> None:
         """Add the features of one column, as the stock collator does: prompt, task and length are the column's."""
         router_mapping = stock._resolve_router_mapping(batch)
-        prompts = None if stock.prompts is None else stock._resolve_prompts(batch) or {}
-        if "dataset_name" not in batch and any(
-            isinstance(value, Mapping) for value in (stock.router_mapping or {}).values()
-        ):
+        prompts = stock._resolve_prompts(batch)
+        if isinstance(stock.prompts, Mapping) and _by_dataset(stock.prompts):
+            prompts = stock.prompts.get(batch["dataset_name"])  # None: they are for other datasets
+        if _by_dataset(stock.router_mapping) and "dataset_name" not in batch:
             raise ValueError(
                 f"router_mapping={stock.router_mapping!r} is by dataset, and this dataset has no name: all texts would "
                 "take the default route. Give a mapping of columns, or a dict of datasets."
@@ -224,6 +224,11 @@ class DistillationCollator(SentenceTransformerDataCollator):
                 "prompts={}."
             )
         return prompt
+
+
+def _by_dataset(mapping: Any) -> bool:
+    """Whether a mapping of prompts or routes has datasets' names in front of the columns'."""
+    return isinstance(mapping, Mapping) and any(isinstance(value, Mapping) for value in mapping.values())
 
 
 def _is_of_the_host(row: Mapping[str, Any]) -> bool:

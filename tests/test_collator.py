@@ -265,6 +265,17 @@ def _unsorted(model: Any, batch: dict[str, Any], column: str, ids: torch.Tensor)
     return sorted(found, key=texts_of(model, batch, column).index)
 
 
+def test_prompts_of_another_dataset_leave_the_models_own(make_model: Any) -> None:
+    model = make_model(prompts={"query": "query: "})
+    prompts = {"pairs": {"anchor": "same: "}, "code": {"query": "code: "}}
+    collator = DistillationCollator(preprocess_fn=model.preprocess, prompts=prompts)
+    for name, prompt in (("docs", "query:"), ("code", "code:")):
+        (text,) = texts_of(model, collator([row(dataset_name=name)]), "query")
+        assert text.startswith(_decoded(model, [prompt])[0])
+    with pytest.raises(ValueError, match="nested dictionary"):
+        collator([row()])
+
+
 def test_a_prompt_that_stands_in_the_texts_already_is_refused(make_model: Any) -> None:
     """Prevents "query: query: ...": many write a model's prompt into their texts, as its trainer gives it none."""
     model = make_model(prompts={"query": "query: "})

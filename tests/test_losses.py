@@ -26,7 +26,7 @@ from sentence_transformers.base.losses.merged_forward import column_merging_disa
 from sentence_transformers.sentence_transformer.losses import MultipleNegativesRankingLoss
 from torch import Tensor
 
-from st_m3se import CoupledRankDistilLoss, M3SELoss, RankDistilLoss, SoftmaxCrossEntropyLoss
+from st_m3se import CoupledRankDistilLoss, M3SELoss, RankDistilLoss, ScoreMSELoss, SoftmaxCrossEntropyLoss
 from st_m3se.functional import softmax_cross_entropy_loss
 
 NAN, INF = math.nan, math.inf
@@ -684,7 +684,7 @@ def test_an_unscored_batch_does_not_end_the_check(
 ) -> None:
     """Lists of which at most one document is scored have no margin, and say nothing about the scale."""
     empty = collate(model, [row | {"scores": [5.0] + [None] * (len(row["scores"]) - 1)} for row in ragged_rows[:4]])
-    loss = M3SELoss(model)
+    loss = ScoreMSELoss(model)
     for _ in range(8):
         loss(empty.fresh(), empty.labels)
     assert _warnings(caplog) == []
