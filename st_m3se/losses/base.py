@@ -98,7 +98,8 @@ class DistillationLoss(CachedLossMixin, nn.Module):
             ``in_batch_negatives``. Every process must then encode a batch at every step.
 
     Raises:
-        ValueError: On an option out of range, and in :meth:`forward` on columns or labels that do not fit.
+        ValueError: On an option out of range, and in :meth:`forward` on columns or labels that do not fit, and on a
+            first training batch that holds nothing to learn from.
     """
 
     uses_unscored: ClassVar[bool] = True
