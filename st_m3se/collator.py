@@ -13,12 +13,14 @@ from typing import Any
 import numpy as np
 import torch
 from sentence_transformers.base.data_collator import DEFAULT_LABEL_COLUMNS, BaseDataCollator
+from sentence_transformers.base.model import BaseModel
 from sentence_transformers.sentence_transformer.data_collator import SentenceTransformerDataCollator
 
 from st_m3se.host import (
     has_waiting_trainer,
     model_of,
     own_prompt,
+    reads_task,
     routes_by_default,
     stock_collator,
     training_arguments,
@@ -180,6 +182,7 @@ class DistillationCollator(SentenceTransformerDataCollator):
     ) -> None:
         """Add the features of one column, as the stock collator does: prompt, task and length are the column's."""
         router_mapping = stock._resolve_router_mapping(batch)
+        model = model_of(self.preprocess_fn)
         prompts = stock._resolve_prompts(batch)
         if isinstance(stock.prompts, Mapping) and _by_dataset(stock.prompts):
             prompts = stock.prompts.get(batch["dataset_name"])  # None: they are for other datasets
@@ -196,7 +199,10 @@ class DistillationCollator(SentenceTransformerDataCollator):
                     "other columns give one mapping each: {dataset name: {column: ...}}."
                 )
         task = router_mapping.get(column, TASKS[column])
-        prompt = self._own_prompt(task, texts) if prompts is None else stock._get_prompt_for_column(prompts, column)
+        if prompts is None:
+            prompt = None if model is None else _own_prompt(model, task, texts)
+        else:
+            prompt = stock._get_prompt_for_column(prompts, column)
         options: dict[str, Any] = {"prompt": prompt, "task": task}
         if (max_length := stock._get_max_length_for_task(task)) is not None:
             options["max_length"] = max_length
@@ -211,19 +217,19 @@ class DistillationCollator(SentenceTransformerDataCollator):
             ) from error
         for key, value in features.items():
             batch[f"{prefix}_{key}"] = value
-        batch[f"{prefix}_task"] = task
+        if column in router_mapping or model is None or reads_task(model):
+            batch[f"{prefix}_task"] = task
 
-    def _own_prompt(self, task: str, texts: Sequence[str]) -> str | None:
-        """The model's own prompt for a task, where nobody has given one."""
-        model = model_of(self.preprocess_fn)
-        prompt = None if model is None else own_prompt(model, task) or None
-        if prompt is not None and all(text.startswith(prompt) for text in texts):
-            raise ValueError(
-                f"all texts of a batch begin with the model's own prompt {prompt!r}, which encode_{task} and this "
-                "collator put in front of them: they would have it twice. Take it off the texts, or give the collator "
-                "prompts={}."
-            )
-        return prompt
+
+def _own_prompt(model: BaseModel, task: str, texts: Sequence[str]) -> str | None:
+    """The model's own prompt for a task, where nobody has given one."""
+    prompt = own_prompt(model, task) or None
+    if prompt is not None and all(text.startswith(prompt) for text in texts):
+        raise ValueError(
+            f"all texts of a batch begin with the model's own prompt {prompt!r}, which encode_{task} and this collator "
+            "put in front of them: they would have it twice. Take it off the texts, or give the collator prompts={}."
+        )
+    return prompt
 
 
 def _by_dataset(mapping: Any) -> bool:

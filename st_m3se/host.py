@@ -12,7 +12,7 @@ from typing import Any
 from sentence_transformers import MultiVectorEncoder
 from sentence_transformers.base.data_collator import BaseDataCollator
 from sentence_transformers.base.model import BaseModel
-from sentence_transformers.base.modules import Router
+from sentence_transformers.base.modules import Router, Transformer
 from sentence_transformers.multi_vector_encoder.data_collator import MultiVectorEncoderDataCollator
 from sentence_transformers.sentence_transformer.data_collator import SentenceTransformerDataCollator
 from torch import nn
@@ -43,6 +43,7 @@ __all__ = [
     "merging_disabled",
     "model_of",
     "own_prompt",
+    "reads_task",
     "routes_by_default",
     "stock_collator",
     "training_arguments",
@@ -95,6 +96,15 @@ def own_prompt(model: BaseModel, task: str) -> str:
     names = PROMPT_NAMES.get(task, ())
     name = next((name for name in names if name in model.prompts), model.default_prompt_name)
     return "" if name is None else model.prompts.get(name) or ""
+
+
+def reads_task(model: nn.Module) -> bool:
+    """Whether a module of the model, such as a Router, reads the task from the features, after preprocessing."""
+    return any(
+        "task" in (module._declared_forward_params if isinstance(module, Transformer) else kwargs)
+        for module in model.modules()
+        if isinstance(kwargs := getattr(module, "forward_kwargs", ()), (set, frozenset, tuple, list))
+    )
 
 
 def stock_collator(

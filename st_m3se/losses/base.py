@@ -167,8 +167,8 @@ class DistillationLoss(CachedLossMixin, nn.Module):
         check_routes(self.model, columns)
         if torch.is_grad_enabled():
             if not isinstance(labels, Mapping):
-                self._checks.prompts(self.model)
-            self._checks.features(self, self.similarity_fct, columns)
+                self._checks.columns(self.model, columns)
+            self._checks.student(self, self.similarity_fct)
         if isinstance(labels, Mapping):
             documents, lists = self._from_collator(columns, labels)
         else:

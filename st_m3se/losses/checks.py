@@ -52,12 +52,11 @@ class TrainingChecks:
         self._seen = self._learned = False
         self._shares: list[float] | None = []
 
-    def features(self, loss: nn.Module, similarity_fct: Callable[..., Any], columns: Sequence[Features]) -> None:
-        """Look at the features of a training batch: one dict per text column, before the model writes into them."""
+    def student(self, loss: nn.Module, similarity_fct: Callable[..., Any]) -> None:
+        """Look at the student, and at what the loss is in, when the first training batch comes."""
         if self._seen:
             return
         self._seen = True
-        model = base_model(loss)
         if in_matryoshka(loss) and not any(isinstance(part, Normalize) for part in loss.modules()):
             self._check_matryoshka(similarity_fct)
         half = {str(weight.dtype) for weight in loss.parameters() if weight.requires_grad and weight.dtype in HALF}
@@ -67,11 +66,21 @@ class TrainingChecks:
                 "nothing. A model saved in 16 bits is loaded in 16 bits. Load it with model_kwargs={'dtype': "
                 "torch.float32}, and train with bf16=True for speed."
             )
-        if model is None or not training_arguments(model):
+
+    def columns(self, model: nn.Module, columns: Sequence[Features]) -> None:
+        """Look for prompts and lengths of the model's own that texts in columns did not get."""
+        if self._seen or (plain := base_model(model)) is None or not (arguments := training_arguments(plain)):
             return
+        own = {task: prompt for task in ("query", "document") if (prompt := own_prompt(plain, task))}
+        if own and not arguments.get("prompts"):
+            logger.warning(
+                f"{self.name}: the model has prompts of its own, {own!r}, which encode_query and encode_document use, and "
+                "the training arguments have none: it is trained on other texts than it is used on, unless they are in "
+                'the texts already. Set prompts={"query": ..., "document_1": ...}, or use DistillationCollator.'
+            )
         lengths = {
             f"{option}={value}"
-            for part in model.modules()
+            for part in plain.modules()
             if isinstance(part, Transformer)
             for option in ("query_length", "document_length")
             if (value := getattr(part, option, None)) is not None
@@ -81,18 +90,6 @@ class TrainingChecks:
                 f"{self.name}: the model's {', '.join(sorted(lengths))}, which encode_query and encode_document use, have "
                 "no effect in training without a task. Give the training arguments a router_mapping of each text "
                 'column, e.g. {"query": "query", "document_1": "document"}, or use DistillationCollator.'
-            )
-
-    def prompts(self, model: nn.Module) -> None:
-        """Look for prompts of the model's own that texts in columns did not get."""
-        if self._seen or (plain := base_model(model)) is None or not (arguments := training_arguments(plain)):
-            return
-        own = {task: prompt for task in ("query", "document") if (prompt := own_prompt(plain, task))}
-        if own and not arguments.get("prompts"):
-            logger.warning(
-                f"{self.name}: the model has prompts of its own, {own!r}, which encode_query and encode_document use, and "
-                "the training arguments have none: it is trained on other texts than it is used on, unless they are in "
-                'the texts already. Set prompts={"query": ..., "document_1": ...}, or use DistillationCollator.'
             )
 
     def _check_matryoshka(self, similarity_fct: Callable[..., Any]) -> None:
