@@ -14,6 +14,7 @@ from st_m3se.lists import JoinOptions, join_lists
 from st_m3se.resampling import Layout, ListReader
 from st_m3se.sampling import SAMPLINGS, Sampling
 from st_m3se.scores import TeacherScores, read_qrels
+from st_m3se.scores.sigmoid import ScoreRange
 from st_m3se.texts import Texts
 
 __all__ = ["build_distillation_dataset"]
@@ -140,6 +141,12 @@ def build_distillation_dataset(
     summary = counts.describe(options.min_negatives)
     complete = counts.kept == counts.queries and not counts.judged_unscored
     logger.log(logging.INFO if complete else logging.WARNING, f"build_distillation_dataset: {summary}")
+
+    span = (
+        ScoreRange() if counts.lowest is None or counts.highest is None else ScoreRange(counts.lowest, counts.highest)
+    )
+    if (warning := span.warning(scores.manifest)) is not None:
+        logger.warning(f"build_distillation_dataset: {warning}")
 
     dataset = Dataset.from_file(str(path), info=DatasetInfo(description=summary))
     reader = ListReader(queries, corpus, list_size, max_positives, sampling, seed, layout, resample, len(dataset))

@@ -46,7 +46,7 @@ TRUNKS = frozenset(
 AFTER = (Pooling, Dense, Normalize, Dropout, LayerNorm)
 """Modules that work on flattened features or on sentence embeddings."""
 OF_TOKENS = ("input_ids", "token_type_ids")
-KNOWN_KEYS = frozenset({*OF_TOKENS, "attention_mask", "modality", "prompt_length"})
+KNOWN_KEYS = frozenset({*OF_TOKENS, "attention_mask", "modality", "prompt_length", "task"})
 
 
 class Packed(dict[str, Any]):

@@ -17,6 +17,7 @@ from st_m3se.evaluation.fingerprint import model_fingerprint
 from st_m3se.evaluation.search import search
 from st_m3se.evaluation.systems import Encoder, EncoderKind, detect_kind
 from st_m3se.evaluation.tasks import Task, best_first, ids_of, score_pairs
+from st_m3se.positions import check_length
 from st_m3se.scores.rows import ScoredList
 from st_m3se.texts import Texts
 
@@ -114,6 +115,7 @@ def load_encoder(source: Encoder, device: str | None) -> Any:
                 "a multi-vector encoder has a query_length and a document_length, so max_length does not say which: "
                 "load it with the lengths you want, and pass the model."
             )
+        check_length(model, source.max_length, "max_length")
         model.max_seq_length = source.max_length
     for task, prompt in (("query", source.query_prompt), ("document", source.document_prompt)):
         if prompt is not None:

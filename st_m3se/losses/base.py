@@ -15,6 +15,7 @@ from torch import Tensor, nn
 
 from st_m3se.encoding import TRIM_EVERY, check_caching, encode, give_memory_back
 from st_m3se.host import CachedLossMixin, RandContext
+from st_m3se.losses.checks import TrainingChecks, check_routes
 from st_m3se.losses.gather import (
     NO_KEY,
     Known,
@@ -26,6 +27,7 @@ from st_m3se.losses.gather import (
     unlisted_texts,
 )
 from st_m3se.losses.scale import Matches, ScaleCheck, default_scale
+from st_m3se.positions import check_own_lengths
 from st_m3se.rows import Features, has_tokens, in_order, is_sliceable, merge_columns, slice_rows
 
 __all__ = ["DistillationLoss"]
@@ -96,7 +98,8 @@ class DistillationLoss(CachedLossMixin, nn.Module):
             ``in_batch_negatives``. Every process must then encode a batch at every step.
 
     Raises:
-        ValueError: On an option out of range, and in :meth:`forward` on columns or labels that do not fit.
+        ValueError: On an option out of range, and in :meth:`forward` on columns or labels that do not fit, and on a
+            first training batch that holds nothing to learn from.
     """
 
     uses_unscored: ClassVar[bool] = True
@@ -141,6 +144,7 @@ class DistillationLoss(CachedLossMixin, nn.Module):
                 "would be gathered. Set in_batch_negatives=True too."
             )
         check_caching(model, mini_batch_num_tokens)
+        check_own_lengths(model)
         self.model = model
         # Resolved now: the trainer replaces self.model by a wrapper that may have no similarity of its own.
         self.similarity_fct = similarity_fct or SimilarityFunction.to_similarity_fn(model.similarity_fn_name)
@@ -151,6 +155,7 @@ class DistillationLoss(CachedLossMixin, nn.Module):
         self.mini_batch_size = 1  # CachedLossMixin asks for it; the token budget decides
         self.uses_gradient_cache = mini_batch_num_tokens is not None
         self._mini_batches = 0
+        self._checks = TrainingChecks(type(self).__name__)
         temperature = getattr(self, "teacher_temperature", 1.0)
         name = type(self).__name__
         self._scale_check = ScaleCheck(name, self.scale, self.matches, temperature) if self.matches else None
@@ -167,6 +172,11 @@ class DistillationLoss(CachedLossMixin, nn.Module):
             labels: Teacher scores ``[Q, D]``, or the mapping of :class:`~st_m3se.DistillationCollator`.
         """
         columns = list(sentence_features)
+        check_routes(self.model, columns)
+        if torch.is_grad_enabled():
+            if not isinstance(labels, Mapping):
+                self._checks.columns(self.model, columns)
+            self._checks.student(self, self.similarity_fct)
         if isinstance(labels, Mapping):
             documents, lists = self._from_collator(columns, labels)
         else:
@@ -177,6 +187,8 @@ class DistillationLoss(CachedLossMixin, nn.Module):
                 f"{type(self).__name__} compares positives with negatives, but row(s) {rows} of the batch have no "
                 "positive. Mark at least one document of each list in `positives`, or drop these lists."
             )
+        if torch.is_grad_enabled() and self.needs_positives:
+            self._checks.positives(lists.scores, lists.positives, lists.mask)
         if self.in_batch_negatives and lists.known is None and all(map(has_tokens, [columns[0], documents[0]])):
             lists = replace(lists, known=_known_by_tokens(columns[0], documents[0], lists))
         if len(documents) == 1 and is_sliceable(documents[0]):
@@ -268,6 +280,7 @@ class DistillationLoss(CachedLossMixin, nn.Module):
                 positives = torch.cat([positives, torch.zeros_like(joining)], dim=1)
                 mask = torch.cat([mask, joining], dim=1)
             loss = self.score_loss(student_scores, teacher_scores, positives, mask)
+        self._checks.learned(loss, student_scores, teacher_scores, positives, mask)
         if with_backward:
             torch.autograd.backward(loss)
             return loss.detach()

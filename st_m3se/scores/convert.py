@@ -10,10 +10,13 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+
 from st_m3se.scores.errors import FormatError
 from st_m3se.scores.formats import READERS, WRITERS, IdType, OnError, Qrels, Reading, read_qrels, sniff
 from st_m3se.scores.formats.grouping import TextStore
 from st_m3se.scores.rows import Id, ScoredList
+from st_m3se.scores.sigmoid import ScoreRange
 from st_m3se.scores.store import TeacherScores
 from st_m3se.scores.writer import MANIFEST, MANIFEST_FIELDS, TeacherScoresWriter
 
@@ -106,11 +109,11 @@ def convert(
     if destination.exists() and (not overwrite or destination.resolve() == source.resolve()):
         raise FileExistsError(f"{destination} exists. Choose another name, or overwrite=True to replace it.")
 
-    result = Conversion(kind, to)
+    result, span = Conversion(kind, to), ScoreRange()
     scores_path = None if scores is None else Path(scores)
     with closing(TextStore()) as texts, _scores_of(scores_path, destination, id_type) as known:
         reading = Reading(source, on_error=on_error, id_type=id_type, texts=texts if to == STORE else None)
-        rows = _counted(_rows(reading, kind, columns, known), reading, result)
+        rows = _counted(_rows(reading, kind, columns, known), reading, result, span)
         if to == STORE:
             with TeacherScoresWriter(
                 destination, manifest=_manifest(manifest, kind, source), overwrite=overwrite
@@ -125,6 +128,8 @@ def convert(
     result.skipped, result.messages = reading.skipped, reading.messages
     if kind == "gpl":
         result.notes.append("the file has margins: each query's first positive is 0, and only differences count.")
+    if (warning := span.warning(_manifest(manifest, kind, source))) is not None:
+        result.notes.append(warning)
     return result
 
 
@@ -173,8 +178,10 @@ def _store_rows(reading: Reading) -> Iterator[ScoredList]:
         yield checked
 
 
-def _counted(rows: Iterator[ScoredList], reading: Reading, result: Conversion) -> Iterator[ScoredList]:
-    """Count the rows, and reject a second one of the same query."""
+def _counted(
+    rows: Iterator[ScoredList], reading: Reading, result: Conversion, span: ScoreRange
+) -> Iterator[ScoredList]:
+    """Count the rows, see where their scores lie, and reject a second one of the same query."""
     seen: set[Id] = set()
     for row in rows:
         if row.query_id in seen:
@@ -183,6 +190,7 @@ def _counted(rows: Iterator[ScoredList], reading: Reading, result: Conversion) -
         seen.add(row.query_id)
         result.queries += 1
         result.scores += len(row.scores)
+        span.add(np.asarray(row.scores, dtype=np.float64))
         yield row
     if not result.queries:
         raise FormatError("there is no row of scores in it.", file=str(reading.path))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import os
 import time
 from collections import deque
@@ -17,6 +18,7 @@ from tqdm.auto import tqdm
 from st_m3se.scores.candidate_lists import CandidateLists
 from st_m3se.scores.rows import short
 from st_m3se.scores.scoring_run import ScoringRun
+from st_m3se.scores.sigmoid import ScoreRange
 from st_m3se.scores.store import TeacherScores
 from st_m3se.scores.teacher import Backend, Pairs, Precision, Teacher, as_teacher
 
@@ -31,6 +33,8 @@ if TYPE_CHECKING:
     TextSource: TypeAlias = Texts | Mapping[Any, Any] | Dataset | str | Path
 
 __all__ = ["score_candidates"]
+
+logger = logging.getLogger(__name__)
 
 POLL_SECONDS = 0.5
 LOOK_SECONDS = 5.0
@@ -135,7 +139,9 @@ def score_candidates(
             memory runs out. It may differ from one call to the next.
         shard_queries: Queries in a shard. None cuts 256 shards, but of 1,024 to 65,536 pairs.
         device: Such as "cuda:1" or "cpu". None is the GPU of this process, where there is one.
-        backend: "torch", "onnx" or "openvino", for a teacher by name or path.
+        backend: "torch", "onnx" or "openvino", for a teacher by name or path. An int8 export whose activations are
+            quantised dynamically takes their scale from the whole batch: a pair's score then depends on
+            ``batch_tokens`` and on the pairs beside it, by some tenths of a logit.
         revision: Of a teacher by name on the hub. The commit that it stands for goes into the manifest.
         trust_remote_code: Let a model by name run code of its own.
         name: What the manifest calls the teacher. None is its name or path; a lambda needs one.
@@ -239,12 +245,17 @@ def _score_shards(
         return number, table, teacher.prepare(_pairs(table, *texts))
 
     done = 0
+    span, told = ScoreRange(), False
     saving: Future[None] | None = None
     claimed = (shard for shard in lists.shards(run.shard_queries, set(numbers)) if run.claim(shard[0]))
     with ThreadPoolExecutor(max_workers=1, thread_name_prefix="save") as disk:
         for number, table, prepared in _ahead(prepare, claimed):
             scores = teacher.score(prepared, progress.advance)
             _check(scores, table, str(teacher.settings["teacher"]))
+            span.add(scores)
+            if not told and (warning := span.warning(teacher.settings)) is not None:  # now, and not after hours
+                logger.warning(f"the teacher {teacher.settings['teacher']}: {warning}")
+                told = True
             if saving is not None:
                 saving.result()
             saving = disk.submit(run.save, number, scores)

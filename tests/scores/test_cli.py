@@ -53,6 +53,16 @@ def test_there_and_back(tmp_path: Path) -> None:
     assert TeacherScores.open(tmp_path / "again")[7] == TeacherScores.open(tmp_path / "store")[7]
 
 
+@pytest.mark.parametrize("destination", ["store", "out.run"])
+def test_a_sigmoid_is_noted(tmp_path: Path, destination: str) -> None:
+    """Whoever publishes or converts such scores sees it before a student does."""
+    (tmp_path / "kd.jsonl").write_text('{"query_id": "q", "document_ids": ["a", "b"], "scores": [0.998, 0.003]}\n')
+    out, _ = run(tmp_path / "kd.jsonl", tmp_path / destination)
+    assert "note: all scores lie in [0, 1], as a sigmoid's outputs do" in out
+    (tmp_path / "raw.jsonl").write_text('{"query_id": "q", "document_ids": ["a", "b"], "scores": [6.2, -5.8]}\n')
+    assert "note:" not in run(tmp_path / "raw.jsonl", tmp_path / f"raw-{destination}")[0]
+
+
 def test_a_bad_line_is_an_error_of_one_line(tmp_path: Path) -> None:
     path = tmp_path / "run"
     path.write_bytes(SAMPLES["trec"] + b"7 Q0 d9 4 high bm25\n")
