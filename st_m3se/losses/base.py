@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from contextlib import nullcontext
 from dataclasses import dataclass, replace
 from typing import Any, ClassVar
@@ -31,6 +31,8 @@ from st_m3se.rows import Features, has_tokens, in_order, is_sliceable, merge_col
 __all__ = ["DistillationLoss"]
 
 LABEL_KEYS = ("scores", "positives", "mask", "index")
+Column = Any
+"""Features, or the embeddings that another loss has made of them."""
 COLLATOR_HINT = "Pass data_collator=DistillationCollator(preprocess_fn=model.preprocess) to the trainer"
 
 
@@ -163,17 +165,13 @@ class DistillationLoss(CachedLossMixin, nn.Module):
             documents, lists = self._from_collator(columns, labels)
         else:
             documents, lists = self._from_columns(columns, labels)
-        if self.needs_positives and not bool((lists.positives & lists.mask).any(1).all()):
-            rows = (~(lists.positives & lists.mask).any(1)).nonzero().flatten().tolist()
-            raise ValueError(
-                f"{type(self).__name__} compares positives with negatives, but row(s) {rows} of the batch have no "
-                "positive. Mark at least one document of each list in `positives`, or drop these lists."
-            )
-        if torch.is_grad_enabled() and self._scale_check is not None:  # the trainer never puts a loss in eval mode
-            self._scale_check(lists.scores, lists.mask)
-
-        if self.in_batch_negatives and lists.known is None and all(map(has_tokens, [columns[0], documents[0]])):
-            lists = replace(lists, known=_known_by_tokens(columns[0], documents[0], lists))
+        self._check_lists(lists)
+        if self.in_batch_negatives:
+            if lists.known is None and all(map(has_tokens, [columns[0], documents[0]])):
+                lists = replace(lists, known=_known_by_tokens(columns[0], documents[0], lists))
+            elif lists.known is not None and has_tokens(columns[0]):
+                # Queries of the same tokens are one query to the model, however they are spelt.
+                lists = replace(lists, known=lists.known._replace(queries=text_keys(columns[0])))
         if len(documents) == 1 and is_sliceable(documents[0]):
             features, place = in_order(self.model, documents[0])
             lists = replace(lists, index=place[lists.index])
@@ -203,6 +201,57 @@ class DistillationLoss(CachedLossMixin, nn.Module):
         of_queries = encode(self.model, queries)
         of_documents = [embedding for features in documents for embedding in encode(self.model, features)]
         return self.calculate_loss([of_queries, of_documents], lists)
+
+    def compute_loss_from_embeddings(
+        self, embeddings: Sequence[Tensor], labels: Tensor | Mapping[str, Any] | None = None
+    ) -> Tensor:
+        """Return the batch's loss from embeddings that another loss has made: a scalar.
+
+        The losses of sentence-transformers that hold another one call this: ``SpladeLoss``, ``CachedSpladeLoss``,
+        ``CSRLoss``, and its recipe of combining losses.
+
+        Args:
+            embeddings: One tensor ``[Q, dim]`` per column, the queries first; or, with the labels of
+                :class:`~st_m3se.DistillationCollator`, the queries ``[Q, dim]`` and the distinct documents
+                ``[U, dim]``.
+            labels: Teacher scores ``[Q, D]``, or the mapping of :class:`~st_m3se.DistillationCollator`.
+
+        Raises:
+            ValueError: On columns or labels that do not fit, on ``mini_batch_num_tokens`` (the embeddings are there
+                already), and on ``in_batch_negatives`` or ``gather_across_devices`` where the texts cannot be known.
+        """
+        name, columns = type(self).__name__, list(embeddings)
+        if self.uses_gradient_cache:
+            raise ValueError(
+                f"{name} has mini_batch_num_tokens={self.mini_batch_num_tokens}, and is inside another loss that has "
+                "encoded the whole batch already: nothing is left to cache, and memory would grow with the list "
+                "length all the same. Set mini_batch_num_tokens of the outer loss (CachedSpladeLoss has it) and leave "
+                f"it None in {name}."
+            )
+        if isinstance(labels, Mapping):
+            documents, lists = self._from_collator(columns, labels)
+        else:
+            documents, lists = self._from_columns(columns, labels)
+        self._check_lists(lists)
+        if self.in_batch_negatives and lists.known is None:
+            raise ValueError(
+                f"{name} has in_batch_negatives=True, and the labels hold no `known`: what is relevant to a query could "
+                f"not be kept out of its negatives. {COLLATOR_HINT}."
+            )
+        if self.gather_across_devices and lists.known is not None:
+            lists = replace(lists, keys=lists.known.documents[: len(documents[0])])  # those of the texts come first
+        return self.calculate_loss([columns[:1], documents], lists)
+
+    def _check_lists(self, lists: Lists) -> None:
+        """Refuse lists without what the loss needs, and look at the teacher's scale."""
+        if self.needs_positives and not bool((lists.positives & lists.mask).any(1).all()):
+            rows = (~(lists.positives & lists.mask).any(1)).nonzero().flatten().tolist()
+            raise ValueError(
+                f"{type(self).__name__} compares positives with negatives, but row(s) {rows} of the batch have no "
+                "positive. Mark at least one document of each list in `positives`, or drop these lists."
+            )
+        if torch.is_grad_enabled() and self._scale_check is not None:  # the trainer never puts a loss in eval mode
+            self._scale_check(lists.scores, lists.mask)
 
     def embed_minibatch(
         self,
@@ -265,7 +314,7 @@ class DistillationLoss(CachedLossMixin, nn.Module):
             return loss.detach()
         return loss
 
-    def _from_collator(self, columns: list[Features], labels: Mapping[str, Any]) -> tuple[list[Features], Lists]:
+    def _from_collator(self, columns: list[Column], labels: Mapping[str, Any]) -> tuple[list[Column], Lists]:
         name = type(self).__name__
         tensors = {key: value for key, value in labels.items() if key != "known"}
         if set(tensors) != set(LABEL_KEYS) or not all(isinstance(value, Tensor) for value in tensors.values()):
@@ -279,10 +328,10 @@ class DistillationLoss(CachedLossMixin, nn.Module):
         shapes = {key: list(labels[key].shape) for key in LABEL_KEYS}
         if lists.scores.ndim != 2 or any(shape != shapes["scores"] for shape in shapes.values()):
             raise ValueError(f"{name} expects labels of one shape [Q, D], got {shapes}. {COLLATOR_HINT}.")
-        attention = columns[1].get("attention_mask")
-        if isinstance(attention, Tensor) and attention.ndim == 2 and int(lists.index.max()) >= len(attention):
+        rows = columns[1] if isinstance(columns[1], Tensor) else columns[1].get("attention_mask")
+        if isinstance(rows, Tensor) and rows.ndim >= 2 and int(lists.index.max()) >= len(rows):
             raise ValueError(
-                f"{name}: the labels point to document {int(lists.index.max())}, and only {len(attention)} documents came. "
+                f"{name}: the labels point to document {int(lists.index.max())}, and only {len(rows)} documents came. "
                 "Something cut the batch to its number of queries, as accelerate does with a streamed dataset: set "
                 "accelerator_config={'dispatch_batches': False} in the training arguments."
             )
@@ -290,7 +339,7 @@ class DistillationLoss(CachedLossMixin, nn.Module):
             lists = replace(lists, known=Known(**labels["known"]))
         return [columns[1]], lists
 
-    def _from_columns(self, columns: list[Features], labels: Any) -> tuple[list[Features], Lists]:
+    def _from_columns(self, columns: list[Column], labels: Any) -> tuple[list[Column], Lists]:
         """Read the stock collator's form: a tensor of scores and one column per document."""
         name, count = type(self).__name__, len(columns) - 1
         if not isinstance(labels, Tensor):
@@ -332,13 +381,14 @@ class DistillationLoss(CachedLossMixin, nn.Module):
         positives[:, 0] = True
         mask = torch.ones_like(positives)
         documents, index = columns[1:], torch.arange(labels.numel(), device=labels.device)
-        merged = merge_columns(columns[1:])
+        merged = None if any(isinstance(column, Tensor) for column in documents) else merge_columns(documents)
         if merged is not None:
             documents = [merged]
         elif self.in_batch_negatives:
             raise ValueError(
-                "in_batch_negatives must know which documents are the same text, which it cannot see in these "
-                f"features (flattened, static or unlike between columns). {COLLATOR_HINT}: it compares the texts."
+                "in_batch_negatives must know which documents are the same text, which it cannot see in these columns "
+                "(flattened, static, unlike each other, or embeddings that another loss has made). "
+                f"{COLLATOR_HINT}: it compares the texts."
             )
         return documents, Lists(labels, positives, mask, index.reshape(count, -1).T)
 
