@@ -20,6 +20,7 @@ from typing import Any
 import numpy as np
 import torch
 from numpy.typing import NDArray
+from sentence_transformers import CrossEncoder, MultiVectorEncoder
 from torch import Tensor, nn
 from torch.nn import functional as F
 from transformers import PreTrainedModel
@@ -28,7 +29,7 @@ from st_m3se.host import has_static_embedding_input, merging_disabled, validate_
 from st_m3se.packing import Features, Packed, attention_apart, is_compiled
 from st_m3se.rows import is_sliceable, slice_rows, why_not_sliceable
 
-__all__ = ["TRIM_EVERY", "check_caching", "encode", "give_memory_back"]
+__all__ = ["TRIM_EVERY", "check_caching", "check_student", "encode", "give_memory_back"]
 
 logger = logging.getLogger(__name__)
 
@@ -46,6 +47,37 @@ CUDA_CHUNK_COST = 2048
 TRIM_EVERY = 2
 # Without padding nothing is gained by cutting on a GPU, except temporary memory.
 CUDA_PACKED_TOKENS = 65536
+
+
+def check_student(loss: str, model: Any) -> None:
+    """Refuse a student that has no embeddings to compare.
+
+    Args:
+        loss: The name of the loss, for the message.
+        model: What was given as the student.
+
+    Raises:
+        ValueError: If it is none that this loss could train.
+    """
+    plain = getattr(model, "_orig_mod", model)
+    if isinstance(plain, CrossEncoder):
+        raise ValueError(
+            f"{loss} compares embeddings of queries and documents, and a CrossEncoder reads both together and has "
+            "none: make a SentenceTransformer, SparseEncoder or MultiVectorEncoder the student, or train the "
+            "CrossEncoder with the losses of sentence_transformers.cross_encoder."
+        )
+    if not isinstance(plain, nn.Module) or not hasattr(plain, "similarity_fn_name"):
+        hint = " Wrap the trunk: SentenceTransformer(name)." if isinstance(plain, (str, PreTrainedModel)) else ""
+        raise ValueError(
+            f"{loss} expects a SentenceTransformer, SparseEncoder or MultiVectorEncoder as the student, whose "
+            f"embeddings it can compare, got {type(plain).__name__}.{hint}"
+        )
+    outputs = [getattr(module, "module_output_name", "sentence_embedding") for module in plain.children()]
+    if not isinstance(plain, MultiVectorEncoder) and "sentence_embedding" not in outputs:
+        raise ValueError(
+            f"{loss} compares one embedding per text, and the modules of this {type(plain).__name__} make {outputs} "
+            "only: append a Pooling module (SpladePooling for a SparseEncoder), or make it a MultiVectorEncoder."
+        )
 
 
 def check_caching(model: nn.Module, mini_batch_num_tokens: int | None) -> None:

@@ -13,7 +13,7 @@ from sentence_transformers import SentenceTransformer
 from sentence_transformers.util import SimilarityFunction, cos_sim, similarity_fct_name
 from torch import Tensor, nn
 
-from st_m3se.encoding import TRIM_EVERY, check_caching, encode, give_memory_back
+from st_m3se.encoding import TRIM_EVERY, check_caching, check_student, encode, give_memory_back
 from st_m3se.host import CachedLossMixin, RandContext
 from st_m3se.losses.gather import (
     NO_KEY,
@@ -118,6 +118,7 @@ class DistillationLoss(CachedLossMixin, nn.Module):
         gather_across_devices: bool = False,
     ) -> None:
         super().__init__()
+        check_student(type(self).__name__, model)
         if isinstance(scale, bool) or not isinstance(scale, (int, float)) or not 0 < scale < math.inf:
             raise ValueError(f"scale must be a positive finite number, got {scale!r}: it multiplies the similarity.")
         if similarity_fct is not None and not callable(similarity_fct):
