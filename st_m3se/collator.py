@@ -11,6 +11,7 @@ from typing import Any
 
 import numpy as np
 import torch
+from sentence_transformers import MultiVectorEncoder
 from sentence_transformers.sentence_transformer.data_collator import SentenceTransformerDataCollator
 
 __all__ = ["DistillationCollator"]
@@ -107,6 +108,8 @@ class DistillationCollator(SentenceTransformerDataCollator):
                     "'query' and 'documents'; these entries would have no effect. Rename them."
                 )
         task = router_mapping.get(column)
+        if task is None and isinstance(getattr(self.preprocess_fn, "__self__", None), MultiVectorEncoder):
+            task = prefix  # queries are expanded, and cut at another length than documents
         options: dict[str, Any] = {"prompt": self._get_prompt_for_column(prompts or {}, column), "task": task}
         if (max_length := self._get_max_length_for_task(task)) is not None:
             options["max_length"] = max_length

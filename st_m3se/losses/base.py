@@ -10,10 +10,18 @@ from typing import Any, ClassVar
 
 import torch
 from sentence_transformers import SentenceTransformer
-from sentence_transformers.util import SimilarityFunction, cos_sim, similarity_fct_name
+from sentence_transformers.util import SimilarityFunction, cos_sim, maxsim, mean_maxsim, similarity_fct_name
 from torch import Tensor, nn
 
-from st_m3se.encoding import TRIM_EVERY, check_caching, check_student, encode, give_memory_back
+from st_m3se.encoding import (
+    TRIM_EVERY,
+    check_caching,
+    check_student,
+    encode,
+    give_memory_back,
+    is_multi_vector,
+    with_tasks,
+)
 from st_m3se.host import CachedLossMixin, RandContext
 from st_m3se.losses.gather import (
     NO_KEY,
@@ -24,6 +32,13 @@ from st_m3se.losses.gather import (
     text_keys,
     unlisted,
     unlisted_texts,
+)
+from st_m3se.losses.late_interaction import (
+    listed_scores,
+    score_matrix,
+    scoreable,
+    token_similarity,
+    widened,
 )
 from st_m3se.losses.scale import ScaleCheck
 from st_m3se.rows import Features, has_tokens, in_order, is_sliceable, merge_columns, slice_rows
@@ -83,9 +98,11 @@ class DistillationLoss(CachedLossMixin, nn.Module):
       and the batch's distinct documents.
 
     Args:
-        model: The student.
+        model: The student: a SentenceTransformer, SparseEncoder or MultiVectorEncoder.
         similarity_fct: From query embeddings ``[Q, dim]`` and document embeddings ``[U, dim]`` to student scores
-            ``[Q, U]``, e.g. ``util.dot_score``. None: the model's own similarity.
+            ``[Q, U]``, e.g. ``util.dot_score``; for a MultiVectorEncoder a function of
+            ``sentence_transformers.multi_vector_encoder.scoring``, which sees the batch's distinct documents as
+            ``[U, 1, tokens, dim]``, e.g. ``XTRScores(top_k=128)``. None: the model's own similarity.
         scale: Multiplies the similarity. A cosine lies in [-1, 1], cross-encoder margins reach 20: ``scale`` must
             bridge the two. 1.0 suits dot products.
         in_batch_negatives: Let the other queries' documents join as unscored negatives, except those that are in the
@@ -140,6 +157,9 @@ class DistillationLoss(CachedLossMixin, nn.Module):
         self.model = model
         # Resolved now: the trainer replaces self.model by a wrapper that may have no similarity of its own.
         self.similarity_fct = similarity_fct or SimilarityFunction.to_similarity_fn(model.similarity_fn_name)
+        self.multi_vector = is_multi_vector(model)
+        if self.multi_vector:
+            self.similarity_fct = token_similarity(type(self).__name__, self.similarity_fct)
         self.scale = scale
         self.in_batch_negatives = in_batch_negatives
         self.gather_across_devices = gather_across_devices
@@ -162,6 +182,8 @@ class DistillationLoss(CachedLossMixin, nn.Module):
             labels: Teacher scores ``[Q, D]``, or the mapping of :class:`~st_m3se.DistillationCollator`.
         """
         columns = list(sentence_features)
+        if self.multi_vector:
+            columns = with_tasks(type(self).__name__, self.model, columns)
         if isinstance(labels, Mapping):
             documents, lists = self._from_collator(columns, labels)
         else:
@@ -222,6 +244,11 @@ class DistillationLoss(CachedLossMixin, nn.Module):
                 already), and on ``in_batch_negatives`` or ``gather_across_devices`` where the texts cannot be known.
         """
         name, columns = type(self).__name__, list(embeddings)
+        if self.multi_vector:
+            raise ValueError(
+                f"{name} trains a MultiVectorEncoder, whose texts have an embedding per token and a mask of those that "
+                "are scored; from embeddings alone it cannot know the mask. Let it encode: give it to the trainer itself."
+            )
         if self.uses_gradient_cache:
             raise ValueError(
                 f"{name} has mini_batch_num_tokens={self.mini_batch_num_tokens}, and is inside another loss that has "
@@ -271,15 +298,14 @@ class DistillationLoss(CachedLossMixin, nn.Module):
                 give_memory_back()
         with random_state or nullcontext(), nullcontext() if with_grad else torch.no_grad():
             state = RandContext(*features.values()) if copy_random_state else None
-            return torch.cat(encode(self.model, features)), state
+            return widened(encode(self.model, features)), state
 
     def calculate_loss(  # type: ignore[override]  # the host types labels as a tensor
         self, reps: list[list[Tensor]], labels: Lists, *, with_backward: bool = False
     ) -> Tensor:
         """The loss of embeddings: ``reps`` holds the queries' chunks and the documents' chunks."""
-        queries, documents = torch.cat(reps[0]), torch.cat(reps[1])
-        dtype = torch.promote_types(queries.dtype, torch.float32)
-        queries, documents = queries.to(dtype), documents.to(dtype)
+        dtype = torch.promote_types(reps[0][0].dtype, torch.float32)
+        queries, documents = widened([piece.to(dtype) for piece in reps[0]]), [piece.to(dtype) for piece in reps[1]]
         if labels.queries is not None:
             queries = queries[labels.queries]
         if len(labels.index) != len(queries):
@@ -290,21 +316,22 @@ class DistillationLoss(CachedLossMixin, nn.Module):
         index, mask = labels.index, labels.mask
         numbers, begin = None, 0
         if labels.keys is not None:
-            documents, numbers, begin = gather_documents(documents, labels.keys)
-            index = index + begin
+            gathered, numbers, begin = gather_documents(widened(documents), labels.keys)
+            documents, index = [gathered], index + begin
         # Half precision has three digits: a cosine times a scale of 20 would be off by 0.1.
         with torch.autocast(queries.device.type, enabled=False):
-            similarity = self.similarity_fct(queries, documents) * self.scale
-            if similarity.shape != (len(queries), len(documents)):
-                raise ValueError(
-                    f"similarity_fct must return a matrix [Q, U] = {[len(queries), len(documents)]} of every query "
-                    f"with every document, got {list(similarity.shape)}. Use a matrix function such as util.cos_sim, "
-                    "not a pairwise one."
-                )
-            student_scores = similarity.gather(1, index)
+            if self.multi_vector:
+                with_tokens = scoreable(documents)
+                mask = mask & with_tokens[index]
+            if self.multi_vector and not self.in_batch_negatives and self.similarity_fct in (maxsim, mean_maxsim):
+                student_scores = listed_scores(queries, documents, index, mask, self.similarity_fct) * self.scale
+            else:
+                similarity = self._similarity(queries, documents) * self.scale
+                student_scores = similarity.gather(1, index)
             teacher_scores, positives = labels.scores, labels.positives
             if self.in_batch_negatives:
-                joining = _joining(labels, index, numbers, begin, len(documents))
+                joining = _joining(labels, index, numbers, begin, similarity.shape[1])
+                joining = joining & with_tokens if self.multi_vector else joining
                 student_scores = torch.cat([student_scores, similarity], dim=1)
                 teacher_scores = torch.cat([teacher_scores, torch.full_like(similarity, torch.nan)], dim=1)
                 positives = torch.cat([positives, torch.zeros_like(joining)], dim=1)
@@ -314,6 +341,20 @@ class DistillationLoss(CachedLossMixin, nn.Module):
             torch.autograd.backward(loss)
             return loss.detach()
         return loss
+
+    def _similarity(self, queries: Tensor, documents: list[Tensor]) -> Tensor:
+        """Of every query with every document, ``[Q, U]``, before the scale."""
+        if self.multi_vector:
+            similarity = score_matrix(queries, documents, self.similarity_fct)
+        else:
+            similarity = self.similarity_fct(queries, torch.cat(documents))
+        shape = [len(queries), sum(map(len, documents))]
+        if list(similarity.shape) != shape:
+            raise ValueError(
+                f"similarity_fct must return a matrix [Q, U] = {shape} of every query with every document, got "
+                f"{list(similarity.shape)}. Use a matrix function such as util.cos_sim, not a pairwise one."
+            )
+        return similarity
 
     def _from_collator(self, columns: list[Column], labels: Mapping[str, Any]) -> tuple[list[Column], Lists]:
         name = type(self).__name__
