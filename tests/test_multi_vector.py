@@ -18,6 +18,8 @@ from torch import Tensor, nn
 
 from st_m3se import DistillationCollator, M3SELoss, SoftmaxCrossEntropyLoss
 from st_m3se.losses import late_interaction
+from st_m3se.packing import Packed
+from st_m3se.rows import in_order
 
 EXPANSIONS: dict[str, Any] = {
     "none": None,
@@ -75,13 +77,12 @@ class ByHand(nn.Module):
 
 
 def assert_equal(one: tuple[Tensor, Any], other: tuple[Tensor, Any], tolerance: float) -> None:
-    """Values and gradients, relative to the largest gradient of all."""
+    """Values and gradients: all of them together, relative to their length."""
     torch.testing.assert_close(other[0], one[0], rtol=10 * tolerance, atol=tolerance)
-    largest = max(float(grad.abs().max()) for grad in one[1].values())
-    assert largest > 1e-3
     assert one[1].keys() == other[1].keys()
-    for name, grad in one[1].items():
-        torch.testing.assert_close(other[1][name], grad, rtol=0.0, atol=tolerance * largest, msg=name)
+    expected, found = (torch.cat([grads[name].flatten() for name in one[1]]) for grads in (one[1], other[1]))
+    assert expected.norm() > 1e-2
+    assert (found - expected).norm() <= tolerance * expected.norm()
 
 
 def assert_ours_is_by_hand(model: Any, batch: Batch, loss: Any, by_hand: nn.Module, tolerance: float = 1e-12) -> None:
@@ -158,7 +159,8 @@ def test_the_softmax_loss_has_the_gradient_of_the_hosts_kl_divergence(
     ours = SoftmaxCrossEntropyLoss(model, similarity_fct=similarity)
     host = losses.MultiVectorDistillKLDivLoss(model, similarity_fct=hosts)
     expected = gradients(host, model, batch)
-    assert_equal((torch.zeros(()), expected[1]), (torch.zeros(()), gradients(ours, model, batch)[1]), 1e-6)
+    # In single precision either is 1.4e-6 from the gradient in double precision; theirs knows no double precision.
+    assert_equal((torch.zeros(()), expected[1]), (torch.zeros(()), gradients(ours, model, batch)[1]), 3e-6)
 
 
 @pytest.mark.parametrize("lists", [False, True])
@@ -206,6 +208,15 @@ def test_a_document_of_punctuation_alone_is_left_out(
             actual = gradients(loss, model, collate(model, rows))
         assert_equal(gradients(loss, model, collate(model, even_rows[:3])), actual, 1e-12)
     assert len([record for record in caplog.records if "skiplist" in record.getMessage()]) == 1
+
+
+def test_documents_are_packed_and_expanded_queries_are_not(checkpoint: Path, even_rows: list[dict[str, Any]]) -> None:
+    """Expanded queries have one width, so that there is nothing to gain; others are packed."""
+    for expansion, packed in (("unattended", False), ("attended", False), ("none", True)):
+        model = student(checkpoint, expansion)
+        queries, documents = collate(model, even_rows[:4]).fresh()
+        assert isinstance(in_order(model, documents)[0], Packed)
+        assert isinstance(in_order(model, queries)[0], Packed) == packed
 
 
 def test_tasks_reach_the_model_without_being_told(checkpoint: Path, even_rows: list[dict[str, Any]]) -> None:

@@ -8,13 +8,14 @@ import pytest
 import torch
 from conftest import ANSWERS, assert_same_gradients, collate, gradients
 from torch import Tensor
-from transformers import CONFIG_MAPPING, AutoConfig, AutoModel
+from transformers import CONFIG_MAPPING, AutoConfig, AutoModel, T5EncoderModel
 
 from st_m3se import M3SELoss, encoding
 from st_m3se.encoding import encode
-from st_m3se.packing import TRUNKS, Packed
+from st_m3se.packing import BY_PLACE, TRUNKS, Packed
 from st_m3se.rows import in_order
 
+LAYERS = ["sliding_attention", "full_attention"] * 2
 TEXTS = ["a key", "blanks", *ANSWERS[:8], "; ".join(ANSWERS[:3])]
 
 
@@ -30,38 +31,73 @@ def with_trunk(model: Any, kind: str, **more: Any) -> Any:
         sizes |= {"num_key_value_heads": 1, "bos_token_id": 2, "eos_token_id": 3, "mask_token_id": 4}
     if kind == "distilbert":
         sizes = {"dim": 32, "n_layers": 2, "n_heads": 2, "hidden_dim": 64}
+    if kind in ("t5", "mt5"):
+        sizes = {"d_model": 32, "d_kv": 16, "d_ff": 64, "num_layers": 2, "num_heads": 2, "dropout_rate": 0.0}
+    if kind == "modernbert":
+        sizes |= {"local_attention": 8, "num_hidden_layers": 4, "layer_types": LAYERS, "bos_token_id": 2}
+    if kind in ("gemma3_text", "qwen3", "qwen2", "llama", "mistral"):
+        sizes |= {"num_key_value_heads": 1, "head_dim": 16}
+    if kind == "gemma3_text":
+        sizes |= {"sliding_window": 6, "layer_types": LAYERS[:2], "query_pre_attn_scalar": 16}
     if kind not in CONFIG_MAPPING:
         pytest.skip(f"this version of transformers has no {kind}")
     config = AutoConfig.for_model(
-        kind, vocab_size=len(model.tokenizer), pad_token_id=model.tokenizer.pad_token_id, **sizes, **more
+        kind, **({"vocab_size": len(model.tokenizer), "pad_token_id": model.tokenizer.pad_token_id} | sizes | more)
     )
-    model[0].model = AutoModel.from_config(config)
+    torch.manual_seed(0)
+    trunk = T5EncoderModel(config) if kind in ("t5", "mt5") else AutoModel.from_config(config)
+    with torch.no_grad():  # the usual small weights give every text about the same embedding
+        for parameter in trunk.parameters():
+            parameter.add_(0.2 * torch.randn(parameter.shape))
+    model[0].model = trunk
     return model.eval()
 
 
-@pytest.mark.parametrize("kind", sorted(TRUNKS))
-def test_every_packed_trunk_keeps_its_embeddings_and_gradients(
-    model: Any, monkeypatch: pytest.MonkeyPatch, kind: str
+CASES = [(kind, {}) for kind in sorted(TRUNKS)] + [("gemma3_text", {"use_bidirectional_attention": True})]
+
+
+def embeddings_and_gradients(model: Any, encode_all: Any) -> tuple[Tensor, dict[str, Tensor]]:
+    """With a weight per text: a row that came back in another place gets another text's gradient."""
+    model.zero_grad()
+    embeddings = encode_all()
+    (embeddings * torch.arange(1.0, len(embeddings) + 1)[:, None].to(embeddings)).sum().backward()
+    return embeddings.detach(), {n: p.grad.clone() for n, p in model.named_parameters() if p.grad is not None}
+
+
+def assert_as_plain(model: Any, padded: Any, tolerance: float) -> None:
+    """Packed rows have the embeddings and gradients of the padded batch in one piece, relative to the largest."""
+    expected = embeddings_and_gradients(model, lambda: model(dict(padded))["sentence_embedding"])
+    features, place = in_order(model, dict(padded))
+    assert isinstance(features, Packed)
+    found = embeddings_and_gradients(model, lambda: torch.cat(encode(model, features))[place])
+    torch.testing.assert_close(found[0], expected[0], rtol=tolerance, atol=tolerance * float(expected[0].abs().max()))
+    assert expected[1].keys() == found[1].keys()
+    largest = max(float(grad.abs().max()) for grad in expected[1].values())
+    for name, grad in expected[1].items():
+        torch.testing.assert_close(found[1][name], grad, rtol=0.0, atol=tolerance * largest, msg=name)
+
+
+@pytest.mark.parametrize(("kind", "options"), CASES, ids=str)
+def test_every_packed_trunk_has_the_gradients_of_the_plain_way(
+    model: Any, monkeypatch: pytest.MonkeyPatch, kind: str, options: dict[str, Any]
 ) -> None:
-    """Prevents tokens of one row from seeing another row's, and positions that do not start anew."""
-    model = with_trunk(model, kind)
+    """Prevents tokens of one row from seeing another row's, or a window, an order or a bias from being lost."""
+    model = with_trunk(model, kind, **options)
+    model[1].pooling_mode = "lasttoken" if kind in ("qwen3", "llama") else "mean"
     monkeypatch.setattr(encoding, "CHUNK_TOKENS", 100)
-    results: list[tuple[Tensor, dict[str, Tensor]]] = []
-    for packs in (True, False):
-        if not packs:
-            monkeypatch.setattr("st_m3se.rows.packable", lambda *_: False)
-        features = ordered(model)
-        assert isinstance(features, Packed) == packs
-        model.zero_grad()
-        embeddings = torch.cat(encode(model, features))
-        (embeddings * torch.arange(1.0, len(TEXTS) + 1)[:, None]).sum().backward()
-        results.append((embeddings, {n: p.grad.clone() for n, p in model.named_parameters() if p.grad is not None}))
-    torch.testing.assert_close(results[0][0], results[1][0], rtol=1e-4, atol=1e-5)
-    assert_same_gradients(results[0][1], results[1][1], 1e-4)
-    assert model[0].model.config._attn_implementation == "sdpa"
+    before = model[0].model.config._attn_implementation
+    assert_as_plain(model, model.preprocess(TEXTS), 1e-6)
+    # Gemma's norms are computed in single precision.
+    assert_as_plain(model.double(), model.preprocess(TEXTS), 1e-6 if "gemma" in kind else 1e-12)
+    assert model[0].model.config._attn_implementation == before
+    model.tokenizer.padding_side = "left"
+    if kind in BY_PLACE:
+        assert not isinstance(ordered(model), Packed)
+    else:  # angles are computed in single precision, and a shifted one is another number
+        assert_as_plain(model, model.preprocess(TEXTS), 1e-5)
 
 
-@pytest.mark.parametrize("kind", ["bert", "nomic_bert"])
+@pytest.mark.parametrize("kind", ["bert", "mpnet", "nomic_bert"])
 def test_dropped_attention_under_autocast_is_that_of_full_precision(model: Any, kind: str) -> None:
     """Prevents the backward pass from meeting two dtypes: rotary positions leave queries and keys in float32."""
     model = with_trunk(model, kind, attention_probs_dropout_prob=0.3, hidden_dropout_prob=0.0).train()
