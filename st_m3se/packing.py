@@ -21,6 +21,7 @@ from sentence_transformers.sparse_encoder.modules import MLMTransformer, SparseA
 from torch import Tensor, nn
 
 from st_m3se.attention import NAME, attend, has_kernels
+from st_m3se.splade import max_logits
 
 __all__ = ["Features", "Packed", "attention_apart", "is_compiled", "pack", "packable"]
 
@@ -237,16 +238,49 @@ def _t5_apart(trunk: Any, rows: Features) -> Iterator[None]:
         yield
 
 
+def _pools_greatest(transformer: Any, after: list[nn.Module]) -> bool:
+    """Whether the logits of a head are made for SPLADE's greatest of each row alone, and by a plain linear layer."""
+    if transformer.transformer_task != "fill-mask" or not after or type(after[0]) is not SpladePooling:
+        return False
+    linear = transformer.model.get_output_embeddings()
+    hooks = type(linear) is nn.Linear and not (linear._forward_hooks or linear._forward_pre_hooks)
+    return hooks and after[0].pooling_strategy == "max"
+
+
+@contextmanager
+def _greatest_only(transformer: Any, pooling: Any, rows: Features) -> Iterator[None]:
+    """Let a head make the greatest logits of the rows that ``rows`` tells of, and SPLADE's pooling take them as such.
+
+    Its activation only grows, so that the greatest of the activations is that of the greatest.
+    """
+    linear = transformer.model.get_output_embeddings()
+
+    def greatest(hidden: Tensor) -> Tensor:
+        return max_logits(hidden.flatten(0, -2), linear.weight, linear.bias, rows["cu_seq_lens_q"].diff())
+
+    def pool(features: Features) -> Features:
+        pooled = features["token_embeddings"].relu().log1p()
+        pooled = pooled.log1p() if pooling.activation_function == "log1p_relu" else pooled
+        if pooling.embedding_dimension is None:
+            pooling.embedding_dimension = pooled.shape[1]
+        return features | {"sentence_embedding": pooled}
+
+    with _replaced(linear, "forward", greatest), _replaced(pooling, "forward", pool):
+        yield
+
+
 @contextmanager
 def attention_apart(model: nn.Module) -> Iterator[None]:
     """Let the model's attention keep packed rows apart while in this context."""
-    transformer = _transformer(model)
+    transformer, *after = _unwrapped(model).children()
     config, trunk = transformer.model.config, _trunk(transformer)
-    rows: Features = {}
+    rows: Features = {}  # of the piece that the model is given
     with ExitStack() as stack:
+        handle = transformer.register_forward_pre_hook(lambda _, args: rows.update(args[0]))
+        stack.callback(handle.remove)
+        if _pools_greatest(transformer, after):
+            stack.enter_context(_greatest_only(transformer, after[0], rows))
         if config.model_type in BY_BIAS:
-            handle = transformer.register_forward_pre_hook(lambda _, args: rows.update(args[0]))
-            stack.callback(handle.remove)
             stack.enter_context((_mpnet_apart if config.model_type == "mpnet" else _t5_apart)(trunk, rows))
         configs = {id(config): config for module in trunk.modules() if (config := getattr(module, "config", None))}
         for config in configs.values():
