@@ -18,6 +18,7 @@ if TYPE_CHECKING:
         RankDistilLoss,
         ScoreMSELoss,
         SoftmaxCrossEntropyLoss,
+        SpladeLoss,
     )
     from st_m3se.resampling import ResampleCallback
 
@@ -35,6 +36,7 @@ __all__ = [
     "RetrievalEvaluator",
     "ScoreMSELoss",
     "SoftmaxCrossEntropyLoss",
+    "SpladeLoss",
     "build_distillation_dataset",
 ]
 

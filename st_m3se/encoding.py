@@ -12,8 +12,8 @@ import ctypes
 import itertools
 import logging
 import sys
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager, nullcontext
 from functools import lru_cache
 from types import NoneType
 from typing import Any
@@ -26,17 +26,25 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 from transformers import PreTrainedModel
 
-from st_m3se.host import has_static_embedding_input, merging_disabled, validate_mini_batch_num_tokens
+from st_m3se.host import (
+    CachedLossMixin,
+    RandContext,
+    has_static_embedding_input,
+    merging_disabled,
+    validate_mini_batch_num_tokens,
+)
 from st_m3se.packing import Features, Packed, attention_apart, is_compiled
 from st_m3se.rows import columns_needed, is_sliceable, slice_rows, why_not_sliceable
 
 __all__ = [
     "TRIM_EVERY",
+    "CachedEncoding",
     "check_caching",
     "check_student",
     "encode",
     "give_memory_back",
     "is_multi_vector",
+    "widened",
     "with_tasks",
 ]
 
@@ -256,6 +264,14 @@ def _embed(model: nn.Module, features: Features) -> Tensor:
     return torch.cat([out["token_embeddings"], mask], dim=2)
 
 
+def widened(pieces: Sequence[Tensor], width: int = 0) -> Tensor:
+    """All rows of several pieces; those with tokens as wide as the widest or as ``width`` tokens."""
+    if pieces[0].ndim == 2:
+        return torch.cat(list(pieces))
+    width = max(width, *(piece.shape[1] for piece in pieces))
+    return torch.cat([F.pad(piece, (0, 0, 0, width - piece.shape[1])) for piece in pieces])
+
+
 def encode(model: nn.Module, features: Features) -> list[Tensor]:
     """Embed features whose rows are sorted by length, piece by piece, with gradients if they are enabled.
 
@@ -287,3 +303,29 @@ def encode(model: nn.Module, features: Features) -> list[Tensor]:
     ]
     with _words_looked_up_once(model, chunks):
         return [_embed(model, chunk) for chunk in chunks]
+
+
+class CachedEncoding(CachedLossMixin):
+    """A gradient cache whose mini-batches are encoded as everything else here is."""
+
+    mini_batch_size = 1  # CachedLossMixin asks for it; the token budget decides
+    _mini_batches = 0
+
+    def embed_minibatch(
+        self,
+        sentence_feature: Features,
+        begin: int,
+        end: int,
+        with_grad: bool,
+        copy_random_state: bool,
+        random_state: RandContext | None = None,
+    ) -> tuple[Tensor, RandContext | None]:
+        """Embed a mini-batch of the gradient cache; the tokens alive are the mini-batch's, whatever its chunks."""
+        features = slice_rows(sentence_feature, begin, end)
+        if with_grad and all(value.device.type == "cpu" for value in features.values() if isinstance(value, Tensor)):
+            self._mini_batches += 1
+            if self._mini_batches % TRIM_EVERY == 0:
+                give_memory_back()
+        with random_state or nullcontext(), nullcontext() if with_grad else torch.no_grad():
+            state = RandContext(*features.values()) if copy_random_state else None
+            return widened(encode(self.model, features)), state

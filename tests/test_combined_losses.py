@@ -20,10 +20,11 @@ from conftest import (
 )
 from datasets import Dataset
 from sentence_transformers.sentence_transformer.losses import GlobalOrthogonalRegularizationLoss
-from sentence_transformers.sparse_encoder.losses import CachedSpladeLoss, CSRLoss, SpladeLoss
+from sentence_transformers.sparse_encoder.losses import CachedSpladeLoss, CSRLoss, FlopsLoss, SpladeLoss
 from students import autoencoder_student, sparse_student
 from torch import Tensor, nn
 
+import st_m3se
 from st_m3se import DistillationCollator, M3SELoss, SoftmaxCrossEntropyLoss
 
 
@@ -61,12 +62,13 @@ def flops(embeddings: Tensor) -> Tensor:
 
 @pytest.mark.parametrize("form", [collate, collate_columns])
 @pytest.mark.parametrize("cached", [False, True])
+@pytest.mark.parametrize("own", [False, True])
 @pytest.mark.parametrize("spec", [M3SE, LOSSES[3]], ids=str)
 def test_splade_loss_is_ours_and_its_regularizers(
-    checkpoint: Path, even_rows: list[dict[str, Any]], spec: LossSpec, cached: bool, form: Any
+    checkpoint: Path, even_rows: list[dict[str, Any]], spec: LossSpec, own: bool, cached: bool, form: Any
 ) -> None:
-    """The value and gradient are those of the sum done by hand, cached or not."""
-    model = sparse_student(checkpoint)
+    """Theirs and ours: the value and gradient are those of the sum done by hand, cached or not."""
+    model = sparse_student(checkpoint).double()
     batch = form(model, even_rows[:5])
     loss = spec.build(model, scale=0.1)
     weights = {"document_regularizer_weight": 0.03, "query_regularizer_weight": 0.05}
@@ -81,7 +83,9 @@ def test_splade_loss_is_ours_and_its_regularizers(
         def __init__(self) -> None:
             super().__init__()
             size = {"mini_batch_num_tokens": 60} if cached else {}
-            self.splade = (CachedSpladeLoss if cached else SpladeLoss)(model, loss, **weights, **size)
+            self.splade = (st_m3se.SpladeLoss if own else CachedSpladeLoss if cached else SpladeLoss)(
+                model, loss, **weights, **size
+            )
 
         def forward(self, features: Any, labels: Any) -> Tensor:
             parts = self.splade(features, labels)
@@ -90,8 +94,21 @@ def test_splade_loss_is_ours_and_its_regularizers(
 
     value, expected = gradients(ByHand(), model, batch)
     actual, found = gradients(Summed(), model, batch)
-    torch.testing.assert_close(actual, value, rtol=1e-5, atol=1e-5)
-    assert_same_gradients(expected, found)
+    torch.testing.assert_close(actual, value, rtol=1e-6, atol=1e-6)  # theirs is of single precision
+    assert_same_gradients(expected, found, 1e-10)
+
+
+def test_our_splade_loss_refuses_what_it_cannot_encode(checkpoint: Path, model: Any) -> None:
+    sparse = sparse_student(checkpoint)
+    with pytest.raises(ValueError, match=r"expects a loss of st_m3se.*got FlopsLoss"):
+        st_m3se.SpladeLoss(sparse, FlopsLoss(sparse), 1e-3)
+    with pytest.raises(ValueError, match=r"give mini_batch_num_tokens=64 to SpladeLoss"):
+        st_m3se.SpladeLoss(sparse, M3SELoss(sparse, mini_batch_num_tokens=64), 1e-3)
+    with pytest.raises(ValueError, match="positive integer"):
+        st_m3se.SpladeLoss(sparse, M3SELoss(sparse), 1e-3, mini_batch_num_tokens=0)
+    config = st_m3se.SpladeLoss(sparse, M3SELoss(sparse), 1e-3, 2e-3).get_config_dict()
+    assert config["document_regularizer_weight"] == 1e-3
+    assert "mini_batch_size" not in config
 
 
 def test_csr_and_orthogonal_regularization_take_ours(
@@ -154,9 +171,10 @@ def test_what_cannot_be_known_from_embeddings_is_refused(model: Any, even_rows: 
         M3SELoss(model).compute_loss_from_embeddings([embeddings[0], embeddings[1][:2]], batch.labels)
 
 
+@pytest.mark.parametrize("own", [False, True])
 @pytest.mark.parametrize("cached", [False, True])
 def test_the_sparse_trainer_trains_it(
-    checkpoint: Path, even_rows: list[dict[str, Any]], tmp_path: Path, cached: bool
+    checkpoint: Path, even_rows: list[dict[str, Any]], tmp_path: Path, cached: bool, own: bool
 ) -> None:
     """The way that a user goes: our collator, SpladeLoss around ours, the trainer of sparse models."""
     from sentence_transformers import SparseEncoderTrainer, SparseEncoderTrainingArguments
@@ -176,13 +194,17 @@ def test_the_sparse_trainer_trains_it(
     inner = M3SELoss(model, scale=0.1, in_batch_negatives=True)
     weights = {"document_regularizer_weight": 1e-3, "query_regularizer_weight": 1e-3}
     before = {name: value.clone() for name, value in model.state_dict().items()}
+    if own:
+        loss = st_m3se.SpladeLoss(model, inner, **weights, mini_batch_num_tokens=100 if cached else None)
+    elif cached:
+        loss = CachedSpladeLoss(model, inner, **weights, mini_batch_size=4)
+    else:
+        loss = SpladeLoss(model, inner, **weights)
     trainer = SparseEncoderTrainer(
         model=model,
         args=arguments,
         train_dataset=Dataset.from_list(even_rows),
-        loss=CachedSpladeLoss(model, inner, **weights, mini_batch_size=4)
-        if cached
-        else SpladeLoss(model, inner, **weights),
+        loss=loss,
         data_collator=DistillationCollator(preprocess_fn=model.preprocess),
     )
     trainer.train()

@@ -6,6 +6,7 @@ from st_m3se.losses.base import DistillationLoss
 from st_m3se.losses.baselines import MarginMSELoss, ScoreMSELoss, SoftmaxCrossEntropyLoss
 from st_m3se.losses.m3se import M3SELoss
 from st_m3se.losses.rank_distil import CoupledRankDistilLoss, RankDistilLoss
+from st_m3se.losses.splade import SpladeLoss
 
 __all__ = [
     "CoupledRankDistilLoss",
@@ -15,4 +16,5 @@ __all__ = [
     "RankDistilLoss",
     "ScoreMSELoss",
     "SoftmaxCrossEntropyLoss",
+    "SpladeLoss",
 ]

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from contextlib import nullcontext
 from dataclasses import dataclass, replace
 from typing import Any, ClassVar
 
@@ -14,15 +13,14 @@ from sentence_transformers.util import SimilarityFunction, cos_sim, maxsim, mean
 from torch import Tensor, nn
 
 from st_m3se.encoding import (
-    TRIM_EVERY,
+    CachedEncoding,
     check_caching,
     check_student,
     encode,
-    give_memory_back,
     is_multi_vector,
+    widened,
     with_tasks,
 )
-from st_m3se.host import CachedLossMixin, RandContext
 from st_m3se.losses.gather import (
     NO_KEY,
     Known,
@@ -38,10 +36,9 @@ from st_m3se.losses.late_interaction import (
     score_matrix,
     scoreable,
     token_similarity,
-    widened,
 )
 from st_m3se.losses.scale import ScaleCheck
-from st_m3se.rows import Features, has_tokens, in_order, is_sliceable, merge_columns, slice_rows
+from st_m3se.rows import Features, has_tokens, in_order, is_sliceable, merge_columns
 
 __all__ = ["DistillationLoss"]
 
@@ -87,7 +84,7 @@ def _joining(lists: Lists, index: Tensor, numbers: Tensor | None, begin: int, co
     return joining & not_relevant(known, lists.known.queries, count)[:, slot]
 
 
-class DistillationLoss(CachedLossMixin, nn.Module):
+class DistillationLoss(CachedEncoding, nn.Module):
     """Base of the losses: encodes a batch, scores it with the student, and leaves the rest to :meth:`score_loss`.
 
     Labels come in two forms:
@@ -164,9 +161,7 @@ class DistillationLoss(CachedLossMixin, nn.Module):
         self.in_batch_negatives = in_batch_negatives
         self.gather_across_devices = gather_across_devices
         self.mini_batch_num_tokens = mini_batch_num_tokens
-        self.mini_batch_size = 1  # CachedLossMixin asks for it; the token budget decides
         self.uses_gradient_cache = mini_batch_num_tokens is not None
-        self._mini_batches = 0
         bounded = self.matches_margins and self.similarity_fct is cos_sim
         self._scale_check = ScaleCheck(type(self).__name__, scale) if bounded else None
 
@@ -280,25 +275,6 @@ class DistillationLoss(CachedLossMixin, nn.Module):
             )
         if torch.is_grad_enabled() and self._scale_check is not None:  # the trainer never puts a loss in eval mode
             self._scale_check(lists.scores, lists.mask)
-
-    def embed_minibatch(
-        self,
-        sentence_feature: Features,
-        begin: int,
-        end: int,
-        with_grad: bool,
-        copy_random_state: bool,
-        random_state: RandContext | None = None,
-    ) -> tuple[Tensor, RandContext | None]:
-        """Embed a mini-batch of the gradient cache; the tokens alive are the mini-batch's, whatever its chunks."""
-        features = slice_rows(sentence_feature, begin, end)
-        if with_grad and all(value.device.type == "cpu" for value in features.values() if isinstance(value, Tensor)):
-            self._mini_batches += 1
-            if self._mini_batches % TRIM_EVERY == 0:
-                give_memory_back()
-        with random_state or nullcontext(), nullcontext() if with_grad else torch.no_grad():
-            state = RandContext(*features.values()) if copy_random_state else None
-            return widened(encode(self.model, features)), state
 
     def calculate_loss(  # type: ignore[override]  # the host types labels as a tensor
         self, reps: list[list[Tensor]], labels: Lists, *, with_backward: bool = False

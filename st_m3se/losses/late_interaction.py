@@ -22,9 +22,10 @@ from sentence_transformers.util import (
     mean_maxsim,
 )
 from torch import Tensor
-from torch.nn import functional as F
 
-__all__ = ["listed_scores", "score_matrix", "scoreable", "token_similarity", "widened"]
+from st_m3se.encoding import widened
+
+__all__ = ["listed_scores", "score_matrix", "scoreable", "token_similarity"]
 
 logger = logging.getLogger(__name__)
 
@@ -70,14 +71,6 @@ def token_similarity(loss: str, similarity: Similarity) -> Similarity:
 def _apart(embeddings: Tensor) -> tuple[Tensor, Tensor]:
     """Embeddings ``[rows, tokens, dim]``, and bool ``[rows, tokens]``: which are scored."""
     return embeddings[:, :, :-1], embeddings[:, :, -1] > 0
-
-
-def widened(pieces: Sequence[Tensor], width: int = 0) -> Tensor:
-    """All rows of several pieces; those with tokens as wide as the widest or as ``width`` tokens."""
-    if pieces[0].ndim == 2:
-        return torch.cat(list(pieces))
-    width = max(width, *(piece.shape[1] for piece in pieces))
-    return torch.cat([F.pad(piece, (0, 0, 0, width - piece.shape[1])) for piece in pieces])
 
 
 @lru_cache(maxsize=1)
