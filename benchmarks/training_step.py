@@ -128,13 +128,14 @@ def difference(plain: SentenceTransformer, lists: Lists, options: Any) -> float:
     plain.eval()
     if options.student == "sparse":
         plain[1].train()  # SPLADE's pooling has no gradient in eval mode
+        plain.double()  # in single precision it is chance which of two tokens of an untrained model is the greatest
     mark = {"dense": "", "sparse": "SPLADE ", "multi-vector": "multi-vector "}[options.student]
     for name in (f"host {mark}MarginMSE, merged", f"st-m3se {mark}MarginMSE"):
         plain.zero_grad()
         Way(name, plain, plain, few, 1, options).forward_backward()
         gradients.append(torch.cat([p.grad.flatten() for p in plain.parameters() if p.grad is not None]))
     plain.zero_grad()
-    plain.train()
+    plain.float().train()
     return float((gradients[1] - gradients[0]).norm() / gradients[0].norm())
 
 
