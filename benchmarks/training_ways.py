@@ -169,13 +169,13 @@ WAYS: dict[str, tuple[str, Callable[..., nn.Module]]] = {
     "host DistillKLDiv, merged": (COLUMNS, lambda model, _: losses.DistillKLDivLoss(model)),
     "host DistillKLDiv, columns apart": (COLUMNS, lambda model, _: losses.DistillKLDivLoss(model)),
     "MarginMSE by hand, columns apart": (COLUMNS, lambda model, _: PlainMarginMSE(model)),
-    "st-m3se MarginMSE": (COLUMNS, lambda model, _: MarginMSELoss(model, similarity_fct=dot_score)),
-    "st-m3se M3SE": (LISTWISE, lambda model, _: M3SELoss(model, similarity_fct=dot_score)),
+    "st-m3se MarginMSE": (COLUMNS, lambda model, _: MarginMSELoss(model, scale=1.0, similarity_fct=dot_score)),
+    "st-m3se M3SE": (LISTWISE, lambda model, _: M3SELoss(model, scale=1.0, similarity_fct=dot_score)),
     "st-m3se M3SE, cached": (
         LISTWISE,
-        lambda model, tokens: M3SELoss(model, similarity_fct=dot_score, mini_batch_num_tokens=tokens),
+        lambda model, tokens: M3SELoss(model, scale=1.0, similarity_fct=dot_score, mini_batch_num_tokens=tokens),
     ),
-    "st-m3se M3SE, half repeated": (LISTWISE, lambda model, _: M3SELoss(model, similarity_fct=dot_score)),
+    "st-m3se M3SE, half repeated": (LISTWISE, lambda model, _: M3SELoss(model, scale=1.0, similarity_fct=dot_score)),
     "floor, one piece": (LISTWISE, lambda model, _: EqualRows(model, None)),
     "floor, pieces": (LISTWISE, lambda model, _: EqualRows(model, FLOOR_PIECE)),
 }
@@ -183,15 +183,18 @@ REGULARIZED = {"document_regularizer_weight": 3e-5, "query_regularizer_weight": 
 for ending in ("merged", "columns apart"):
     WAYS[f"host SPLADE MarginMSE, {ending}"] = (
         COLUMNS,
-        lambda model, _: sparse.SpladeLoss(model, sparse.SparseMarginMSELoss(model), **REGULARIZED),
+        lambda model, _: sparse.SpladeLoss(model, sparse.SparseMarginMSELoss(model, scale=1.0), **REGULARIZED),
     )
     WAYS[f"host multi-vector MarginMSE, {ending}"] = (
         COLUMNS,
         lambda model, _: multi_vector.MultiVectorMarginMSELoss(model),
     )
-WAYS["st-m3se SPLADE MarginMSE"] = (COLUMNS, lambda model, _: SpladeLoss(model, MarginMSELoss(model), **REGULARIZED))
+WAYS["st-m3se SPLADE MarginMSE"] = (
+    COLUMNS,
+    lambda model, _: SpladeLoss(model, MarginMSELoss(model, scale=1.0), **REGULARIZED),
+)
 WAYS["st-m3se SPLADE M3SE"] = (LISTWISE, lambda model, _: SpladeLoss(model, M3SELoss(model), **REGULARIZED))
-WAYS["st-m3se multi-vector MarginMSE"] = (COLUMNS, lambda model, _: MarginMSELoss(model))
+WAYS["st-m3se multi-vector MarginMSE"] = (COLUMNS, lambda model, _: MarginMSELoss(model, scale=1.0))
 WAYS["st-m3se multi-vector M3SE"] = (LISTWISE, lambda model, _: M3SELoss(model))
 HOST = tuple(name for name in WAYS if name.startswith("host"))
 

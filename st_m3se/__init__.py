@@ -11,6 +11,9 @@ if TYPE_CHECKING:
     from st_m3se.evaluation.distillation import DistillationEvaluator
     from st_m3se.evaluation.retrieval import RetrievalEvaluator
     from st_m3se.losses import (
+        AllMarginsMSELoss,
+        CombinedLoss,
+        ContrastiveLoss,
         CoupledRankDistilLoss,
         DistillationLoss,
         M3SELoss,
@@ -25,6 +28,9 @@ if TYPE_CHECKING:
 __version__ = "0.1.0"
 
 __all__ = [
+    "AllMarginsMSELoss",
+    "CombinedLoss",
+    "ContrastiveLoss",
     "CoupledRankDistilLoss",
     "DistillationCollator",
     "DistillationEvaluator",

@@ -21,11 +21,13 @@ from conftest import (
 from datasets import Dataset
 from sentence_transformers.sentence_transformer.losses import GlobalOrthogonalRegularizationLoss
 from sentence_transformers.sparse_encoder.losses import CachedSpladeLoss, CSRLoss, FlopsLoss, SpladeLoss
-from students import autoencoder_student, sparse_student
+from students import autoencoder_student, multi_vector_student, sparse_student
 from torch import Tensor, nn
 
 import st_m3se
 from st_m3se import DistillationCollator, M3SELoss, SoftmaxCrossEntropyLoss
+
+SOFTMAX = next(spec for spec in LOSSES if "Softmax" in spec.name)
 
 
 def embeddings_of(model: Any, features: Iterable[Any]) -> list[Tensor]:
@@ -63,7 +65,7 @@ def flops(embeddings: Tensor) -> Tensor:
 @pytest.mark.parametrize("form", [collate, collate_columns])
 @pytest.mark.parametrize("cached", [False, True])
 @pytest.mark.parametrize("own", [False, True])
-@pytest.mark.parametrize("spec", [M3SE, LOSSES[3]], ids=str)
+@pytest.mark.parametrize("spec", [M3SE, SOFTMAX], ids=str)
 def test_splade_loss_is_ours_and_its_regularizers(
     checkpoint: Path, even_rows: list[dict[str, Any]], spec: LossSpec, own: bool, cached: bool, form: Any
 ) -> None:
@@ -223,3 +225,18 @@ def test_the_scale_is_looked_at_inside_another_loss_too(
     batch = collate(model, rows)
     Inside(model, spec.build(model, scale=1.0))(batch.fresh(), batch.labels)
     assert any("scale" in record.getMessage() for record in caplog.records)
+
+
+def test_a_combined_loss_goes_wherever_its_parts_go(checkpoint: Path, even_rows: list[dict[str, Any]]) -> None:
+    """Inside SPLADE's regularizers, from embeddings, and for a student of several vectors."""
+    for model in (sparse_student(checkpoint), multi_vector_student(checkpoint)):
+        batch = collate(model, even_rows[:5])
+        parts = [M3SELoss(model, scale=0.1), SoftmaxCrossEntropyLoss(model, scale=0.1, in_batch_negatives=True)]
+        combined = st_m3se.CombinedLoss(parts, weights=[1.0, 2.0])
+        expected = parts[0](batch.fresh(), batch.labels) + 2.0 * parts[1](batch.fresh(), batch.labels)
+        torch.testing.assert_close(sum(combined(batch.fresh(), batch.labels).values()), expected, rtol=1e-4, atol=1e-5)
+        if not parts[0].multi_vector:
+            inside = Inside(model, combined)(batch.fresh(), batch.labels)
+            torch.testing.assert_close(inside, expected, rtol=1e-4, atol=1e-5)
+            splade = st_m3se.SpladeLoss(model, combined, 0.0)(batch.fresh(), batch.labels)
+            torch.testing.assert_close(splade["base_loss"], expected, rtol=1e-4, atol=1e-5)

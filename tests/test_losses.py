@@ -412,7 +412,7 @@ def test_a_bfloat16_model_is_scored_in_single_precision(static_model: Any, even_
     assert queries.dtype == torch.bfloat16
     student = 0.5 * (queries.float() @ documents.float().T).gather(1, batch.labels["index"])
     expected = M3SE.functional(student, batch.labels["scores"], batch.labels["positives"])
-    actual = M3SELoss(model, lambda a, b: a @ b.T, scale=0.5)(batch.fresh(), batch.labels)
+    actual = M3SELoss(model, scale=0.5, similarity_fct=lambda a, b: a @ b.T)(batch.fresh(), batch.labels)
     torch.testing.assert_close(actual, expected, rtol=1e-5, atol=0.0)
 
 
@@ -548,7 +548,7 @@ def test_a_list_without_a_positive_is_fine_where_none_is_needed(
     assert LossSpec(name).build(model)(batch.fresh(), batch.labels) > 0.0
 
 
-@pytest.mark.parametrize("scale", [0, 0.0, -1.0, NAN, INF, None, "20", True])
+@pytest.mark.parametrize("scale", [0, 0.0, -1.0, NAN, INF, "20", True])
 def test_a_bad_scale_is_refused(model: Any, spec: LossSpec, scale: Any) -> None:
     """Prevents a sign or a NaN that turns the ranking round, or every weight to NaN."""
     with pytest.raises(ValueError, match=r"scale must be a positive finite number, got"):
@@ -644,7 +644,7 @@ def test_each_loss_warns_for_itself_in_both_forms(
 ) -> None:
     """Prevents the second loss of a dict of losses from being silent because the first one spoke."""
     batch = form(model, [row | {"scores": [12.0, 1.0, -3.0]} for row in even_rows[:4]])
-    for loss in (M3SELoss(model), M3SELoss(model), M3SELoss(model, mini_batch_num_tokens=40)):
+    for loss in (M3SELoss(model, 1.0), M3SELoss(model, 1.0), M3SELoss(model, 1.0, mini_batch_num_tokens=40)):
         loss(batch.fresh(), batch.labels)
         loss(batch.fresh(), batch.labels)
     assert len(_warnings(caplog)) == 3
@@ -680,7 +680,7 @@ def test_an_unscored_batch_does_not_end_the_check(
 ) -> None:
     """Lists of which at most one document is scored have no margin, and say nothing about the scale."""
     empty = collate(model, [row | {"scores": [5.0] + [None] * (len(row["scores"]) - 1)} for row in ragged_rows[:4]])
-    loss = M3SELoss(model)
+    loss = M3SELoss(model, scale=1.0)
     for _ in range(8):
         loss(empty.fresh(), empty.labels)
     assert _warnings(caplog) == []
@@ -702,6 +702,77 @@ def test_evaluation_does_not_use_up_the_check(
     model.train()
     loss(batch.fresh(), batch.labels)
     assert len(_warnings(caplog)) == 1
+
+
+def _scaled_to_unit(rows: list[dict[str, Any]]) -> list[dict[str, Any]]:
+    return [row | {"scores": [1 / (1 + math.exp(-3 * score)) for score in row["scores"]]} for row in rows]
+
+
+@pytest.mark.parametrize(
+    "build",
+    [
+        lambda model: M3SELoss(model),
+        lambda model: M3SELoss(model, scale=15.0),
+        lambda model: M3SELoss(model, 15.0, similarity_fct=lambda one, two: util.cos_sim(one, two)),
+        lambda model: SoftmaxCrossEntropyLoss(model),
+    ],
+    ids=["default", "scale 15", "a cosine by another name", "softmax"],
+)
+def test_sigmoid_scores_are_noticed(
+    model: Any, ragged_rows: list[dict[str, Any]], build: Any, caplog: pytest.LogCaptureFixture
+) -> None:
+    """Prevents the commonest mistake: probabilities, as CrossEncoder.predict gives them, for logits."""
+    loss = build(model)
+    batch = collate(model, _scaled_to_unit(ragged_rows[4:8]))
+    for _ in range(6):
+        loss(batch.fresh(), batch.labels)
+    messages = _warnings(caplog)
+    assert len(messages) == 1
+    assert "sigmoid" in messages[0]
+    assert "Identity" in messages[0]
+
+
+@pytest.mark.parametrize(
+    ("by", "temperature", "word"),
+    [(1e-3, 1.0, "equally likely"), (1e3, 1.0, "exactly 0"), (1.0, 1.0, None), (1e3, 1e3, None)],
+)
+def test_targets_of_a_softmax_that_teach_nothing_are_noticed(
+    model: Any,
+    ragged_rows: list[dict[str, Any]],
+    by: float,
+    temperature: float,
+    word: str | None,
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    """Prevents hours of training towards a flat target, or towards one document alone."""
+    loss = SoftmaxCrossEntropyLoss(model, teacher_temperature=temperature)
+    batch = _stretched(model, [row | {"scores": [2 * s for s in row["scores"]]} for row in ragged_rows[4:8]], by)
+    for _ in range(3):
+        loss(batch.fresh(), batch.labels)
+    messages = _warnings(caplog)
+    if word is None:
+        assert messages == []
+        return
+    assert len(messages) == 1
+    assert word in messages[0]
+    named = re.search(r"teacher_temperature=([0-9.e+-]*[0-9])", messages[0])
+    assert named, messages[0]
+    caplog.clear()
+    SoftmaxCrossEntropyLoss(model, teacher_temperature=float(named[1]))(batch.fresh(), batch.labels)
+    assert _warnings(caplog) == []
+
+
+def test_the_default_scale_suits_the_similarity(model: Any, make_model: Any) -> None:
+    """20 wherever similarities are cosines, by whatever name; 1 for a dot product, which has no bound."""
+    from sentence_transformers.sentence_transformer.modules import Normalize
+
+    assert M3SELoss(model).scale == 20.0
+    assert M3SELoss(model, similarity_fct=util.dot_score).scale == 1.0
+    dot = make_model(similarity_fn_name="dot")
+    assert SoftmaxCrossEntropyLoss(dot).scale == 1.0
+    dot.append(Normalize())
+    assert SoftmaxCrossEntropyLoss(dot).scale == 20.0
+    assert M3SELoss(dot, 7).scale == 7.0
 
 
 # What the loss says of itself

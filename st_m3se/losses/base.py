@@ -9,7 +9,7 @@ from typing import Any, ClassVar
 
 import torch
 from sentence_transformers import SentenceTransformer
-from sentence_transformers.util import SimilarityFunction, cos_sim, maxsim, mean_maxsim, similarity_fct_name
+from sentence_transformers.util import SimilarityFunction, maxsim, mean_maxsim, similarity_fct_name
 from torch import Tensor, nn
 
 from st_m3se.encoding import (
@@ -37,7 +37,7 @@ from st_m3se.losses.late_interaction import (
     scoreable,
     token_similarity,
 )
-from st_m3se.losses.scale import ScaleCheck
+from st_m3se.losses.scale import Matches, ScaleCheck, default_scale
 from st_m3se.rows import Features, has_tokens, in_order, is_sliceable, merge_columns
 
 __all__ = ["DistillationLoss"]
@@ -96,12 +96,12 @@ class DistillationLoss(CachedEncoding, nn.Module):
 
     Args:
         model: The student: a SentenceTransformer, SparseEncoder or MultiVectorEncoder.
+        scale: Multiplies the similarity. None: 20 where that is a cosine, 1 otherwise. A cosine lies in [-1, 1] and the
+            margins of a cross-encoder reach 20; 20 is also what most bi-encoders were trained with.
         similarity_fct: From query embeddings ``[Q, dim]`` and document embeddings ``[U, dim]`` to student scores
             ``[Q, U]``, e.g. ``util.dot_score``; for a MultiVectorEncoder a function of
             ``sentence_transformers.multi_vector_encoder.scoring``, which sees the batch's distinct documents as
             ``[U, 1, tokens, dim]``, e.g. ``XTRScores(top_k=128)``. None: the model's own similarity.
-        scale: Multiplies the similarity. A cosine lies in [-1, 1], cross-encoder margins reach 20: ``scale`` must
-            bridge the two. 1.0 suits dot products.
         in_batch_negatives: Let the other queries' documents join as unscored negatives, except those that are in the
             query's own list or known to be relevant to it: a positive of the same query in another row of the batch, or
             one of the ``relevant_ids`` that :class:`~st_m3se.DistillationCollator` was given. Only for losses in which
@@ -119,22 +119,29 @@ class DistillationLoss(CachedEncoding, nn.Module):
     """Whether an unscored document takes part in the loss, so that in-batch negatives make sense."""
     needs_positives: ClassVar[bool] = False
     """Whether every list must hold a positive."""
-    matches_margins: ClassVar[bool] = False
-    """Whether the loss compares student scores with teacher scores in absolute units, so that ``scale`` must fit."""
+    matches: ClassVar[Matches | None] = None
+    """What the loss compares with the teacher: "margins", scores in absolute units, which ``scale`` must fit; the
+    teacher's "distribution"; None: neither."""
 
     def __init__(
         self,
         model: SentenceTransformer,
+        scale: float | None = None,
         similarity_fct: Callable[[Tensor, Tensor], Tensor] | None = None,
-        scale: float = 1.0,
+        *,
         in_batch_negatives: bool = False,
         mini_batch_num_tokens: int | None = None,
         gather_across_devices: bool = False,
     ) -> None:
         super().__init__()
         check_student(type(self).__name__, model)
-        if isinstance(scale, bool) or not isinstance(scale, (int, float)) or not 0 < scale < math.inf:
-            raise ValueError(f"scale must be a positive finite number, got {scale!r}: it multiplies the similarity.")
+        if scale is not None and (
+            isinstance(scale, bool) or not isinstance(scale, (int, float)) or not 0 < scale < math.inf
+        ):
+            raise ValueError(
+                f"scale must be a positive finite number, got {scale!r}: it multiplies the similarity. Leave it out for "
+                "what suits the model."
+            )
         if similarity_fct is not None and not callable(similarity_fct):
             raise ValueError(
                 f"similarity_fct must be a function of two matrices of embeddings, such as util.dot_score, got "
@@ -157,13 +164,16 @@ class DistillationLoss(CachedEncoding, nn.Module):
         self.multi_vector = is_multi_vector(model)
         if self.multi_vector:
             self.similarity_fct = token_similarity(type(self).__name__, self.similarity_fct)
-        self.scale = scale
+        if scale is None:  # MaxSim adds up the cosines of a query's tokens
+            scale = 1.0 if self.similarity_fct is maxsim else default_scale(model, self.similarity_fct)
+        self.scale = float(scale)
         self.in_batch_negatives = in_batch_negatives
         self.gather_across_devices = gather_across_devices
         self.mini_batch_num_tokens = mini_batch_num_tokens
         self.uses_gradient_cache = mini_batch_num_tokens is not None
-        bounded = self.matches_margins and self.similarity_fct is cos_sim
-        self._scale_check = ScaleCheck(type(self).__name__, scale) if bounded else None
+        temperature = getattr(self, "teacher_temperature", 1.0)
+        name = type(self).__name__
+        self._scale_check = ScaleCheck(name, self.scale, self.matches, temperature) if self.matches else None
 
     def score_loss(self, student_scores: Tensor, teacher_scores: Tensor, positives: Tensor, mask: Tensor) -> Tensor:
         """The loss of scores, each tensor ``[Q, D]``; one call of a function of :mod:`st_m3se.functional`."""
@@ -266,15 +276,13 @@ class DistillationLoss(CachedEncoding, nn.Module):
         return self.calculate_loss([columns[:1], documents], lists)
 
     def _check_lists(self, lists: Lists) -> None:
-        """Refuse lists without what the loss needs, and look at the teacher's scale."""
+        """Refuse lists without what the loss needs."""
         if self.needs_positives and not bool((lists.positives & lists.mask).any(1).all()):
             rows = (~(lists.positives & lists.mask).any(1)).nonzero().flatten().tolist()
             raise ValueError(
                 f"{type(self).__name__} compares positives with negatives, but row(s) {rows} of the batch have no "
                 "positive. Mark at least one document of each list in `positives`, or drop these lists."
             )
-        if torch.is_grad_enabled() and self._scale_check is not None:  # the trainer never puts a loss in eval mode
-            self._scale_check(lists.scores, lists.mask)
 
     def calculate_loss(  # type: ignore[override]  # the host types labels as a tensor
         self, reps: list[list[Tensor]], labels: Lists, *, with_backward: bool = False
@@ -300,15 +308,18 @@ class DistillationLoss(CachedEncoding, nn.Module):
                 with_tokens = scoreable(documents)
                 mask = mask & with_tokens[index]
             if self.multi_vector and not self.in_batch_negatives and self.similarity_fct in (maxsim, mean_maxsim):
-                student_scores = listed_scores(queries, documents, index, mask, self.similarity_fct) * self.scale
+                listed = listed_scores(queries, documents, index, mask, self.similarity_fct)
             else:
-                similarity = self._similarity(queries, documents) * self.scale
-                student_scores = similarity.gather(1, index)
+                similarity = self._similarity(queries, documents)
+                listed = similarity.gather(1, index)
+            if torch.is_grad_enabled() and self._scale_check is not None:  # a trainer never puts a loss in eval mode
+                self._scale_check(listed, labels.scores, mask)
+            student_scores = listed * self.scale
             teacher_scores, positives = labels.scores, labels.positives
             if self.in_batch_negatives:
                 joining = _joining(labels, index, numbers, begin, similarity.shape[1])
                 joining = joining & with_tokens if self.multi_vector else joining
-                student_scores = torch.cat([student_scores, similarity], dim=1)
+                student_scores = torch.cat([student_scores, similarity * self.scale], dim=1)
                 teacher_scores = torch.cat([teacher_scores, torch.full_like(similarity, torch.nan)], dim=1)
                 positives = torch.cat([positives, torch.zeros_like(joining)], dim=1)
                 mask = torch.cat([mask, joining], dim=1)
