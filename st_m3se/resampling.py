@@ -24,7 +24,7 @@ __all__ = ["Layout", "ListReader", "ResampleCallback", "list_readers"]
 
 logger = logging.getLogger(__name__)
 
-Layout = Literal["lists", "columns"]
+Layout = Literal["lists", "columns", "reranker"]
 
 READS_BEFORE_TRAINING = 5_000
 """Rows that a trainer may read for its model card before it starts to train."""
@@ -145,6 +145,8 @@ class ListReader:
             columns_ = {f"document_{place + 1}": documents[place::width] for place in range(width)}
             return {"query": texts, **columns_, "label": scores}
         ends = np.cumsum([0, *map(len, scores)]).tolist()
+        if self.layout == "reranker":
+            return {"query": texts, "documents": [documents[i:j] for i, j in pairwise(ends)], "label": scores}
         return {
             "query": texts,
             "documents": [documents[start:end] for start, end in pairwise(ends)],
