@@ -63,7 +63,7 @@ def has_kernels(config: Any, device: torch.device, dtype: torch.dtype) -> bool:
     # The flash kernels' gradient of wider heads needs the shared memory of these.
     widest = 256 if half and capability in ((8, 0), (9, 0)) else 128
     # The kernels of full precision know no window around a token.
-    windows = "sliding_attention" in (getattr(config, "layer_types", None) or ())
+    windows = getattr(config, "sliding_window", None) is not None
     recent = torch.version.hip is None and capability >= (8, 0)
     return recent and dtype != torch.float64 and width % 8 == 0 and width <= widest and (half or not windows)
 
