@@ -21,6 +21,7 @@ if TYPE_CHECKING:
         RankDistilLoss,
         ScoreMSELoss,
         SoftmaxCrossEntropyLoss,
+        SpladeLoss,
     )
     from st_m3se.resampling import ResampleCallback
 
@@ -41,6 +42,7 @@ __all__ = [
     "RetrievalEvaluator",
     "ScoreMSELoss",
     "SoftmaxCrossEntropyLoss",
+    "SpladeLoss",
     "build_distillation_dataset",
 ]
 

@@ -80,8 +80,8 @@ class DistillationCollator(SentenceTransformerDataCollator):
 
     Returns:
         ``query_*`` and ``document_*`` features (``Q`` and ``U`` rows), and ``label``: the mapping of ``scores``,
-        ``positives``, ``mask`` and ``index``, each ``[Q, D]``, that the losses of this package take; with
-        ``document_ids``, also ``known``: keys of queries, documents and what is relevant, for in-batch negatives.
+        ``positives``, ``mask`` and ``index``, each ``[Q, D]``, that the losses of this package take; and ``known``:
+        keys of queries, documents and what is relevant, for in-batch negatives.
 
     Raises:
         ValueError: On rows that do not have this form, with the row's place in the batch; on settings that differ from
@@ -131,9 +131,8 @@ class DistillationCollator(SentenceTransformerDataCollator):
             mask[place, :count] = True
             index[place, :count] = torch.tensor([texts[text] for text in row["documents"]])
         batch["label"] = {"scores": scores, "positives": positives, "mask": mask, "index": index}
-        # From padded tokens the loss finds equal texts itself.
-        if any("document_ids" in row for row in features) or "document_attention_mask" not in batch:
-            batch["label"]["known"] = _known(features, texts)
+        # A loss that is handed embeddings cannot see in tokens which texts are equal.
+        batch["label"]["known"] = _known(features, texts)
         return batch
 
     def _of_the_host(self, stock: BaseDataCollator, features: list[dict[str, Any]]) -> dict[str, Any]:
@@ -255,16 +254,21 @@ def _key(kind: str, value: str | int) -> int:
 
 
 def _known(rows: Sequence[dict[str, Any]], texts: Mapping[str, int]) -> dict[str, torch.Tensor]:
-    """The fields of :class:`st_m3se.losses.gather.Known`: a document has a key for its text and for each of its ids."""
-    documents = {_key("text", text): place for text, place in texts.items()}
+    """The fields of :class:`st_m3se.losses.gather.Known`: a document has a key for its text and for each of its ids.
+
+    The texts' keys come first, in order.
+    """
+    keys_of_texts = {text: _key("text", text) for text in texts}
+    documents = {key: texts[text] for text, key in keys_of_texts.items()}
     relevant: list[list[int]] = []
     for row in rows:
         ids = row.get("document_ids", [None] * len(row["documents"]))
         known = {_key("id", relevant_id) for relevant_id in row.get("relevant_ids", ())}
         for text, document_id, flag in zip(row["documents"], ids, _positives(row), strict=True):
-            keys = [_key("text", text)] if document_id is None else [_key("text", text), _key("id", document_id)]
-            documents.update(dict.fromkeys(keys, texts[text]))
-            known.update(keys if flag else ())
+            if document_id is not None:
+                documents[_key("id", document_id)] = texts[text]
+            if flag:
+                known.update([keys_of_texts[text]] + ([] if document_id is None else [_key("id", document_id)]))
         relevant.append(sorted(known))
     width = max(map(len, relevant))
     return {

@@ -78,7 +78,9 @@ def build_distillation_dataset(
             ``relevant_ids``, which keep every known positive, drawn or not, scored or not, out of in-batch negatives.
             "columns" gives ``query``, ``document_1`` to ``document_<list_size>`` and ``label`` (their scores) for the
             stock collator and ``model.fit``, with the positive as ``document_1``; queries with fewer negatives are left
-            out.
+            out. A CrossEncoder as the student takes "columns" with its ``MarginMSELoss``, and "reranker", rows of
+            ``query``, ``documents`` and ``label`` (their scores), with its listwise losses, such as ``ListNetLoss`` and
+            ``LambdaLoss``. (LambdaLoss takes scores for gains, ``2 ** score - 1``, and negative ones for 0.)
         teacher_positives: This many of the teacher's highest-scored documents count as positives, besides those of the
             qrels. None means 0 with qrels and 1 without.
         max_positives: The most positives in a list, drawn afresh where there are more; the others are never negatives.
@@ -156,8 +158,8 @@ def build_distillation_dataset(
 def _check_options(list_size: int | None, sampling: str, layout: str, max_positives: int | None) -> None:
     if sampling not in SAMPLINGS:
         raise ValueError(f"sampling must be one of {list(SAMPLINGS)}, got {sampling!r}.")
-    if layout not in ("lists", "columns"):
-        raise ValueError(f'layout must be "lists" or "columns", got {layout!r}.')
+    if layout not in ("lists", "columns", "reranker"):
+        raise ValueError(f'layout must be "lists", "columns" or "reranker", got {layout!r}.')
     if list_size is None and layout == "columns":
         raise ValueError('layout="columns" needs a list_size: every row has the same columns.')
     if list_size is not None and (not _is_int(list_size) or list_size < 2):

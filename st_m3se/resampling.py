@@ -23,7 +23,7 @@ __all__ = ["Layout", "ListReader", "ResampleCallback", "list_readers"]
 
 logger = logging.getLogger(__name__)
 
-Layout = Literal["lists", "columns"]
+Layout = Literal["lists", "columns", "reranker"]
 
 READS_BEFORE_TRAINING = 5_000
 """Rows that a trainer may read for its model card before it starts to train."""
@@ -152,6 +152,8 @@ class ListReader:
         rows: dict[str, list[Any]] = {"query": texts, "documents": [documents[i:j] for i, j in pairwise(ends)]}
         if not labelled:
             return rows
+        if self.layout == "reranker":
+            return rows | {"label": scores}
         return rows | {
             "scores": scores,
             "positives": [

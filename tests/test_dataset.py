@@ -550,6 +550,26 @@ def test_columns_with_the_stock_collator(make_model: Any, arguments: Arguments, 
         assert found == expected_lists(model, other, epoch)
 
 
+@pytest.mark.parametrize("name", ["ListNetLoss", "LambdaLoss", "MarginMSELoss"])
+def test_a_cross_encoder_as_the_student(checkpoint: Path, tmp_path: Path, build: Make, name: str) -> None:
+    """Two layouts are all that its losses take: lists with their scores, and columns."""
+    from sentence_transformers import CrossEncoder
+    from sentence_transformers.cross_encoder import CrossEncoderTrainer, CrossEncoderTrainingArguments, losses
+
+    dataset = build(list_size=3, layout="columns" if name == "MarginMSELoss" else "reranker")
+    assert next(iter(dataset[0])) == "query"
+    assert list(dataset[0])[-1] == "label"
+    model = CrossEncoder(str(checkpoint), num_labels=1, device="cpu")
+    before = {key: value.clone() for key, value in model.state_dict().items()}
+    args = CrossEncoderTrainingArguments(
+        output_dir=str(tmp_path / "run"), max_steps=1, per_device_train_batch_size=4, report_to="none", use_cpu=True,
+        save_strategy="no", disable_tqdm=True,
+    )  # fmt: skip
+    loss = getattr(losses, name)(model)
+    CrossEncoderTrainer(model=model, args=args, train_dataset=dataset, loss=loss).train()
+    assert any(not before[key].equal(value) for key, value in model.state_dict().items())
+
+
 def test_columns_with_model_fit(make_model: Any, build: Make, tmp_path: Path) -> None:
     from sentence_transformers.sentence_transformer.readers import InputExample
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 import math
 import re
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -21,7 +22,7 @@ from conftest import (
     collate_columns,
     gradients,
 )
-from sentence_transformers import util
+from sentence_transformers import CrossEncoder, SentenceTransformer, util
 from sentence_transformers.base.losses.merged_forward import column_merging_disabled
 from sentence_transformers.sentence_transformer.losses import MultipleNegativesRankingLoss
 from torch import Tensor
@@ -516,10 +517,24 @@ def test_list_labels_beside_document_columns_are_refused(model: Any, even_rows: 
         M3SELoss(model)(lists.fresh(), short)
 
 
+@pytest.mark.parametrize("kind", ["cross-encoder", "trunk", "name", "no pooling", "none"])
+def test_a_student_without_embeddings_is_refused_when_the_loss_is_made(checkpoint: Path, model: Any, kind: str) -> None:
+    """Prevents an AttributeError or KeyError deep in the first step, and says what to do."""
+    wrong, message = {
+        "cross-encoder": (lambda: CrossEncoder(str(checkpoint), device="cpu"), r"CrossEncoder reads both together"),
+        "trunk": (lambda: model[0].model, r"got BertModel\. Wrap the trunk"),
+        "name": (lambda: str(checkpoint), r"got str\. Wrap the trunk"),
+        "no pooling": (lambda: SentenceTransformer(modules=[model[0]]), r"\['token_embeddings'\] only: append a Pool"),
+        "none": (lambda: None, r"as the student, .* got NoneType\.$"),
+    }[kind]
+    with pytest.raises(ValueError, match=rf"^M3SELoss .*{message}"):
+        M3SELoss(wrong())
+
+
 def test_lists_of_other_queries_are_refused(model: Any, even_rows: list[dict[str, Any]]) -> None:
     """Prevents labels of a larger or smaller batch from pairing lists with the wrong queries."""
     lists = collate(model, even_rows[:4])
-    short = {key: value[:3] for key, value in lists.labels.items()}
+    short = {key: value[:3] for key, value in lists.labels.items() if key != "known"}
     with pytest.raises(ValueError, match=r"3|4"):
         M3SELoss(model)(lists.fresh(), short)
 

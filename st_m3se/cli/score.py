@@ -43,7 +43,8 @@ def score(
         typer.Option(
             "--teacher",
             metavar="NAME",
-            help="A cross-encoder, or a bi-encoder, by its name on the hub or its path. Repeat it for several.",
+            help="A cross-encoder, or a dense, sparse or multi-vector encoder, by its name on the hub or its path. "
+            "Repeat it for several.",
         ),
     ],
     candidates: Annotated[

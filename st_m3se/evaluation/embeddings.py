@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import torch
 from filelock import FileLock
 
 from st_m3se.evaluation.embedding_shards import (
@@ -28,7 +29,7 @@ from st_m3se.evaluation.similarity import Kind
 from st_m3se.scores.errors import FormatError
 from st_m3se.texts import Texts
 
-__all__ = ["CorpusEmbeddings", "embed_corpus", "embed_documents", "embed_queries", "model_kind"]
+__all__ = ["CorpusEmbeddings", "embed_corpus", "embed_documents", "embed_queries", "model_kind", "take_rows"]
 
 SHARD: dict[Kind, int] = {"dense": 2_048, "sparse": 2_048, "multi-vector": 512}  # documents: what a kill costs
 CHUNK: dict[Kind, int] = {"dense": 8_192, "sparse": 8_192, "multi-vector": 512}  # documents that come at once, or more
@@ -246,6 +247,13 @@ def embed_documents(
     kind = model_kind(model)
     encoding = _options(model, kind, "document", prompt_name, prompt, truncate_dim)
     return _encode(model.encode_document, list(documents), kind, batch_size, show_progress_bar, encoding)
+
+
+def take_rows(embeddings: Any, rows: list[int]) -> Any:
+    """Some of the embeddings that :func:`embed_queries` or :func:`embed_documents` gave, in this order."""
+    if isinstance(embeddings, list):
+        return [embeddings[row] for row in rows]
+    return embeddings.index_select(0, torch.tensor(rows, dtype=torch.int64, device=embeddings.device))
 
 
 def model_kind(model: Any) -> Kind:

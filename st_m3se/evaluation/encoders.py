@@ -12,7 +12,7 @@ import torch
 from sentence_transformers import MultiVectorEncoder, SentenceTransformer, SparseEncoder
 
 from st_m3se.candidates.job import Pairs
-from st_m3se.evaluation.embeddings import embed_corpus, embed_documents, embed_queries
+from st_m3se.evaluation.embeddings import embed_corpus, embed_documents, embed_queries, take_rows
 from st_m3se.evaluation.fingerprint import model_fingerprint
 from st_m3se.evaluation.search import search
 from st_m3se.evaluation.systems import Encoder, EncoderKind, detect_kind
@@ -128,11 +128,6 @@ def load_encoder(source: Encoder, device: str | None) -> Any:
 def pair_scorer(model: Any, batch_size: int) -> Callable[[list[tuple[str, str]]], np.ndarray]:
     """A function of (query, document) pairs that gives the model's similarities; it encodes each distinct text once."""
 
-    def take(embeddings: Any, rows: list[int]) -> Any:
-        if isinstance(embeddings, list):
-            return [embeddings[row] for row in rows]
-        return embeddings.index_select(0, torch.tensor(rows, device=embeddings.device))
-
     def score(pairs: list[tuple[str, str]]) -> np.ndarray:
         columns = []
         for place, embed in enumerate((embed_queries, embed_documents)):
@@ -141,7 +136,7 @@ def pair_scorer(model: Any, batch_size: int) -> Callable[[list[tuple[str, str]]]
             columns.append((embed(model, list(places), batch_size=batch_size), [places[text] for text in texts]))
         scores = [np.zeros(0, dtype=np.float32)]
         for start in range(0, len(pairs), PAIRS):
-            left, right = (take(embeddings, rows[start : start + PAIRS]) for embeddings, rows in columns)
+            left, right = (take_rows(embeddings, rows[start : start + PAIRS]) for embeddings, rows in columns)
             with torch.inference_mode():
                 scores.append(model.similarity_pairwise(left, right).float().cpu().numpy())
         return np.concatenate(scores)

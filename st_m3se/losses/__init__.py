@@ -13,6 +13,7 @@ from st_m3se.losses.baselines import (
 from st_m3se.losses.combined import CombinedLoss
 from st_m3se.losses.m3se import M3SELoss
 from st_m3se.losses.rank_distil import CoupledRankDistilLoss, RankDistilLoss
+from st_m3se.losses.splade import SpladeLoss
 
 __all__ = [
     "AllMarginsMSELoss",
@@ -25,4 +26,5 @@ __all__ = [
     "RankDistilLoss",
     "ScoreMSELoss",
     "SoftmaxCrossEntropyLoss",
+    "SpladeLoss",
 ]

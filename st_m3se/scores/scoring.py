@@ -24,11 +24,12 @@ from st_m3se.scores.teacher import Backend, Pairs, Precision, Teacher, as_teache
 
 if TYPE_CHECKING:
     from datasets import Dataset
-    from sentence_transformers import CrossEncoder, SentenceTransformer
+    from sentence_transformers import CrossEncoder, MultiVectorEncoder, SentenceTransformer, SparseEncoder
 
     from st_m3se.texts import Texts
 
-    TeacherSource: TypeAlias = CrossEncoder | SentenceTransformer | Callable[[list[tuple[str, str]]], Any] | str | Path
+    Encoder: TypeAlias = SentenceTransformer | SparseEncoder | MultiVectorEncoder
+    TeacherSource: TypeAlias = CrossEncoder | Encoder | Callable[[list[tuple[str, str]]], Any] | str | Path
     Candidates: TypeAlias = TeacherScores | Mapping[Any, Iterable[Any]] | str | Path
     TextSource: TypeAlias = Texts | Mapping[Any, Any] | Dataset | str | Path
 
@@ -122,7 +123,8 @@ def score_candidates(
 
             - a ``CrossEncoder``, or the name or path of one: its raw logits. Its own activation, a Sigmoid by
               default, would squeeze the margins between good documents away;
-            - a ``SentenceTransformer``, or the name or path of one: ``model.similarity`` of the embeddings;
+            - a ``SentenceTransformer``, ``SparseEncoder`` or ``MultiVectorEncoder``, or the name or path of one:
+              ``model.similarity`` of the embeddings;
             - a function that takes a list of (query, document) pairs and returns as many numbers, as a list, an
               array or a tensor;
             - a mapping from a name to any of these: each makes a store in the folder of its name in ``output``.

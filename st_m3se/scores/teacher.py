@@ -172,9 +172,9 @@ def as_teacher(
     if given := [option for option, value in loading.items() if value]:
         raise ValueError(f"{', '.join(given)} belongs to a teacher by name or path; this one is loaded already.")
     if "sentence_transformers" in sys.modules:  # without it there is no instance of its classes
-        from sentence_transformers import CrossEncoder, SentenceTransformer
+        from sentence_transformers.base.model import BaseModel
 
-        if isinstance(teacher, (CrossEncoder, SentenceTransformer)):
+        if isinstance(teacher, BaseModel):
             from st_m3se.scores.teacher_models import wrap
 
             if device is not None:
@@ -184,8 +184,8 @@ def as_teacher(
             )
     if isinstance(teacher, Mapping) or not callable(teacher):
         raise TypeError(
-            "a teacher must be a CrossEncoder, a SentenceTransformer, the name or path of one, or a function of "
-            f"(query, document) pairs, got {type(teacher).__name__}."
+            "a teacher must be a CrossEncoder, a SentenceTransformer, SparseEncoder or MultiVectorEncoder, the name or "
+            f"path of one, or a function of (query, document) pairs, got {type(teacher).__name__}."
         )
     of_models = {"max_length": max_length, "dtype": dtype, "prompt": prompt, "batch_tokens": batch_tokens}
     if given := [option for option, value in {**of_models, "device": device}.items() if value is not None]:

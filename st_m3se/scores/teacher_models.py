@@ -1,4 +1,4 @@
-"""Cross-encoders and bi-encoders of sentence-transformers as teachers."""
+"""Cross-encoders, and encoders of each kind, of sentence-transformers as teachers."""
 
 from __future__ import annotations
 
@@ -14,11 +14,10 @@ from typing import Any
 
 import numpy as np
 import torch
-from sentence_transformers import CrossEncoder, SentenceTransformer
+from sentence_transformers import CrossEncoder, MultiVectorEncoder, SentenceTransformer, SparseEncoder
 from sentence_transformers.base.modules import Transformer
 from sentence_transformers.cross_encoder.modules import LogitScore
 from sentence_transformers.util import batch_to_device, load_file_path
-from torch import Tensor
 
 from st_m3se.host import training_arguments
 from st_m3se.positions import check_length, positions
@@ -26,6 +25,7 @@ from st_m3se.scores.teacher import Backend, Pairs, Precision, Teacher, settings
 
 __all__ = ["BiEncoderTeacher", "CrossEncoderTeacher", "load", "wrap"]
 
+TEACHERS: tuple[Any, ...] = (CrossEncoder, SentenceTransformer, SparseEncoder, MultiVectorEncoder)
 logger = logging.getLogger(__name__)
 
 BATCH_TOKENS = {"cpu": 2_048, "gpu": 32_768}  # a CPU's caches are small; a GPU has to be filled
@@ -75,11 +75,12 @@ def load(
 def _kind(name: str, revision: str | None, trust_remote_code: bool) -> Any:
     if (path := load_file_path(name, "config_sentence_transformers.json", revision=revision)) is not None:
         kind = json.loads(Path(path).read_text(encoding="utf-8")).get("model_type")
-        for known in (CrossEncoder, SentenceTransformer):
+        for known in TEACHERS:
             if kind == known.__name__:
                 return known
         if kind is not None:
-            raise ValueError(f"{name} is a {kind}; a teacher is a CrossEncoder or a SentenceTransformer.")
+            known_kinds = ", ".join(known.__name__ for known in TEACHERS)
+            raise ValueError(f"{name} is a {kind}; a teacher is one of {known_kinds}.")
     if load_file_path(name, "modules.json", revision=revision) is not None:
         return SentenceTransformer
     from transformers import AutoConfig
@@ -152,7 +153,7 @@ def _check_language_model(model: CrossEncoder, prompt: str | None) -> None:
 
 
 def wrap(
-    model: CrossEncoder | SentenceTransformer,
+    model: Any,
     *,
     name: str | None = None,
     revision: str | None = None,
@@ -170,6 +171,11 @@ def wrap(
         raise ValueError(
             f"the cross-encoder has {model.num_labels} labels, and a teacher gives one score: which of the labels "
             "means relevance is not written in the model. Pass a function that returns model.predict(pairs)[:, label]."
+        )
+    if max_length is not None and isinstance(model, MultiVectorEncoder):
+        raise ValueError(
+            "a multi-vector encoder has a query_length and a document_length, so max_length does not say which: set "
+            "them on the model (model[0].document_length), and pass it."
         )
     length = max_length or model.max_seq_length
     if length is None or length > UNBOUNDED:
@@ -191,7 +197,7 @@ def wrap(
         max_length=int(length),
         dtype=precision,
         activation="identity" if isinstance(model, CrossEncoder) else f"{model.similarity_fn_name} similarity",
-        prompt=prompt if isinstance(model, SentenceTransformer) else _prompt(model, prompt),
+        prompt=_prompt(model, prompt) if isinstance(model, CrossEncoder) else prompt,
         backend=model.get_backend(),
     )
     tokens = batch_tokens or BATCH_TOKENS["cpu" if model.device.type == "cpu" else "gpu"]
@@ -242,6 +248,9 @@ def _weights(model: Any, name: str | None) -> str | None:
             with path.open("rb") as file:
                 while block := file.read(1 << 20):
                     digest.update(block)
+    if isinstance(model, MultiVectorEncoder):  # lengths, expansion and skiplist are part of what it scores
+        parts: list[Any] = list(model.children())
+        digest.update(repr([part.get_config_dict() for part in parts if hasattr(part, "config_keys")]).encode())
     if (fast := getattr(model.tokenizer, "backend_tokenizer", None)) is not None:
         content = json.loads(fast.to_str())
         digest.update(json.dumps({k: v for k, v in content.items() if k not in ("truncation", "padding")}).encode())
@@ -357,13 +366,15 @@ class CrossEncoderTeacher:
 
 
 class BiEncoderTeacher:
-    """The model's own similarity of a bi-encoder's embeddings; each distinct text of a shard is encoded once."""
+    """The model's own similarity of dense, sparse or multi-vector embeddings; each distinct text is encoded once."""
 
     def __init__(
         self, model: SentenceTransformer, known: dict[str, Any], max_length: int | None, batch_tokens: int
     ) -> None:
         self._model, self.settings = model.eval(), known
-        options: dict[str, Any] = {"convert_to_tensor": True, "show_progress_bar": False}
+        options: dict[str, Any] = {"show_progress_bar": False}
+        if not isinstance(model, MultiVectorEncoder):  # of which there is a list of tensors, as long as each text
+            options["convert_to_tensor"] = True
         options["batch_size"] = max(1, batch_tokens // known["max_length"])
         if max_length is not None:
             options["processing_kwargs"] = {"text": {"max_length": max_length}}
@@ -380,15 +391,30 @@ class BiEncoderTeacher:
         if not len(prepared):
             return scores
         prompt = {} if self.settings["prompt"] is None else {"prompt": self.settings["prompt"]}
-        queries: Tensor = self._model.encode_query(list(prepared.queries), **prompt, **self._options).float()
-        documents: Tensor = self._model.encode_document(list(prepared.documents), **self._options).float()
+        queries = _float(self._model.encode_query(list(prepared.queries), **prompt, **self._options))
+        documents = _float(self._model.encode_document(list(prepared.documents), **self._options))
         for start in range(0, len(prepared), 1 << 14):
             part = slice(start, start + (1 << 14))
-            rows = (torch.tensor(index[part]) for index in (prepared.query_index, prepared.document_index))
             left, right = (
-                embeddings[index.to(embeddings.device)]
-                for embeddings, index in zip((queries, documents), rows, strict=True)
+                _take(embeddings, index[part])
+                for embeddings, index in (
+                    (queries, prepared.query_index),
+                    (documents, prepared.document_index),
+                )
             )
-            scores[part] = self._model.similarity_pairwise(left, right).float().cpu().numpy()
-            advance(len(left))
+            compared = self._model.similarity_pairwise(left, right).float().cpu().numpy()
+            scores[part] = compared
+            advance(len(compared))
         return scores
+
+
+def _float(embeddings: Any) -> Any:
+    """In single precision; those of a multi-vector encoder are a list."""
+    return [each.float() for each in embeddings] if isinstance(embeddings, list) else embeddings.float()
+
+
+def _take(embeddings: Any, rows: np.ndarray) -> Any:
+    """Some of the embeddings, in this order; sparse ones stay sparse."""
+    if isinstance(embeddings, list):
+        return [embeddings[row] for row in rows.tolist()]
+    return embeddings.index_select(0, torch.tensor(rows, dtype=torch.int64, device=embeddings.device))

@@ -13,6 +13,7 @@ import pytest
 import torch
 from conftest import PAIRS
 from sentence_transformers import CrossEncoder, SentenceTransformer
+from students import multi_vector_student, sparse_student
 
 from st_m3se.scores import FormatError, TeacherScores, score_candidates
 from st_m3se.scores.candidate_lists import CandidateLists
@@ -149,6 +150,36 @@ def test_a_bi_encoder_encodes_each_text_once(
     monkeypatch.setattr(model, "encode_document", spy)
     score(model, tmp_path / "store", shard_queries=100)
     assert len(seen) == len(set(seen)) < len(TEXTS)
+
+
+@pytest.mark.parametrize("by", ["name", "model"])
+@pytest.mark.parametrize("kind", ["sparse", "multi-vector"])
+def test_an_encoder_of_any_kind_is_a_teacher(checkpoint: Path, tmp_path: Path, kind: str, by: str) -> None:
+    """Its own similarity of each pair; queries are expanded and documents lose their punctuation."""
+    if kind == "sparse":
+        model = sparse_student(checkpoint).eval()
+    else:
+        model = multi_vector_student(checkpoint, {"strategy": "fixed", "attend": False, "length": 14}).eval()
+    teacher = model
+    if by == "name":
+        model.save_pretrained(str(tmp_path / "teacher"))
+        teacher = str(tmp_path / "teacher")
+    found = score(teacher, tmp_path / "store", device="cpu")
+    expected = [
+        float(model.similarity(model.encode_query([query]), model.encode_document([document])))
+        for query, document in TEXTS
+    ]
+    np.testing.assert_allclose(found, expected, rtol=1e-4, atol=1e-4)
+    manifest = TeacherScores.open(tmp_path / "store").manifest
+    assert manifest["activation"] == ("dot similarity" if kind == "sparse" else "maxsim similarity")
+    if kind == "multi-vector":
+        with pytest.raises(ValueError, match="query_length and a document_length"):
+            score(teacher, tmp_path / "other", max_length=8)
+        if by == "model":
+            weights = manifest["source"]["weights"]
+            model[0].document_length = 8
+            score(model, tmp_path / "shorter")
+            assert TeacherScores.open(tmp_path / "shorter").manifest["source"]["weights"] != weights
 
 
 def test_several_teachers_make_a_store_each(cross_encoder: CrossEncoder, tmp_path: Path) -> None:
