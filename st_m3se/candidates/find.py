@@ -34,6 +34,7 @@ def find_candidates(
     *,
     depth: int = 50,
     positives: Mapping[Any, Mapping[Any, int]] | None = None,
+    judged: Mapping[Any, Collection[Id]] | None = None,
     exclude: Mapping[Any, Collection[Id]] | None = None,
     exclude_documents: Collection[Id] = (),
     exclude_same_id: bool = False,
@@ -69,9 +70,11 @@ def find_candidates(
         positives: Relevance judgements, query id to document id to relevance. A query's documents above 0 that are not
             in its list come at its end, so that it grows beyond ``depth``; with the score that the one source gives
             them, or with several sources the 0.0 of a document that none ranked.
+        judged: The documents that are judged for each query, for ``exclude_same_id``. None is those of ``positives``.
         exclude: Documents by query that shall not be in its list, as positives neither.
         exclude_documents: Documents that shall be in no list.
-        exclude_same_id: Leave out the document that has the query's own id, where queries are documents as well.
+        exclude_same_id: Leave out the document that has the query's own id, where queries are documents as well, unless
+            it is judged for the query.
         device: Where sources that are given by name or folder run. None is what there is.
         batch_size: Texts that a model encodes at once.
         chunk_size: Documents whose embeddings are held at a time. Memory is that of one chunk, of the queries'
@@ -100,7 +103,7 @@ def find_candidates(
     wanted = Pairs.of(_relevant(positives or {}), queries, corpus, "positives")
     excluded = Pairs.of(exclude or {}, queries, corpus, "exclude")
     if exclude_same_id:
-        excluded = excluded.with_pairs(Pairs.of_same_ids(queries, corpus))
+        excluded = excluded.with_pairs(Pairs.of_same_ids(queries, corpus, judged or positives or {}))
     everywhere = np.zeros(len(corpus), dtype=bool)
     everywhere[rows_of(exclude_documents, corpus, "exclude_documents")] = True
 

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Mapping
+from collections.abc import Collection, Container, Mapping
 from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 
 from st_m3se.scores.errors import FormatError
+from st_m3se.scores.judgements import is_own_document
 from st_m3se.scores.rows import Id, short
 from st_m3se.texts import Texts
 
@@ -52,9 +53,13 @@ class Pairs:
         return cls(*np.unique(np.stack([rows, documents]), axis=1))
 
     @classmethod
-    def of_same_ids(cls, queries: Texts, corpus: Texts) -> Pairs:
-        """Each query and the document that has its id, where there is one."""
-        pairs = [(row, value) for row, value in enumerate(queries) if value in corpus]
+    def of_same_ids(cls, queries: Texts, corpus: Texts, judged: Mapping[Any, Container[Any]]) -> Pairs:
+        """Each query and the document that has its id, where there is one and it is not judged for the query."""
+        pairs = [
+            (row, value)
+            for row, value in enumerate(queries)
+            if value in corpus and is_own_document(value, value, judged.get(value, ()))
+        ]
         return cls(np.array([row for row, _ in pairs], dtype=np.int64), corpus.rows([value for _, value in pairs]))
 
 

@@ -60,7 +60,8 @@ def candidates(
         ),
     ] = None,
     exclude_same_id: Annotated[
-        bool, typer.Option("--exclude-same-id", help="Leave out the document with the query's own id.")
+        bool,
+        typer.Option("--exclude-same-id", help="Leave out the document with the query's own id, unless it is judged."),
     ] = False,
     stemmer: Annotated[
         str, typer.Option("--stemmer", help="Snowball stemmer for bm25: english, german, ..., or none.")
@@ -117,6 +118,7 @@ def candidates(
             output,
             depth=depth,
             positives=judged if include_positives else None,
+            judged=judged,
             exclude=pairs,
             exclude_documents=banned,
             exclude_same_id=exclude_same_id,

@@ -95,7 +95,7 @@ def diagnose(
         bool,
         typer.Option(
             "--exclude-same-id/--keep-same-id",
-            help="Leave out the document with the query's own id, unless it is judged relevant.",
+            help="Leave out the document with the query's own id, unless it is judged for it.",
         ),
     ] = True,
     resamples: Annotated[int, typer.Option("--resamples", min=1, help="Bootstrap draws for the intervals.")] = 1000,

@@ -148,7 +148,7 @@ def evaluate(
         bool,
         typer.Option(
             "--exclude-same-id/--no-exclude-same-id",
-            help="BEIR's rule: a document with the query's own id is no result.",
+            help="BEIR's rule: a document with the query's own id is no result, unless it is judged for the query.",
         ),
     ] = True,
     strict: Annotated[

@@ -171,7 +171,7 @@ def diagnose(
             over the first the second has closed, see :func:`~st_m3se.diagnostics.closed_share`.
         measure: What the lead is measured in, re-ranking the lists; any name of ir_measures.
         min_relevance: The relevance from which a document is a positive. TREC's deep learning tracks mean 2.
-        exclude_same_id: Leave out the document that has the query's own id, unless it is judged relevant.
+        exclude_same_id: Leave out the document that has the query's own id, unless it is judged for it.
         max_queries: Look at so many queries, drawn at random; None is all.
         n_resamples: Bootstrap draws for the intervals.
         confidence: What share of them an interval holds.

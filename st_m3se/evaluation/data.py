@@ -301,7 +301,7 @@ def _open_corpus(source: Any, judged: Judgements, from_run: bool, cache: Path) -
     missing = (corpus.find([document for _, document, _ in pairs]) < 0).nonzero()[0].tolist()
     relevant = sum(pairs[place][2] > 0 for place in missing)
     shared = [query for query, row in zip(judged, corpus.find(list(judged)), strict=True) if row >= 0]
-    itself = sum(judged[query].get(query, 0) > 0 for query in shared)
+    itself = sum(query in judged[query] for query in shared)
     findings = [
         *found("documents whose id repeats", corpus.repeated, "the last text counts, as in BEIR"),
         *(
@@ -321,7 +321,7 @@ def _open_corpus(source: Any, judged: Judgements, from_run: bool, cache: Path) -
             "query ids that are document ids",
             shared,
             "with exclude_same_id, BEIR's rule, that document is left out of its query's results"
-            + (f"; for {itself} of them it is relevant and can then not be found" if itself else ""),
+            + (f"; {itself} of them are judged for their query and stay" if itself else ""),
         ),
     ]
     return corpus, findings

@@ -67,7 +67,7 @@ class EncoderRanker:
         task.seconds["encode corpus"] = embeddings.seconds
         with task.timed("encode queries"):
             encoded = embed_queries(self._model, [text for _, texts in queries.batches() for text in texts], **options)
-        same = Pairs.of_same_ids(queries, corpus)
+        same = Pairs.of_same_ids(queries, corpus, task.evaluation_set.qrels)
         with task.timed("search"):
             found = search(
                 encoded,

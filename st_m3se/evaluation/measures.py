@@ -9,6 +9,7 @@ import numpy as np
 
 from st_m3se.extras import require
 from st_m3se.scores.errors import FormatError
+from st_m3se.scores.judgements import is_own_document
 from st_m3se.scores.rows import ScoredList
 
 if TYPE_CHECKING:
@@ -64,8 +65,9 @@ def per_query(
         qrels: Query id to document id to grade, all ids str. A document that is not judged counts as not relevant.
         measures: Names, see :func:`parse_measures`.
         exclude_same_id: Leave out the result that has the query's own id, as BEIR does by default: where queries are
-            documents too (ArguAna, Quora) a query would find itself. Mind it where the ids are mere numbers and
-            document 7 has nothing to do with query 7; trec_eval knows no such rule.
+            documents too (ArguAna, Quora) a query would find itself. A document that is judged for the query stays,
+            which BEIR drops too. Mind it where the ids are mere numbers and document 7 has nothing to do with query 7;
+            trec_eval knows no such rule.
         query_ids: Which queries, in which order. None is all of ``qrels`` in their order.
 
     Returns:
@@ -109,7 +111,7 @@ def per_query(
         if query in seen:
             raise FormatError(f"query {query!r:.80} has two rows in the run.")
         seen.add(query)
-        block[query] = _ranking(query, row, exclude_same_id)
+        block[query] = _ranking(query, row, qrels[query] if exclude_same_id else None)
         if len(block) == BLOCK_QUERIES:
             evaluate(block)
             block = {}
@@ -117,8 +119,11 @@ def per_query(
     return values
 
 
-def _ranking(query: str, row: ScoredList, exclude_same_id: bool) -> dict[str, float]:
-    """The documents in trec_eval's order, with scores that say the same to whoever sorts them again."""
+def _ranking(query: str, row: ScoredList, judged: Mapping[str, int] | None) -> dict[str, float]:
+    """The documents in trec_eval's order, with scores that say the same to whoever sorts them again.
+
+    With what is ``judged``, the query's own document is left out.
+    """
     documents = [str(document) for document in row.document_ids]
     with np.errstate(over="ignore"):
         scores = np.asarray(row.scores, dtype=np.float32)
@@ -132,7 +137,11 @@ def _ranking(query: str, row: ScoredList, exclude_same_id: bool) -> dict[str, fl
     if not (scores[1:] < scores[:-1]).all():
         values = scores.tolist()
         order = sorted(order, key=lambda place: (values[place], documents[place]), reverse=True)
-    ranked = [documents[place] for place in order if not (exclude_same_id and documents[place] == query)]
+    ranked = [
+        document
+        for document in map(documents.__getitem__, order)
+        if judged is None or not is_own_document(query, document, judged)
+    ]
     return {document: float(len(ranked) - rank) for rank, document in enumerate(ranked)}
 
 

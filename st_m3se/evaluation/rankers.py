@@ -61,6 +61,7 @@ class LexicalRanker:
                     [self._settings],
                     task.output,
                     depth=task.depth,
+                    judged=task.evaluation_set.qrels,
                     exclude_same_id=task.exclude_same_id,
                     show_progress_bar=task.show_progress_bar,
                     overwrite=True,

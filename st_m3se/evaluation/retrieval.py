@@ -49,7 +49,7 @@ class RetrievalEvaluator(BaseEvaluator):
         name: Goes in front of the measures' names. None is the set's own name, "" is nothing.
         measures: Names such as "nDCG@10", see :func:`~st_m3se.evaluation.measures.parse_measures`.
         depth: Documents per query. Measures without a cut-off, such as AP, look at so many.
-        exclude_same_id: Leave out the document that has the query's own id, as BEIR does.
+        exclude_same_id: Leave out the document that has the query's own id, as BEIR does, unless it is judged for it.
         batch_size: Texts that are encoded at once.
         chunk_size: Documents whose embeddings are held at a time. None is 16,384, or 1,024 of a MultiVectorEncoder.
         show_progress_bar: Show progress over the corpus.
@@ -164,7 +164,7 @@ class RetrievalEvaluator(BaseEvaluator):
             prompt_name=self.query_prompt_name,
             truncate_dim=self.truncate_dim,
         )
-        own = Pairs.of_same_ids(self.queries, self.corpus) if self.exclude_same_id else None
+        own = Pairs.of_same_ids(self.queries, self.corpus, self.set.qrels) if self.exclude_same_id else None
         under_way = Search(
             queries,
             self.depth,

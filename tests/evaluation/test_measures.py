@@ -157,9 +157,9 @@ def test_queries_whose_grades_are_all_negative_count_0() -> None:
 
 def test_the_rule_of_the_same_id() -> None:
     """BEIR leaves a query's own document out of its results, trec_eval does not know the rule."""
-    qrels = {"7": {"8": 1}, "9": {"9": 1}}
-    run = {"7": {"7": 3.0, "8": 2.0}, "9": {"9": 1.0}}
-    assert per_query(rows(run), qrels, ["RR@10"])["RR@10"].tolist() == [1, 0]
+    qrels = {"7": {"8": 1}, "9": {"8": 1}}
+    run = {"7": {"7": 3.0, "8": 2.0}, "9": {"8": 1.0}}
+    assert per_query(rows(run), qrels, ["RR@10"])["RR@10"].tolist() == [1, 1]
     assert per_query(rows(run), qrels, ["RR@10"], exclude_same_id=False)["RR@10"].tolist() == [1 / 2, 1]
     evaluation = pytest.importorskip("beir.retrieval.evaluation").EvaluateRetrieval
     for rule in (True, False):
@@ -169,6 +169,14 @@ def test_the_rule_of_the_same_id() -> None:
         assert ndcg["NDCG@10"] == pytest.approx(values["nDCG@10"].mean(), abs=1e-5)
         assert average["MAP@10"] == pytest.approx(values["AP@10"].mean(), abs=1e-5)
         assert recall["Recall@10"] == pytest.approx(values["R@10"].mean(), abs=1e-5)
+
+
+def test_a_judged_document_is_never_left_out() -> None:
+    """Prevents a perfect run of questions and answers that are numbered alike from measuring 0.0, as in BEIR."""
+    qrels = {"7": {"7": 1}, "9": {"9": 0, "8": 1}}
+    run = {"7": {"7": 3.0, "8": 2.0}, "9": {"9": 2.0, "8": 1.0}}
+    for rule in (True, False):
+        assert per_query(rows(run), qrels, ["RR@10"], exclude_same_id=rule)["RR@10"].tolist() == [1, 1 / 2]
 
 
 def test_the_run_streams_in_blocks(monkeypatch: pytest.MonkeyPatch) -> None:
