@@ -119,7 +119,7 @@ def build_distillation_dataset(
     queries = Texts.open(queries, "queries", cache_dir=cache_dir)
     corpus = Texts.open(corpus, "corpus", cache_dir=cache_dir)
     if isinstance(qrels, (str, Path)):
-        qrels = read_qrels(qrels, id_type=corpus.id_type)
+        qrels = read_qrels(qrels, id_type=queries.id_type, document_id_type=corpus.id_type)
     if teacher_positives is None:
         teacher_positives = 1 if qrels is None else 0
     _check_numbers(seed, teacher_positives, min_relevance, absolute_margin, relative_margin)

@@ -94,7 +94,8 @@ def candidates(
         raise typer.BadParameter("--include-positives needs --split or --qrels: they say which documents those are.")
 
     from st_m3se.candidates import BM25, find_candidates
-    from st_m3se.candidates.files import read_exclusions, read_judgements
+    from st_m3se.candidates.files import read_exclusions
+    from st_m3se.scores.judgements import read_judgements
     from st_m3se.texts import Texts
 
     try:
@@ -103,7 +104,9 @@ def candidates(
         documents = Texts.open(data or corpus, "corpus", id_type=id_type)
         if data is not None and split is not None:
             qrels = data / "qrels" / f"{split}.tsv"
-        judged = None if qrels is None else read_judgements(qrels, asked, documents)
+        judged = None
+        if qrels is not None:
+            judged, _ = read_judgements(qrels, query_ids=asked.id_type, document_ids=documents.id_type)
         if judged is not None:
             typer.echo(f"{len(judged):,} of {len(asked):,} queries are judged in {qrels}")
             asked = Texts.open(dict(zip(judged, asked.take(list(judged)), strict=True)), "queries")

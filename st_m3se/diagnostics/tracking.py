@@ -12,8 +12,8 @@ from typing import TYPE_CHECKING, Any, NamedTuple, TypeVar
 
 import numpy as np
 
-from st_m3se.candidates.files import read_judgements
 from st_m3se.scores.errors import FormatError
+from st_m3se.scores.judgements import read_qrels
 from st_m3se.scores.rows import Id
 from st_m3se.scores.store import TeacherScores
 from st_m3se.texts import Texts
@@ -75,7 +75,7 @@ def track(
         candidates = TeacherScores.open(candidates)
     queries, corpus = Texts.open(queries, "queries"), Texts.open(corpus, "corpus")
     if isinstance(qrels, (str, Path)):
-        qrels = read_judgements(qrels, queries, corpus)
+        qrels = read_qrels(qrels, id_type=queries.id_type, document_id_type=corpus.id_type)
     rows = (
         ((row.query_id, row.document_ids) for row in candidates)
         if isinstance(candidates, TeacherScores)

@@ -12,8 +12,8 @@ from typing import Any
 
 import numpy as np
 
-from st_m3se.evaluation.findings import EXAMPLES, Finding, found
 from st_m3se.scores.errors import FormatError
+from st_m3se.scores.findings import EXAMPLES, Finding, found
 from st_m3se.scores.formats.grouping import Pair, TextStore, group_pairs
 from st_m3se.scores.formats.reading import INTEGER, Reading
 from st_m3se.scores.formats.trec import read_run, run_layout

@@ -17,9 +17,9 @@ from st_m3se.evaluation.candidate_runs import (
     texts_of_passage_run,
 )
 from st_m3se.evaluation.download import BEIR_SETS, default_cache, download_set
-from st_m3se.evaluation.findings import Finding, found, refuse
-from st_m3se.evaluation.judgements import Judgements, check_judgements, read_judgements
 from st_m3se.scores.errors import FormatError
+from st_m3se.scores.findings import Finding, found, refuse
+from st_m3se.scores.judgements import Judgements, check_judgements, read_judgements
 from st_m3se.scores.store import TeacherScores
 from st_m3se.texts import Texts
 
@@ -232,8 +232,8 @@ def _assemble(
     if isinstance(qrels, Mapping):
         judged = check_judgements(qrels)
     else:
-        judged, unusual = read_judgements(Path(qrels))
-        findings = findings + unusual
+        read, unusual = read_judgements(qrels)
+        judged, findings = check_judgements(read), findings + unusual
     asked: Texts | None = None
     documents: Texts | None = None
     candidates: TeacherScores | None = None

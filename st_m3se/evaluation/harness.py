@@ -13,7 +13,6 @@ from tqdm.auto import tqdm
 
 from st_m3se.candidates.bm25 import BM25
 from st_m3se.evaluation.data import EvaluationSet, open_set
-from st_m3se.evaluation.findings import Finding, found
 from st_m3se.evaluation.html import Section
 from st_m3se.evaluation.measures import DEFAULT_MEASURES, parse_measures, per_query
 from st_m3se.evaluation.provenance import provenance
@@ -24,6 +23,7 @@ from st_m3se.evaluation.results import EvaluatedSet, Results
 from st_m3se.evaluation.systems import NAME, Encoder, GivenRun, ReRanker, System, check_model, systems_of
 from st_m3se.evaluation.tasks import Task
 from st_m3se.extras import require
+from st_m3se.scores.findings import Finding, found
 from st_m3se.scores.judgements import is_own_document
 from st_m3se.scores.store import TeacherScores
 

@@ -13,7 +13,7 @@ import numpy as np
 import pyarrow as pa
 
 from st_m3se.evaluation.data import EvaluationSet
-from st_m3se.evaluation.findings import Finding
+from st_m3se.scores.findings import Finding
 from st_m3se.scores.rows import ScoredList
 from st_m3se.scores.scoring import score_candidates
 from st_m3se.scores.store import TeacherScores

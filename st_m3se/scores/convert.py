@@ -11,8 +11,9 @@ from pathlib import Path
 from typing import Any
 
 from st_m3se.scores.errors import FormatError
-from st_m3se.scores.formats import READERS, WRITERS, IdType, OnError, Qrels, Reading, read_qrels, sniff
+from st_m3se.scores.formats import READERS, WRITERS, IdType, OnError, Reading, sniff
 from st_m3se.scores.formats.grouping import TextStore
+from st_m3se.scores.judgements import Qrels, read_qrels
 from st_m3se.scores.rows import Id, ScoredList
 from st_m3se.scores.store import TeacherScores
 from st_m3se.scores.writer import MANIFEST, MANIFEST_FIELDS, TeacherScoresWriter

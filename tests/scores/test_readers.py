@@ -261,19 +261,7 @@ def test_hard_negatives_find_their_scores(tmp_path: Path) -> None:
     assert not [entry.name for entry in tmp_path.iterdir() if entry.name.startswith((".", "no"))]
 
 
-def test_qrels_of_trec_and_beir(tmp_path: Path) -> None:
-    assert read_qrels(written(tmp_path / "q", "1 0 d1 2\n1\tQ0\td2\t0\n")) == {"1": {"d1": 2, "d2": 0}}
-    beir = written(tmp_path / "q", "query-id\tcorpus-id\tscore\n1\t22\t1\n")
-    assert read_qrels(beir) == {"1": {"22": 1}}
-    assert read_qrels(beir, id_type="int") == {1: {22: 1}}
-    for content, message in [
-        ("1 0 d1 2\n1 0 d1 1\n", "q:2: .* judged otherwise"),
-        ("1 0 d1\n", "q:1: expected `query 0"),
-        ("1 0 d1 x\n", "q:1: the relevance"),
-        ("query-id\tcorpus-id\tscore\n1\t2\n", "q:2: expected `query-id"),
-    ]:
-        with pytest.raises(FormatError, match=message):
-            read_qrels(written(tmp_path / "q", content))
+def test_judgements_are_not_taken_for_scores(tmp_path: Path) -> None:
     for content in ("1 0 d1 1\n", "query-id\tcorpus-id\tscore\n1\td\t1\n"):
         with pytest.raises(FormatError, match="relevance judgements, not"):
             sniff(written(tmp_path / "q", content))
