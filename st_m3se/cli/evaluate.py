@@ -55,7 +55,7 @@ def evaluate(
         typer.Option(
             "--candidates",
             metavar="FILE",
-            help="Re-rank this run (TREC, MS MARCO's top1000, or a store) instead of searching the corpus.",
+            help="Re-rank this run (likewise, or MS MARCO's top1000) instead of searching the corpus.",
         ),
     ] = None,
     queries: Annotated[
@@ -78,7 +78,8 @@ def evaluate(
         typer.Option(
             "--run",
             metavar="[NAME=]FILE",
-            help="A finished run: a TREC file or a store. Repeatable. NAME=FILE1,FILE2 are seeds of one system.",
+            help="A finished run: TREC, ColBERT, any file that st-m3se convert reads, or a store. Repeatable. "
+            "NAME=FILE1,FILE2 are seeds of one system.",
         ),
     ] = None,
     rerank: Annotated[

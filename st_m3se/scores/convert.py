@@ -18,7 +18,7 @@ from st_m3se.scores.rows import Id, ScoredList
 from st_m3se.scores.store import TeacherScores
 from st_m3se.scores.writer import MANIFEST, MANIFEST_FIELDS, TeacherScoresWriter
 
-__all__ = ["DESTINATIONS", "SOURCES", "Conversion", "convert"]
+__all__ = ["DESTINATIONS", "SOURCES", "Conversion", "convert", "read_rows"]
 
 STORE = "store"
 SOURCES = (STORE, *READERS)
@@ -111,7 +111,7 @@ def convert(
     scores_path = None if scores is None else Path(scores)
     with closing(TextStore()) as texts, _scores_of(scores_path, destination, id_type) as known:
         reading = Reading(source, on_error=on_error, id_type=id_type, texts=texts if to == STORE else None)
-        rows = _counted(_rows(reading, kind, columns, known), reading, result)
+        rows = _counted(read_rows(reading, kind, columns, known), reading, result)
         if to == STORE:
             with TeacherScoresWriter(
                 destination, manifest=_manifest(manifest, kind, source), overwrite=overwrite
@@ -152,9 +152,10 @@ def _destination_format(destination: Path, chosen: str | None) -> str:
     return SUFFIXES[name.suffix]
 
 
-def _rows(
-    reading: Reading, kind: str, columns: Mapping[str, str] | None, scores: TeacherScores | None
+def read_rows(
+    reading: Reading, kind: str, columns: Mapping[str, str] | None = None, scores: TeacherScores | None = None
 ) -> Iterator[ScoredList]:
+    """The rows of a file in one of :data:`SOURCES`; see :func:`convert`."""
     if kind == STORE:
         return _store_rows(reading)
     if kind == "hard-negatives":

@@ -48,9 +48,13 @@ SAMPLES: dict[str, bytes] = {
     ),
     "colbert": b"[7, [1, 9.5], [2, -1.25]]\n[5, [4, 8.0], [2, 0.5]]\n",
     "trec": b"7 Q0 d1 1 9.5 bm25\n7 Q0 d2 2 -1.25 bm25\n5 Q0 d4 1 8.0 bm25\n",
+    "ranking": b"7\td1\t1\t9.5\n7\td2\t2\t-1.25\n5\td4\t1\t8.0\n",
     "csv": b'query_id,document_id,score\n7,d1,9.5\n7,"d,2",-1.25\n5,d4,8.0\n',
     "parquet": _parquet(query_id=[7, 5], document_ids=[[1, 2], [4]], scores=[[9.5, -1.25], [8.0]]),
 }
+
+AMBIGUOUS = ("ranking",)
+"""Formats that must be named: GPL's margins may look like a ranking."""
 
 
 def write_sample(folder: Path, name: str) -> Path:

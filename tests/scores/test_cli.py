@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 from typer.testing import CliRunner
 
-from scores.score_samples import SAMPLES, write_sample
+from scores.score_samples import AMBIGUOUS, SAMPLES, write_sample
 from st_m3se.cli import app
 from st_m3se.scores import TeacherScores
 from st_m3se.scores.convert import DESTINATIONS, SOURCES
@@ -38,7 +38,8 @@ def test_the_help_names_every_format_and_option() -> None:
 @pytest.mark.parametrize("name", SAMPLES)
 def test_it_says_which_format_it_took(tmp_path: Path, name: str) -> None:
     path = write_sample(tmp_path, name)
-    out, err = run(path, tmp_path / "store", "--teacher", "my/teacher")
+    named = ["--from", name] if name in AMBIGUOUS else []
+    out, err = run(path, tmp_path / "store", "--teacher", "my/teacher", *named)
     assert out.startswith(f"read {path} as {name}: ")
     assert f"wrote {tmp_path / 'store'} as store" in out
     assert err == ""

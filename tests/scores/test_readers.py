@@ -11,7 +11,7 @@ import pyarrow.parquet as pq
 import pytest
 import zstandard
 
-from scores.score_samples import SAMPLES, write_sample
+from scores.score_samples import AMBIGUOUS, SAMPLES, write_sample
 from st_m3se.scores import FormatError, TeacherScores, convert, read_qrels, sniff, text_id
 from st_m3se.scores.formats import READERS, Reading
 
@@ -45,6 +45,7 @@ EXPECTED: dict[str, dict[object, dict[object, float]]] = {
     "tevatron": {"7": {"d1": 9.5, "d2": -1.25}},
     "colbert": {7: {1: 9.5, 2: -1.25}, 5: {4: 8.0, 2: 0.5}},
     "trec": {"7": {"d1": 9.5, "d2": -1.25}, "5": {"d4": 8.0}},
+    "ranking": {"7": {"d1": 9.5, "d2": -1.25}, "5": {"d4": 8.0}},
     "csv": {"7": {"d1": 9.5, "d,2": -1.25}, "5": {"d4": 8.0}},
     "parquet": {7: {1: 9.5, 2: -1.25}, 5: {4: 8.0}},
 }
@@ -63,13 +64,18 @@ def test_each_format_is_recognised_and_read(tmp_path: Path, name: str, packing: 
             pytest.skip("Parquet is packed inside")
         pack = gzip.compress if packing == "gz" else zstandard.compress
         path.write_bytes(pack(SAMPLES[name]))
-    assert sniff(path) == name
+    if name in AMBIGUOUS:
+        with pytest.raises(FormatError, match=r"gpl \(.*margin\) or ranking \(.*rank, score\).*--from"):
+            sniff(path)
+    else:
+        assert sniff(path) == name
     assert read(name, path) == EXPECTED[name]
 
 
 @pytest.mark.parametrize("name", SAMPLES)
 def test_each_format_becomes_a_store(tmp_path: Path, name: str) -> None:
-    result = convert(write_sample(tmp_path, name), tmp_path / "store")
+    chosen = name if name in AMBIGUOUS else None
+    result = convert(write_sample(tmp_path, name), tmp_path / "store", source_format=chosen)
     store = TeacherScores.open(tmp_path / "store")
     store.validate()
     assert {row.query_id: dict(zip(row.document_ids, row.scores, strict=True)) for row in store} == EXPECTED[name]
@@ -279,12 +285,15 @@ def test_judgements_are_not_taken_for_scores(tmp_path: Path) -> None:
         ("1\t2\t3\t4.5\tx\n", "trec or marginmse"),
         ("[1, 2]\n", "no format"),
         (b"\xff\xfe\x00", "neither text"),
+        ("7\t1\t1\t-20.5\n7\t2\t2\t-22.5\n", "gpl .* or ranking"),
+        ("7\t1\t1\n7\t2\t2\n", "ranking .* or judgements"),
+        ("7\t1\t2\t-20.5\n7\t2\t1\t-22.5\n", "gpl"),  # ranks that fall are none
     ],
 )
 def test_an_uncertain_format_is_refused(tmp_path: Path, content: str | bytes, message: str | None) -> None:
     path = written(tmp_path / "x", content)
-    if message is None:
-        assert sniff(path) == "marginmse"
+    if message is None or message == "gpl":
+        assert sniff(path) == (message or "marginmse")
         return
     with pytest.raises(FormatError, match=message):
         sniff(path)

@@ -15,7 +15,7 @@ from st_m3se.scores.formats.pickled import read_score_pickle
 from st_m3se.scores.formats.reading import IdType, OnError, Reading, TextSink, text_id
 from st_m3se.scores.formats.sniffing import sniff
 from st_m3se.scores.formats.tables import read_csv, read_parquet
-from st_m3se.scores.formats.trec import read_run
+from st_m3se.scores.formats.trec import read_ranking, read_run
 from st_m3se.scores.formats.tsv import read_gpl, read_marginmse, read_marginmse_text
 from st_m3se.scores.formats.writing import WRITERS, write_csv, write_marginmse, write_pylate, write_run
 from st_m3se.scores.rows import ScoredList
@@ -36,6 +36,7 @@ __all__ = [
     "read_marginmse_text",
     "read_parquet",
     "read_pylate",
+    "read_ranking",
     "read_run",
     "read_score_pickle",
     "read_tevatron",
@@ -58,6 +59,7 @@ READERS: dict[str, Callable[..., Iterator[ScoredList]]] = {
     "tevatron": read_tevatron,
     "colbert": read_colbert,
     "trec": read_run,
+    "ranking": read_ranking,
     "csv": read_csv,
     "parquet": read_parquet,
 }

@@ -8,10 +8,10 @@ from pathlib import Path
 from st_m3se.scores.errors import FormatError
 from st_m3se.scores.formats.reading import INTEGER, open_binary, parse_json
 from st_m3se.scores.formats.tables import LONG, find_columns
-from st_m3se.scores.formats.trec import HEADER, ITERATION, run_layout
+from st_m3se.scores.formats.trec import HEADER, ITERATION, is_ranking, run_layout
 from st_m3se.scores.rows import check_score
 
-__all__ = ["sniff"]
+__all__ = ["head_lines", "sniff"]
 
 HEAD = 1 << 20
 LINES = 50
@@ -21,6 +21,7 @@ KEYS = {
     "flagembedding": {"query", "pos", "neg"},
     "hard-negatives": {"qid", "pos", "neg"},
 }
+MEANING = {"gpl": " (query, positive, negative, margin)", "ranking": " (query, document, rank, score)"}
 QRELS = "these are relevance judgements, not a teacher's scores: pass them as qrels."
 
 
@@ -37,13 +38,12 @@ def sniff(path: str | Path) -> str:
         raise error if error.file else FormatError(error.message, file=str(path)) from None
 
 
-def _sniff(path: Path) -> str:
-    with open_binary(path) as file:
-        head = file.read(HEAD)
-    if head.startswith(b"PAR1"):
-        return "parquet"
-    if head.startswith((b"\x80\x02", b"\x80\x03", b"\x80\x04", b"\x80\x05", b"(dp", b"}q", b"(d.")):
-        return "score-pickle"
+def head_lines(head: bytes) -> list[str]:
+    """The first lines of a text file that are not blank, from its first bytes, without their ends.
+
+    Raises:
+        FormatError: If the first line is no text, or there is none.
+    """
     lines = [line for line in head.split(b"\n") if line.strip()]
     if len(lines) > 1 and len(head) == HEAD:
         lines.pop()  # cut in the middle
@@ -51,13 +51,20 @@ def _sniff(path: Path) -> str:
         texts = [line.decode(errors="replace" if place else "strict") for place, line in enumerate(lines[:LINES])]
     except UnicodeDecodeError:
         raise FormatError("this is neither text nor a packed file, Parquet or pickle that is known.") from None
-    texts = [text.rstrip("\r") for text in texts]
     if not texts:
         raise FormatError("the file is empty.")
-    first = texts[0].removeprefix("\ufeff")
-    if first.lstrip().startswith(("{", "[")):
-        return _sniff_json(first)
-    return _sniff_fields([first, *texts[1:]])
+    return [text.rstrip("\r") for text in (texts[0].removeprefix("\ufeff"), *texts[1:])]
+
+
+def _sniff(path: Path) -> str:
+    with open_binary(path) as file:
+        head = file.read(HEAD)
+    if head.startswith(b"PAR1"):
+        return "parquet"
+    if head.startswith((b"\x80\x02", b"\x80\x03", b"\x80\x04", b"\x80\x05", b"(dp", b"}q", b"(d.")):
+        return "score-pickle"
+    lines = head_lines(head)
+    return _sniff_json(lines[0]) if lines[0].lstrip().startswith(("{", "[")) else _sniff_fields(lines)
 
 
 def _sniff_json(line: str) -> str:
@@ -96,9 +103,12 @@ def _sniff_fields(lines: list[str]) -> str:
         "trec": sum(run_layout(line) is not None for line in lines),
         "marginmse-text" if spaced else "marginmse": sum(pairs),
         "gpl": sum(len(row) == 4 and _number(row[3]) for row in rows),
+        "ranking": len(rows) if is_ranking(rows) else 0,
     }
     most = max(counts.values())
     matches = [name for name, count in counts.items() if count == most and 2 * count >= len(lines)]
+    if matches == ["ranking"]:  # of three columns, as judgements without a header have them
+        matches = ["ranking", "judgements"]
     if len(matches) != 1:
         raise _unsure(matches, f"lines such as {lines[0]!r:.120}")
     return matches[0]
@@ -118,5 +128,9 @@ def _number(text: str) -> bool:
 
 
 def _unsure(matches: list[str], came: str) -> FormatError:
-    could = f"could be {' or '.join(matches)}" if matches else "is in no format that is known"
+    could = (
+        f"could be {' or '.join(f'{name}{MEANING.get(name, str())}' for name in matches)}"
+        if matches
+        else "is in no format that is known"
+    )
     return FormatError(f"this {could}: it has {came}. Say which format it is (format=..., --from).")
