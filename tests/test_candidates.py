@@ -17,6 +17,10 @@ import pytest
 import torch
 from bm25s.stopwords import STOPWORDS_EN
 from conftest import ANSWERS, PAIRS
+from evaluation.beir_folder import save_encoder
+from evaluation.encoders import KINDS, make_encoder
+from scores.test_scoring import make_cross_encoder
+from sentence_transformers import CrossEncoder
 from typer.testing import CliRunner
 
 from st_m3se.candidates import BM25, find_candidates
@@ -190,6 +194,35 @@ def test_dense_search_is_the_full_matrix(
     found = find(model, corpus=corpus, depth=5, chunk_size=chunk_size, batch_size=3)
     assert_same_lists(found, cut(oracle, 5), tolerance=1e-3)
     assert_same_lists(find(model, corpus=corpus, chunk_size=chunk_size), oracle, tolerance=1e-3)
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_a_source_is_loaded_as_what_it_is(
+    kind: str, checkpoint: Path, tmp_path: Path, find: Callable[..., Lists]
+) -> None:
+    """Prevents plausible numbers of a sparse or multi-vector encoder's trunk, loaded as a bi-encoder."""
+    folder = save_encoder(kind, checkpoint, tmp_path / kind)
+    model = make_encoder(kind, checkpoint)
+    corpus = dict(zip(CORPUS, ANSWERS, strict=False))
+    scores = model.similarity(model.encode_query(list(QUERIES.values())), model.encode_document(list(corpus.values())))
+    oracle = {query: dict(zip(corpus, row, strict=True)) for query, row in zip(QUERIES, scores.tolist(), strict=True)}
+    for source in (str(folder), folder, model):
+        found = find(source, corpus=corpus, depth=20, chunk_size=5)
+        assert {query: pytest.approx(row, abs=1e-4) for query, row in oracle.items()} == {
+            query: dict(pairs) for query, pairs in found.items()
+        }
+        assert all(pairs == sorted(pairs, key=lambda pair: -pair[1]) for pairs in found.values())
+    described = TeacherScores.open(tmp_path / "run").manifest["source"]["candidates"]
+    assert described[0]["kind"] == {"dense": "bi-encoder"}.get(kind, f"{kind} encoder")
+
+
+def test_a_cross_encoder_is_no_source(checkpoint: Path, tmp_path: Path, find: Callable[..., Lists]) -> None:
+    """Prevents candidates by the mean of a cross-encoder's token embeddings."""
+    folder = make_cross_encoder(checkpoint, tmp_path / "judge")
+    with pytest.raises(ValueError, match="is a cross-encoder: it scores pairs and cannot search"):
+        find(str(folder))
+    with pytest.raises(TypeError, match=r"a source is .*score the candidates with it"):
+        find(CrossEncoder(str(folder), device="cpu"))
 
 
 def test_equal_scores_keep_the_order_of_the_corpus() -> None:
@@ -388,7 +421,7 @@ def test_the_help_says_what_it_does() -> None:
     out = " ".join(run("--help")[0].split())
     for option in ("data", "queries", "corpus", "source", "depth", "split", "qrels", "include-positives", "exclude"):
         assert f"--{option}" in out
-    assert "bm25, or the name or folder of a SentenceTransformer" in out
+    assert "bm25, or the name or folder of a bi-encoder" in out
 
 
 def test_the_command_line_finds_what_the_function_finds(

@@ -11,14 +11,15 @@ import pyarrow as pa
 
 from st_m3se.candidates.bm25 import BM25, load_bm25, search_bm25
 from st_m3se.candidates.job import Found, Job, Pairs, rows_of
-from st_m3se.scores.rows import Id, short
+from st_m3se.encoders import describe_encoder, encoder_name, load_encoder
+from st_m3se.scores.rows import Id
 from st_m3se.scores.store import TeacherScores
 from st_m3se.scores.writer import TeacherScoresWriter
 from st_m3se.texts import Texts
 
 if TYPE_CHECKING:
     from datasets import Dataset
-    from sentence_transformers import SentenceTransformer
+    from sentence_transformers import MultiVectorEncoder, SentenceTransformer, SparseEncoder
 
 __all__ = ["find_candidates"]
 
@@ -29,7 +30,7 @@ WRITTEN_TOGETHER = 4_096
 def find_candidates(
     queries: Texts | Mapping[Any, Any] | Dataset | str | Path,
     corpus: Texts | Mapping[Any, Any] | Dataset | str | Path,
-    sources: Sequence[str | Path | BM25 | SentenceTransformer],
+    sources: Sequence[str | Path | BM25 | SentenceTransformer | SparseEncoder | MultiVectorEncoder],
     output: str | Path,
     *,
     depth: int = 50,
@@ -39,6 +40,7 @@ def find_candidates(
     exclude_documents: Collection[Id] = (),
     exclude_same_id: bool = False,
     device: str | None = None,
+    trust_remote_code: bool = False,
     batch_size: int = 32,
     chunk_size: int = 16_384,
     show_progress_bar: bool = True,
@@ -62,9 +64,10 @@ def find_candidates(
     Args:
         queries: Whatever :meth:`Texts.open` takes.
         corpus: Likewise.
-        sources: "bm25" or :class:`BM25`, which need the extra ``candidates``; and SentenceTransformers, or their names
-            or folders. They encode with ``encode_query`` and ``encode_document`` and thus with their own prompts, and
-            search exactly, with their own similarity.
+        sources: "bm25" or :class:`BM25`, which need the extra ``candidates``; and SentenceTransformers, SparseEncoders
+            and MultiVectorEncoders, or their names or folders, whose configuration says what they are. They encode with
+            ``encode_query`` and ``encode_document`` and thus with their own prompts, and search exactly, with their own
+            similarity.
         output: The folder to make.
         depth: Documents per query, at most.
         positives: Relevance judgements, query id to document id to relevance. A query's documents above 0 that are not
@@ -76,6 +79,7 @@ def find_candidates(
         exclude_same_id: Leave out the document that has the query's own id, where queries are documents as well, unless
             it is judged for the query.
         device: Where sources that are given by name or folder run. None is what there is.
+        trust_remote_code: Let models by name run code of their own.
         batch_size: Texts that a model encodes at once.
         chunk_size: Documents whose embeddings are held at a time. Memory is that of one chunk, of the queries'
             embeddings, and of the result.
@@ -97,7 +101,7 @@ def find_candidates(
     keys = [BM25() if source == "bm25" else str(source) if isinstance(source, Path) else source for source in sources]
     if len(set(keys)) < len(keys):
         raise ValueError(f"a source is named twice in {sources!r}: it would only count twice.")
-    chosen = [_chosen(source, device) for source in keys]
+    chosen = [_chosen(source, device, trust_remote_code) for source in keys]
     queries, corpus = Texts.open(queries, "queries"), Texts.open(corpus, "corpus")
 
     wanted = Pairs.of(_relevant(positives or {}), queries, corpus, "positives")
@@ -124,24 +128,24 @@ def find_candidates(
     return TeacherScores.open(output)
 
 
-def _chosen(source: Any, device: str | None) -> tuple[BM25 | SentenceTransformer, dict[str, Any]]:
+def _chosen(source: Any, device: str | None, trust_remote_code: bool) -> tuple[Any, dict[str, Any]]:
     """A source, loaded, and what the manifest says of it."""
     if isinstance(source, BM25):
         load_bm25(source)
         return source, source.description
-    from sentence_transformers import SentenceTransformer
-
-    from st_m3se.candidates.dense import describe_model, model_name
-
     if isinstance(source, str):
-        model = SentenceTransformer(source, device=device)
-        return model, describe_model(model, str(source))
-    if isinstance(source, SentenceTransformer):
-        return source, describe_model(source, model_name(source))
-    raise TypeError(f'a source is "bm25", BM25(...), a SentenceTransformer or its name, got {short(source)}.')
+        model = load_encoder(source, device=device, trust_remote_code=trust_remote_code)
+        return model.eval(), describe_encoder(model, source)
+    try:
+        return source, describe_encoder(source, encoder_name(source))
+    except (TypeError, AttributeError):
+        raise TypeError(
+            f'a source is "bm25", BM25(...), or an encoder or its name, got {type(source).__name__}. A cross-encoder '
+            "cannot search: score the candidates with it."
+        ) from None
 
 
-def _search(source: BM25 | SentenceTransformer, name: str, job: Job) -> Found:
+def _search(source: Any, name: str, job: Job) -> Found:
     if isinstance(source, BM25):
         return search_bm25(source, job)
     from st_m3se.candidates.dense import search_dense

@@ -33,8 +33,8 @@ def candidates(
         typer.Option(
             "--source",
             metavar="SOURCE",
-            help="bm25, or the name or folder of a SentenceTransformer. Repeat it to merge several by reciprocal rank "
-            "fusion. Without it: bm25.",
+            help="bm25, or the name or folder of a bi-encoder, sparse or multi-vector encoder. Repeat it to merge "
+            "several by reciprocal rank fusion. Without it: bm25.",
         ),
     ] = None,
     depth: Annotated[int, typer.Option("--depth", min=1, help="Documents per query, at most.")] = 50,
@@ -73,6 +73,9 @@ def candidates(
     device: Annotated[
         str | None, typer.Option("--device", help="Device of the models: cuda, cpu, ... Without it: the best there is.")
     ] = None,
+    trust_remote_code: Annotated[
+        bool, typer.Option("--trust-remote-code", help="Let models by name run code of their own.")
+    ] = False,
     ids: Annotated[
         IdsChoice, typer.Option("--ids", help="Keep the ids as they are (TSV: str), or make them str or int.")
     ] = IdsChoice.KEEP,
@@ -126,6 +129,7 @@ def candidates(
             exclude_documents=banned,
             exclude_same_id=exclude_same_id,
             device=device,
+            trust_remote_code=trust_remote_code,
             batch_size=batch_size,
             overwrite=overwrite,
         )

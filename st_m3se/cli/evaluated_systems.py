@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from st_m3se.evaluation.systems import EncoderKind
+    from st_m3se.encoders import EncoderKind
 
 __all__ = ["Given", "read_systems"]
 

@@ -13,8 +13,8 @@ import pyarrow as pa
 from sentence_transformers.base.evaluation import BaseEvaluator
 
 from st_m3se.candidates.job import Pairs
+from st_m3se.encoders import CHUNK, embed_documents, embed_queries, model_kind
 from st_m3se.evaluation.data import EvaluationSet, open_set
-from st_m3se.evaluation.embeddings import embed_documents, embed_queries, model_kind
 from st_m3se.evaluation.measures import DEFAULT_MEASURES, parse_measures, per_query
 from st_m3se.evaluation.search import Search, SearchResult
 from st_m3se.scores.rows import ScoredList
@@ -22,8 +22,6 @@ from st_m3se.scores.rows import ScoredList
 __all__ = ["RetrievalEvaluator"]
 
 logger = logging.getLogger(__name__)
-
-CHUNK = {"dense": 16_384, "sparse": 16_384, "multi-vector": 1_024}
 
 
 class RetrievalEvaluator(BaseEvaluator):
