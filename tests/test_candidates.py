@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import json
 import math
 import os
@@ -25,10 +26,13 @@ from typer.testing import CliRunner
 
 from st_m3se.candidates import BM25, find_candidates
 from st_m3se.candidates.bm25 import _best
+from st_m3se.candidates.find import _merged
+from st_m3se.candidates.job import Found, Job, Pairs
 from st_m3se.cli import app
 from st_m3se.evaluation.search import search
 from st_m3se.scores import TeacherScores
 from st_m3se.scores.formats import Reading, read_run
+from st_m3se.texts import Texts
 
 if TYPE_CHECKING:
     from sentence_transformers import SentenceTransformer
@@ -258,6 +262,25 @@ def test_several_sources_are_merged_by_reciprocal_rank(
     merged = find("bm25", model, depth=6)
     assert_same_lists(merged, expected, tolerance=1e-7)
     assert any(merged[query] != lists[0][query] for query in QUERIES)
+
+
+def test_the_same_ranks_in_another_order_of_the_sources_are_a_tie() -> None:
+    """Prevents sums that differ in the last digit of a double, and not in what is stored, from deciding the order."""
+    corpus, nothing = Texts.open(dict.fromkeys(map(str, range(30)), "x")), Pairs(*np.zeros((2, 0), np.int64))
+    job = Job(Texts.open({"q": "x"}, "queries"), corpus, 30, nothing, np.zeros(30, bool), nothing, 1, 1, False)
+    uneven = 0
+    for first, second, third in itertools.permutations(range(12), 3):
+        ranks = [(first, second, third), (third, first, second), (second, third, first)]  # of documents 0, 1, 2
+        rows = np.arange(3, 15, dtype=np.int32) * np.ones((3, 1, 1), np.int32)
+        for document, places in enumerate(ranks):
+            for source, place in enumerate(places):
+                rows[source, 0, place] = document
+        found = [Found(one, np.zeros((1, 12), np.float32), np.zeros(0, np.float32)) for one in rows]
+        best, scores = _merged(job, found, 0)
+        assert [document for document in best if document < 3] == [0, 1, 2]
+        assert scores == sorted(np.float32(scores).tolist(), reverse=True)
+        uneven += len({sum(1 / (61 + place) for place in places) for places in ranks}) > 1
+    assert uneven > 10, "every sum comes out even: nothing is compared"
 
 
 def without(lists: Lists, banned: Callable[[Any, Any], bool]) -> Lists:

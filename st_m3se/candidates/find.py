@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Collection, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -159,15 +160,18 @@ def _relevant(qrels: Mapping[Any, Mapping[Any, int]]) -> dict[Any, list[Id]]:
 
 def _merged(job: Job, found: Sequence[Found], query: int) -> tuple[list[int], list[float]]:
     """One query's list, with the positives that it should have."""
-    scores: dict[int, float] = {}
+    parts: dict[int, list[float]] = {}
     for one in found:
         rows = one.rows[query]
         rows = rows[rows >= 0].tolist()
-        if len(found) == 1:
-            scores = dict(zip(rows, one.scores[query].tolist(), strict=False))
-        else:
-            for rank, row in enumerate(rows, start=1):
-                scores[row] = scores.get(row, 0.0) + 1 / (RRF_K + rank)
+        values = (
+            one.scores[query].tolist() if len(found) == 1 else [1 / (RRF_K + 1 + place) for place in range(len(rows))]
+        )
+        for row, value in zip(rows, values, strict=False):
+            parts.setdefault(row, []).append(value)
+    # Exact sums, and as they will be stored: the same ranks in another order of the sources are a tie, and ties stand
+    # in the order of the corpus.
+    scores = {row: float(np.float32(math.fsum(values))) for row, values in parts.items()}
     best = sorted(scores, key=lambda row: (-scores[row], row))[: job.depth]
     pairs = job.wanted.range(query)
     if pairs.stop > pairs.start:

@@ -9,8 +9,8 @@ import numpy as np
 
 from st_m3se.extras import require
 from st_m3se.scores.errors import FormatError
-from st_m3se.scores.judgements import is_own_document
-from st_m3se.scores.rows import ScoredList
+from st_m3se.scores.judgements import check_judgements, is_own_document
+from st_m3se.scores.rows import Id, ScoredList
 
 if TYPE_CHECKING:
     from ir_measures import Measure
@@ -45,11 +45,11 @@ def parse_measures(names: Sequence[str]) -> list[Measure]:
 
 def per_query(
     run: Iterable[ScoredList],
-    qrels: Mapping[str, Mapping[str, int]],
+    qrels: Mapping[Any, Mapping[Any, int]],
     measures: Sequence[str] = DEFAULT_MEASURES,
     *,
     exclude_same_id: bool = True,
-    query_ids: Sequence[str] | None = None,
+    query_ids: Sequence[Id] | None = None,
 ) -> dict[str, np.ndarray]:
     """Each measure for each query.
 
@@ -62,7 +62,8 @@ def per_query(
     Args:
         run: The ranked lists, in any order, with their documents in any order: a store, or any rows. Ids that are
             integers are taken as their decimal text. Queries that are not asked for are passed over.
-        qrels: Query id to document id to grade, all ids str. A document that is not judged counts as not relevant.
+        qrels: Query id to document id to grade, an integer. Ids that are integers are taken as their decimal text. A
+            document that is not judged counts as not relevant.
         measures: Names, see :func:`parse_measures`.
         exclude_same_id: Leave out the result that has the query's own id, as BEIR does by default: where queries are
             documents too (ArguAna, Quora) a query would find itself. A document that is judged for the query stays,
@@ -75,7 +76,8 @@ def per_query(
         with trec_eval's option ``-c``, and so does one without a relevant document.
 
     Raises:
-        FormatError: If a query has two rows, a document stands twice in a list, or a score is not finite.
+        FormatError: If a query has two rows, a document stands twice in a list, a score is not finite, or a grade is
+            no integer.
         ValueError: If a measure is unknown, or a query has no judgement.
     """
     ir_measures = require("ir_measures", "eval")
@@ -83,7 +85,8 @@ def per_query(
     names: dict[Measure, list[str]] = {}
     for name, measure in zip(measures, parsed, strict=True):
         names.setdefault(measure, []).append(name)
-    wanted = tuple(qrels if query_ids is None else query_ids)
+    qrels = check_judgements(qrels)
+    wanted = tuple(qrels if query_ids is None else map(str, query_ids))
     places = {query: place for place, query in enumerate(wanted)}
     if len(places) < len(wanted):
         raise ValueError("a query stands twice in query_ids.")
@@ -149,7 +152,7 @@ def _grades(judged: Mapping[str, int]) -> dict[str, int]:
     """The grades of a query; 0 where all are below, for which trec_eval would use memory that is not its own."""
     if max(judged.values()) < 0:
         return dict.fromkeys(judged, 0)
-    return {document: int(grade) for document, grade in judged.items()}
+    return dict(judged)
 
 
 def _parse(ir_measures: Any, name: str) -> Measure:

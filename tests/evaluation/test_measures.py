@@ -15,8 +15,8 @@ from hypothesis import strategies as st
 
 from st_m3se.evaluation import DEFAULT_MEASURES, parse_measures, per_query
 from st_m3se.evaluation import measures as module
-from st_m3se.scores import FormatError, ScoredList, TeacherScores
-from st_m3se.scores.formats import Reading, read_qrels, read_run
+from st_m3se.scores import FormatError, ScoredList, TeacherScores, read_qrels
+from st_m3se.scores.formats import Reading, read_run
 
 pytrec_eval = pytest.importorskip("pytrec_eval", reason='the oracle comes with pip install -e ".[test]"')
 
@@ -177,6 +177,18 @@ def test_a_judged_document_is_never_left_out() -> None:
     run = {"7": {"7": 3.0, "8": 2.0}, "9": {"9": 2.0, "8": 1.0}}
     for rule in (True, False):
         assert per_query(rows(run), qrels, ["RR@10"], exclude_same_id=rule)["RR@10"].tolist() == [1, 1 / 2]
+
+
+def test_ids_may_be_numbers_and_a_fraction_is_no_grade() -> None:
+    """Prevents judgements that match nothing, and a grade of 0.5 that is cut to 0: every measure would be 0."""
+    run = [ScoredList(7, [1, 2], [1.0, 2.0])]
+    for qrels in ({7: {1: 1}}, {"7": {"1": 1}}, {7: {1: np.int64(1)}}, {7: {1: 1.0}}):
+        for chosen in (None, [7], ["7"]):
+            assert per_query(run, qrels, ["RR@10"], query_ids=chosen)["RR@10"].tolist() == [1 / 2]
+    with pytest.raises(FormatError, match=r"relevance must be an integer, got 0\.5\. .*scale the grades"):
+        per_query(run, {7: {1: 0.5}}, ["nDCG@10"])
+    with pytest.raises(FormatError, match="stand twice, as text and as number"):
+        per_query(run, {7: {1: 1, "1": 0}})
 
 
 def test_the_run_streams_in_blocks(monkeypatch: pytest.MonkeyPatch) -> None:
