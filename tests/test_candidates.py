@@ -24,13 +24,14 @@ from scores.test_scoring import make_cross_encoder
 from sentence_transformers import CrossEncoder
 from typer.testing import CliRunner
 
+from st_m3se import build_distillation_dataset
 from st_m3se.candidates import BM25, find_candidates
 from st_m3se.candidates.bm25 import _best
 from st_m3se.candidates.find import _merged
 from st_m3se.candidates.job import Found, Job, Pairs
 from st_m3se.cli import app
 from st_m3se.evaluation.search import search
-from st_m3se.scores import TeacherScores
+from st_m3se.scores import FormatError, TeacherScores, score_candidates
 from st_m3se.scores.formats import Reading, read_run
 from st_m3se.texts import Texts
 
@@ -373,7 +374,7 @@ def test_what_cannot_be_done_is_said_before_the_work(
 ) -> None:
     for options, message in [
         ({"depth": 0}, "depth, chunk_size and batch_size must be at least 1"),
-        ({"positives": {"q1": {"d0": 1, "lost": 1}}}, r"positives: 1 of 2 ids are not in the corpus .* first 'lost'"),
+        ({"positives": {"q1": {"lost": 1}}}, r"positives: 1 of 1 ids are not in the corpus .* first 'lost'"),
         ({"exclude": {1: ["d0"]}}, r"none of the 1 queries of exclude, first 1 \(int\), is among"),
         ({"exclude_documents": ["lost"]}, r"exclude_documents: 1 of 1 ids are not in the corpus"),
         ({"corpus": {"d1": "? !"}}, "no text of .* has a word of two letters"),
@@ -400,6 +401,73 @@ def test_what_cannot_be_done_is_said_before_the_work(
     with pytest.raises(ValueError, match="similarities that are not finite"):
         find(broken, overwrite=True)
     assert len(TeacherScores.open(tmp_path / "run")) == len(QUERIES)
+
+
+def test_what_evaluation_goes_on_with_stops_nobody_else(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """One policy, one switch: an id twice, an empty text, a pair judged twice, an absent document or query."""
+    monkeypatch.setattr("datasets.config.HF_DATASETS_CACHE", tmp_path / "cache")
+    data = tmp_path / "data"
+    (data / "qrels").mkdir(parents=True)
+    documents = [("d1", "an old boat"), ("d2", "a green boat"), ("d3", ""), ("d1", "a blue boat"), ("d4", "a tree")]
+    for name, texts in (("corpus", documents), ("queries", [("q1", "boat"), ("q2", "tree")])):
+        lines = [json.dumps({"_id": key, "text": text}) for key, text in texts]
+        (data / f"{name}.jsonl").write_text("\n".join(lines))
+    judged = [
+        ("q1", "d2", 1),
+        ("q1", "d1", 0),
+        ("q1", "d1", 1),
+        ("q1", "lost", 1),
+        ("q2", "d4", 1),
+        ("nobody", "d1", 1),
+    ]
+    path = data / "qrels" / "train.tsv"
+    path.write_text("qid\tpid\trelevance\n" + "".join(f"{q}\t{d}\t{grade}\n" for q, d, grade in judged))
+    expected = {
+        "documents whose id repeats": "the last text counts",
+        "empty documents": "kept",
+        "contradictory judgements": "the last one in the file counts",
+        "judgements of absent documents": "1 of them are relevant",
+    }
+
+    def told() -> str:
+        said = "\n".join(record.getMessage() for record in caplog.records if record.levelname == "WARNING")
+        caplog.clear()
+        return said
+
+    command = ["candidates", "--data", str(data), "--split", "train", "--include-positives", str(tmp_path / "run")]
+    refused = CliRunner().invoke(app, [*command, "--strict"])
+    assert refused.exit_code == 1
+    assert "documents whose id repeats: 1 (d1); " in refused.output
+    assert "judgements of absent queries: 1 (nobody)" in refused.output
+    assert not (tmp_path / "run").exists()
+    made = CliRunner().invoke(app, command)
+    assert made.exit_code == 0, made.output
+    assert "2 of 2 queries are judged in" in made.output  # not 3 of 2
+    found = told()
+    assert all(f"candidates: {kind}: 1 (" in found and effect in found for kind, effect in expected.items()), found
+    assert "judgements of absent queries: 1 (nobody); left out" in found
+    run = TeacherScores.open(tmp_path / "run")
+    assert {row.query_id: set(row.document_ids) for row in run} == {"q1": {"d1", "d2"}, "q2": {"d4"}}
+
+    def judge(pairs: list[tuple[str, str]]) -> list[float]:
+        assert not any("old" in text for _, text in pairs)
+        return [float(len(text)) for _, text in pairs]
+
+    lists = {row.query_id: [*row.document_ids, "d3"] for row in run}
+    inputs = lists, data / "queries.jsonl", data / "corpus.jsonl"
+    with pytest.raises(FormatError, match="documents whose id repeats: 1"):
+        score_candidates(judge, *inputs, tmp_path / "scores", strict=True)
+    scores = score_candidates(judge, *inputs, tmp_path / "scores", show_progress_bar=False)
+    assert "score_candidates: documents whose id repeats: 1 (d1)" in told()
+    with pytest.raises(FormatError, match=r"contradictory judgements: 1 \(q1 d1\)"):
+        build_distillation_dataset(scores, data, data, path, strict=True)
+    dataset = build_distillation_dataset(scores, data, data, path)
+    found = told()
+    assert all(f"{kind}: 1 (" in found and effect in found for kind, effect in expected.items()), found
+    assert set(dataset[0]["relevant_ids"]) == {"d1", "d2"}
+    assert "a blue boat" in dataset[0]["documents"]
 
 
 def test_a_missing_package_names_the_extra(tmp_path: Path) -> None:
@@ -516,10 +584,8 @@ def test_what_is_wrong_is_said_in_a_line(tmp_path: Path, folder: Path) -> None:
         in run(*["--queries", folder, "--corpus", folder, "--split", "x", out], code=2)[1]
     )
     assert "needs --split or --qrels" in run("--data", folder, "--include-positives", out, code=2)[1]
-    assert "there is no such file" in run("--data", folder, "--split", "dev", out, code=1)[1]
+    assert "no judgements for the split 'dev'" in run("--data", folder, "--split", "dev", out, code=1)[1]
     assert "there is no such file or folder" in run("--data", tmp_path / "lost", out, code=1)[1]
-    (folder / "corpus.jsonl").write_text('{"_id": "1", "text": "x"}\n{"_id": "1", "text": "y"}\n')
-    assert f"error: {folder / 'corpus.jsonl'}:2: the id '1' stands here" in run("--data", folder, out, code=1)[1]
     (tmp_path / "bad").write_text("d1\nq1 d2\n")
     error = run(
         "--queries",

@@ -12,7 +12,10 @@ import pyarrow as pa
 
 from st_m3se.candidates.bm25 import BM25, load_bm25, search_bm25
 from st_m3se.candidates.job import Found, Job, Pairs, rows_of
+from st_m3se.collection import absent_documents, open_texts
 from st_m3se.encoders import describe_encoder, encoder_name, load_encoder
+from st_m3se.scores.findings import found as found_unusual
+from st_m3se.scores.findings import report
 from st_m3se.scores.rows import Id
 from st_m3se.scores.store import TeacherScores
 from st_m3se.scores.writer import TeacherScoresWriter
@@ -44,6 +47,7 @@ def find_candidates(
     trust_remote_code: bool = False,
     batch_size: int = 32,
     chunk_size: int = 16_384,
+    strict: bool = False,
     show_progress_bar: bool = True,
     overwrite: bool = False,
 ) -> TeacherScores:
@@ -84,12 +88,14 @@ def find_candidates(
         batch_size: Texts that a model encodes at once.
         chunk_size: Documents whose embeddings are held at a time. Memory is that of one chunk, of the queries'
             embeddings, and of the result.
+        strict: Refuse what is unusual: ids that repeat, empty texts, judged or excluded documents that are absent. Else
+            this is reported and dealt with as in evaluation, see :func:`~st_m3se.evaluation.open_set`.
         show_progress_bar: Show progress.
         overwrite: Replace a store that is there.
 
     Raises:
-        FormatError: If a document of ``positives`` or of the exclusions is not in the corpus, or none of their queries
-            is among the queries.
+        FormatError: If none of the documents of ``positives`` or of the exclusions is in the corpus, none of their
+            queries is among the queries, or in strict mode.
         FileExistsError: If ``output`` exists and ``overwrite`` is False.
         ImportError: If BM25 is asked for without its packages.
     """
@@ -103,14 +109,27 @@ def find_candidates(
     if len(set(keys)) < len(keys):
         raise ValueError(f"a source is named twice in {sources!r}: it would only count twice.")
     chosen = [_chosen(source, device, trust_remote_code) for source in keys]
-    queries, corpus = Texts.open(queries, "queries"), Texts.open(corpus, "corpus")
+    queries, findings = open_texts(queries, "queries")
+    corpus, unusual = open_texts(corpus, "corpus")
+    findings += unusual + absent_documents(positives or {}, corpus, "they are in no list")
+    excluded_pairs = {query: dict.fromkeys(documents, 0) for query, documents in (exclude or {}).items()}
+    findings += [
+        finding._replace(kind="exclusions of absent documents", effect="there is nothing to leave out")
+        for finding in absent_documents(excluded_pairs, corpus, "")
+    ]
+    banned = corpus.find(list(exclude_documents))
+    if len(banned) and (banned < 0).all():
+        rows_of(exclude_documents, corpus, "exclude_documents")
+    absent = [document for document, row in zip(exclude_documents, banned.tolist(), strict=True) if row < 0]
+    findings += found_unusual("excluded documents that are absent", absent, "there is nothing to leave out")
+    report("candidates", findings, strict=strict)
 
     wanted = Pairs.of(_relevant(positives or {}), queries, corpus, "positives")
     excluded = Pairs.of(exclude or {}, queries, corpus, "exclude")
     if exclude_same_id:
         excluded = excluded.with_pairs(Pairs.of_same_ids(queries, corpus, judged or positives or {}))
     everywhere = np.zeros(len(corpus), dtype=bool)
-    everywhere[rows_of(exclude_documents, corpus, "exclude_documents")] = True
+    everywhere[banned[banned >= 0]] = True
 
     manifest = {
         "source": {

@@ -39,7 +39,7 @@ class Pairs:
 
     @classmethod
     def of(cls, lists: Mapping[Any, Collection[Id]], queries: Texts, corpus: Texts, name: str) -> Pairs:
-        """The pairs whose query is among the queries: lists for more queries than these do no harm."""
+        """The pairs whose query is among the queries and whose document is in the corpus: others do no harm."""
         known = [query for query in lists if query in queries]
         if lists and not known:
             first = next(iter(lists))
@@ -48,9 +48,11 @@ class Pairs:
                 f"{queries!r}: they would have no effect."
             )
         ids = [document for query in known for document in lists[query]]
-        documents = rows_of(ids, corpus, name)
+        documents = corpus.find(ids)
+        if len(ids) and (documents < 0).all():
+            rows_of(ids, corpus, name)
         rows = np.repeat(queries.rows(known), [len(lists[query]) for query in known])
-        return cls(*np.unique(np.stack([rows, documents]), axis=1))
+        return cls(*np.unique(np.stack([rows, documents])[:, documents >= 0], axis=1))
 
     @classmethod
     def of_same_ids(cls, queries: Texts, corpus: Texts, judged: Mapping[Any, Container[Any]]) -> Pairs:

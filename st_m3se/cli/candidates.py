@@ -79,6 +79,9 @@ def candidates(
     ids: Annotated[
         IdsChoice, typer.Option("--ids", help="Keep the ids as they are (TSV: str), or make them str or int.")
     ] = IdsChoice.KEEP,
+    strict: Annotated[
+        bool, typer.Option("--strict", help="Refuse empty texts, ids that repeat, absent documents and so on.")
+    ] = False,
     overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace OUT.")] = False,
 ) -> None:
     """Find candidate documents for each query, for a teacher to score.
@@ -98,26 +101,39 @@ def candidates(
 
     from st_m3se.candidates import BM25, find_candidates
     from st_m3se.candidates.files import read_exclusions
+    from st_m3se.collection import absent_queries, open_texts
+    from st_m3se.evaluation.data import qrels_of
+    from st_m3se.scores.findings import found, report
     from st_m3se.scores.judgements import read_judgements
+    from st_m3se.text_sources import choose_file
     from st_m3se.texts import Texts
 
     try:
         id_type: IdType | None = None if ids is IdsChoice.KEEP else "int" if ids is IdsChoice.INT else "str"
-        asked = Texts.open(data or queries, "queries", id_type=id_type)
-        documents = Texts.open(data or corpus, "corpus", id_type=id_type)
         if data is not None and split is not None:
-            qrels = data / "qrels" / f"{split}.tsv"
+            qrels, used = qrels_of(data, split)
+            if used != split:
+                raise FormatError(f"the folder has no split {split!r} but one other, {used!r}.", file=str(data))
+        folder = None if data is None else [choose_file(data, name, split) for name in ("queries", "corpus")]
+        asked, findings = open_texts(folder[0] if folder else queries, "queries", id_type=id_type)
+        documents, unusual = open_texts(folder[1] if folder else corpus, "corpus", id_type=id_type)
+        findings += unusual
         judged = None
         if qrels is not None:
-            judged, _ = read_judgements(qrels, query_ids=asked.id_type, document_ids=documents.id_type)
-        if judged is not None:
+            judged, unusual = read_judgements(qrels, query_ids=asked.id_type, document_ids=documents.id_type)
+            absent = set(absent_queries(judged, asked))
+            effect = "left out: there is no text to search with"
+            findings += unusual
+            findings += found("judgements of absent queries", [query for query in judged if query in absent], effect)
+            judged = {query: grades for query, grades in judged.items() if query not in absent}
             typer.echo(f"{len(judged):,} of {len(asked):,} queries are judged in {qrels}")
             asked = Texts.open(dict(zip(judged, asked.take(list(judged)), strict=True)), "queries")
+        report("candidates", findings, strict=strict)
         pairs, banned = read_exclusions(exclude or [], asked, documents)
         bm25 = BM25(
             stopwords=None if stopwords == "none" else stopwords, stemmer=None if stemmer == "none" else stemmer
         )
-        found = find_candidates(
+        made = find_candidates(
             asked,
             documents,
             [bm25 if name == "bm25" else name for name in source or ["bm25"]],
@@ -131,12 +147,13 @@ def candidates(
             device=device,
             trust_remote_code=trust_remote_code,
             batch_size=batch_size,
+            strict=strict,
             overwrite=overwrite,
         )
     except (FormatError, ImportError, ValueError, OSError) as error:
         typer.echo(f"error: {error}", err=True)
         raise typer.Exit(1) from None
-    lengths = [count for table in found.tables() for count in pc.list_value_length(table["document_ids"]).to_pylist()]
+    lengths = [count for table in made.tables() for count in pc.list_value_length(table["document_ids"]).to_pylist()]
     typer.echo(f"wrote {output}: {len(lengths):,} queries, {sum(lengths):,} candidates")
     if empty := lengths.count(0):
         typer.echo(f"note: {empty:,} queries have no candidate")

@@ -97,6 +97,7 @@ def score(
     trust_remote_code: Annotated[
         bool, typer.Option("--trust-remote-code", help="Let the teacher run code of its own from the hub.")
     ] = False,
+    strict: Annotated[bool, typer.Option("--strict", help="Refuse empty texts and ids that repeat.")] = False,
 ) -> None:
     """Score each query's candidates with a teacher, into a store of raw logits.
 
@@ -125,6 +126,7 @@ def score(
         "backend": backend.value,
         "revision": revision,
         "trust_remote_code": trust_remote_code,
+        "strict": strict,
     }
     inputs = candidates, data or queries, data or corpus, output
     try:

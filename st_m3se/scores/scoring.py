@@ -15,6 +15,7 @@ import pyarrow as pa
 from tqdm.auto import tqdm
 
 from st_m3se.scores.candidate_lists import CandidateLists
+from st_m3se.scores.findings import report
 from st_m3se.scores.rows import short
 from st_m3se.scores.scoring_run import ScoringRun
 from st_m3se.scores.store import TeacherScores
@@ -56,6 +57,7 @@ def score_candidates(
     backend: Backend = ...,
     revision: str | None = ...,
     trust_remote_code: bool = ...,
+    strict: bool = ...,
     name: str | None = ...,
     show_progress_bar: bool = ...,
 ) -> dict[str, TeacherScores]: ...
@@ -78,6 +80,7 @@ def score_candidates(
     backend: Backend = ...,
     revision: str | None = ...,
     trust_remote_code: bool = ...,
+    strict: bool = ...,
     name: str | None = ...,
     show_progress_bar: bool = ...,
 ) -> TeacherScores: ...
@@ -99,6 +102,7 @@ def score_candidates(
     backend: Backend = "torch",
     revision: str | None = None,
     trust_remote_code: bool = False,
+    strict: bool = False,
     name: str | None = None,
     show_progress_bar: bool = True,
 ) -> TeacherScores | dict[str, TeacherScores]:
@@ -138,6 +142,8 @@ def score_candidates(
         backend: "torch", "onnx" or "openvino", for a teacher by name or path.
         revision: Of a teacher by name on the hub. The commit that it stands for goes into the manifest.
         trust_remote_code: Let a model by name run code of its own.
+        strict: Refuse ids that repeat and empty texts. Else they are reported by warnings; of an id that repeats the
+            last text counts.
         name: What the manifest calls the teacher. None is its name or path; a lambda needs one.
         show_progress_bar: Show pairs, pairs per second and the time left, in the first process.
 
@@ -155,10 +161,13 @@ def score_candidates(
         ...     "cross-encoder/ms-marco-MiniLM-L6-v2", "bm25-run", "queries.jsonl", "corpus.jsonl", "teacher-scores"
         ... )
     """
-    from st_m3se.texts import Texts  # which itself begins with this package's errors and ids
+    from st_m3se.collection import open_texts  # whose texts begin with this package's errors and ids
 
     lists = CandidateLists(candidates)
-    texts = Texts.open(queries, "queries"), Texts.open(corpus, "corpus")
+    asked, findings = open_texts(queries, "queries")
+    documents, unusual = open_texts(corpus, "corpus")
+    report("score_candidates", findings + unusual, strict=strict)
+    texts = asked, documents
     options = {
         "max_length": max_length,
         "dtype": dtype,
