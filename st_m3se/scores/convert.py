@@ -7,6 +7,7 @@ import tempfile
 from collections.abc import Iterator, Mapping
 from contextlib import closing, contextmanager
 from dataclasses import dataclass, field
+from itertools import chain
 from pathlib import Path
 from typing import Any
 
@@ -16,12 +17,17 @@ from st_m3se.scores.formats.grouping import TextStore
 from st_m3se.scores.judgements import Qrels, read_qrels
 from st_m3se.scores.rows import Id, ScoredList
 from st_m3se.scores.store import TeacherScores
-from st_m3se.scores.writer import MANIFEST, MANIFEST_FIELDS, TeacherScoresWriter
+from st_m3se.scores.writer import MANIFEST, MANIFEST_FIELDS, UNFINISHED, TeacherScoresWriter
 
 __all__ = ["DESTINATIONS", "SOURCES", "Conversion", "convert", "read_rows"]
 
 STORE = "store"
+TABLES = ("csv", "parquet", "pylate")
 SOURCES = (STORE, *READERS)
+NOTES = {
+    "margin": "the file has margins: each query's first positive is 0, and only differences count.",
+    "rank": "the file has ranks and no scores: each score is minus the rank, and only the order means anything.",
+}
 DESTINATIONS = (STORE, *WRITERS)
 SUFFIXES = {".run": "trec", ".trec": "trec", ".jsonl": "pylate", ".csv": "csv", ".tsv": "marginmse", "": STORE}
 
@@ -71,7 +77,8 @@ def convert(
     from formats with texts, and ``qrels/train.tsv`` from formats that say which documents are the positives.
 
     Args:
-        source: A file in one of :data:`SOURCES`, plain, gz or zst, or a store.
+        source: A file in one of :data:`SOURCES`, plain, gz or zst; a store; or a folder of Parquet files, or of Arrow
+            files as ``Dataset.save_to_disk`` writes them.
         destination: A folder for a store, or a file.
         source_format: None recognises it by the content.
         destination_format: One of :data:`DESTINATIONS`. None goes by the name: ``.run``, ``.trec``, ``.jsonl``
@@ -100,8 +107,8 @@ def convert(
         raise ValueError("qrels is only for writing MarginMSE pairs; scores of other formats need none.")
     if scores is not None and kind != "hard-negatives":
         raise ValueError(f"scores belongs to hard-negatives, and {source} is {kind}.")
-    if columns and kind not in ("csv", "parquet"):
-        raise ValueError(f"columns belongs to csv and parquet, and {source} is {kind}.")
+    if columns and kind not in TABLES:
+        raise ValueError(f"columns belongs to {', '.join(TABLES)}, and {source} is {kind}.")
     if to != STORE and manifest:
         raise ValueError(f"a file of {to} scores has no manifest; the values {sorted(manifest)} would be lost.")
     if destination.exists() and (not overwrite or destination.resolve() == source.resolve()):
@@ -112,9 +119,10 @@ def convert(
     with closing(TextStore()) as texts, _scores_of(scores_path, destination, id_type) as known:
         reading = Reading(source, on_error=on_error, id_type=id_type, texts=texts if to == STORE else None)
         rows = _counted(read_rows(reading, kind, columns, known), reading, result)
+        rows = chain([next(rows)], rows)  # with the first row the reader knows what kind of scores these are
         if to == STORE:
             with TeacherScoresWriter(
-                destination, manifest=_manifest(manifest, kind, source), overwrite=overwrite
+                destination, manifest=_manifest(manifest, kind, source, reading.scale), overwrite=overwrite
             ) as writer:
                 positives = _write_rows(rows, writer)
                 result.files = texts.write(writer.folder) + (["qrels/train.tsv"] if positives else [])
@@ -124,15 +132,17 @@ def convert(
         else:
             WRITERS[to](rows, destination, overwrite=overwrite)
     result.skipped, result.messages = reading.skipped, reading.messages
-    if kind == "gpl":
-        result.notes.append("the file has margins: each query's first positive is 0, and only differences count.")
+    if reading.scale in NOTES:
+        result.notes.append(NOTES[reading.scale])
+    if kind == "tuples":
+        result.notes.append("mine_hard_negatives gives a bi-encoder's scores, unless it was given a cross-encoder.")
     return result
 
 
 def _source_format(source: Path, chosen: str | None) -> str:
     if chosen is not None and chosen not in SOURCES:
         raise ValueError(f"there is no format {chosen!r} to read; there are {', '.join(SOURCES)}.")
-    if chosen is None and source.is_dir():
+    if chosen is None and ((source / MANIFEST).is_file() or (source / UNFINISHED).is_file()):
         return STORE
     return chosen or sniff(source)
 
@@ -160,7 +170,7 @@ def read_rows(
         return _store_rows(reading)
     if kind == "hard-negatives":
         return READERS[kind](reading, scores)
-    if kind in ("csv", "parquet"):
+    if kind in TABLES:
         return READERS[kind](reading, columns)
     return READERS[kind](reading)
 
@@ -202,11 +212,11 @@ def _scores_of(path: Path | None, destination: Path, id_type: IdType | None) -> 
         yield TeacherScores.open(Path(folder) / STORE)
 
 
-def _manifest(given: Mapping[str, Any] | None, kind: str, source: Path) -> dict[str, Any]:
+def _manifest(given: Mapping[str, Any] | None, kind: str, source: Path, scale: str | None) -> dict[str, Any]:
     """What is known of the scores: given, from the manifest of the source, or from its format."""
     known: dict[str, Any] = {"source": {"file": source.name, "format": kind}}
-    if kind == "gpl":
-        known["scale"] = "margin"
+    if scale is not None:
+        known["scale"] = scale
     if kind == STORE and (source / MANIFEST).is_file():
         old = TeacherScores.open(source).manifest
         known = {name: old.get(name) for name in MANIFEST_FIELDS}

@@ -43,6 +43,13 @@ EXPECTED: dict[str, dict[object, dict[object, float]]] = {
     },
     "pylate": {7: {1: 9.5, 2: -1.25}, 5: {4: 8.0, 2: 0.5}},
     "tevatron": {"7": {"d1": 9.5, "d2": -1.25}},
+    "margins": {"q7": {"d1": 0.0, "d2": -10.75, "d3": -6.5}, "q5": {"d4": 0.0, "d2": -7.5}},
+    "tuples": {
+        T("what"): {T("this"): 9.5, T("that"): -1.25, T("them"): 3.0},
+        T("who"): {T("she"): 8.0, T("that"): 0.5, T("this"): 0.25},
+    },
+    "rank-llm": {"7": {"d1": 9.5, "d2": -1.25}},
+    "rankify": {T("what?"): {1: 9.5, 2: -1.25}},
     "colbert": {7: {1: 9.5, 2: -1.25}, 5: {4: 8.0, 2: 0.5}},
     "trec": {"7": {"d1": 9.5, "d2": -1.25}, "5": {"d4": 8.0}},
     "ranking": {"7": {"d1": 9.5, "d2": -1.25}, "5": {"d4": 8.0}},
@@ -80,8 +87,9 @@ def test_each_format_becomes_a_store(tmp_path: Path, name: str) -> None:
     store.validate()
     assert {row.query_id: dict(zip(row.document_ids, row.scores, strict=True)) for row in store} == EXPECTED[name]
     assert (result.source_format, result.queries) == (name, len(EXPECTED[name]))
-    assert store.manifest["scale"] == ("margin" if name == "gpl" else None)
-    named = name in ("marginmse", "marginmse-text", "gpl", "hard-negatives", "flagembedding", "tevatron")
+    assert store.manifest["scale"] == ("margin" if name in ("gpl", "margins") else None)
+    pairs = ("marginmse", "marginmse-text", "gpl", "margins", "tuples")
+    named = name in (*pairs, "hard-negatives", "flagembedding", "tevatron")
     assert (tmp_path / "store" / "qrels" / "train.tsv").is_file() == named
     if named:  # the positive of each query stands first, as the losses assume by default
         kind = "int" if store.manifest["query_id_type"] == "int" else "str"
@@ -216,13 +224,17 @@ def test_skipping_counts_and_reports(tmp_path: Path) -> None:
     content = (good % 1).encode() + b"\xff\n" + b"{\n" * 30 + (good % 1).encode() + (good % 2).encode()
     path = written(tmp_path / "mixed.jsonl", content)
     result = convert(path, tmp_path / "store", on_error="skip")
-    assert (result.queries, result.skipped, len(result.messages)) == (2, 32, 20)
+    assert (result.queries, result.skipped, len(result.messages)) == (2, 31, 20)
     assert result.messages[0].startswith(f"{path}:2: this is not UTF-8")
     assert [row.query_id for row in TeacherScores.open(tmp_path / "store")] == [1, 2]
     with pytest.raises(FormatError, match="no row of scores"):
         convert(written(tmp_path / "none.jsonl", "{\n"), tmp_path / "x", source_format="pylate", on_error="skip")
-    with pytest.raises(FormatError, match="3: query 1 has a row already"):
-        convert(written(tmp_path / "twice", (good % 1) + (good % 2) + (good % 1)), tmp_path / "x")
+    other = (good % 1).replace('"scores": [1]', '"scores": [2]')
+    with pytest.raises(FormatError, match=r"3: query 1 and document 1 have the score 2\.0 here and 1\.0 on an earlier"):
+        convert(written(tmp_path / "twice", (good % 1) + (good % 2) + other), tmp_path / "x")
+    line = "[1, [1, 9.5]]\n"
+    with pytest.raises(FormatError, match="2: query 1 has a row already"):
+        convert(written(tmp_path / "twice", line * 2), tmp_path / "x")
     assert not (tmp_path / "x").exists()
 
 
@@ -279,7 +291,7 @@ def test_judgements_are_not_taken_for_scores(tmp_path: Path) -> None:
         ("", "empty"),
         ("a b c\n", "no format that is known"),
         ("1\t2\t3\t4\t5\n1\t2\t3\t4\tx\n", None),
-        ("[\n{}\n]\n", "not JSON by itself"),
+        ("[\n{}\n]\n", "no format"),
         ('{"query": "x"}\n', "no format"),
         ('{"query_id": 1, "document_ids": [], "scores": [], "qid": 1, "pos": [], "neg": []}\n', "pylate or hard"),
         ("1\t2\t3\t4.5\tx\n", "trec or marginmse"),

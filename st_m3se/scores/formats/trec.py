@@ -98,6 +98,8 @@ def read_ranking(reading: Reading) -> Iterator[ScoredList]:
                 f"expected `qid pid rank{' score' * (count == 4)}` with tabs, as on the first line, got {line!r:.100}."
             )
         query_id, document_id = reading.query_id(fields[0]), reading.document_id(fields[1])
+        if count == 3:
+            reading.scale = "rank"
         score = check_score(fields[3] if count == 4 else -float(fields[2]))
         return Pair(query_id, document_id, None, score, False, number)
 
