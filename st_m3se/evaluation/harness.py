@@ -14,7 +14,7 @@ from tqdm.auto import tqdm
 from st_m3se.candidates.bm25 import BM25
 from st_m3se.evaluation.data import EvaluationSet, open_set
 from st_m3se.evaluation.html import Section
-from st_m3se.evaluation.measures import DEFAULT_MEASURES, parse_measures, per_query
+from st_m3se.evaluation.measures import DEFAULT_MEASURES, check_grades, parse_measures, per_query
 from st_m3se.evaluation.provenance import provenance
 from st_m3se.evaluation.rankers import load_ranker
 from st_m3se.evaluation.records import make_ranking
@@ -117,6 +117,8 @@ def evaluate(
     searches = searches and any(each.candidates is None for each in opened.values())
     chosen = _measures(measures, depth, searches=searches)
     _check(opened, named)
+    for evaluation_set in opened.values():
+        check_grades(chosen, evaluation_set.qrels)
     output = Path(output)
     descriptions: dict[str, dict[str, Any]] = {}
     records: dict[tuple[str, str], dict[str, Any]] = {}

@@ -15,7 +15,7 @@ from sentence_transformers.base.evaluation import BaseEvaluator
 from st_m3se.candidates.job import Pairs
 from st_m3se.encoders import CHUNK, embed_documents, embed_queries, model_kind
 from st_m3se.evaluation.data import EvaluationSet, open_set
-from st_m3se.evaluation.measures import DEFAULT_MEASURES, parse_measures, per_query
+from st_m3se.evaluation.measures import DEFAULT_MEASURES, check_grades, parse_measures, per_query
 from st_m3se.evaluation.search import Search, SearchResult
 from st_m3se.scores.rows import ScoredList
 
@@ -103,6 +103,7 @@ class RetrievalEvaluator(BaseEvaluator):
                 f"{opened.name} is {given}, and this evaluator searches a corpus. Open a set with queries and corpus, "
                 "without a run."
             )
+        check_grades(measures, opened.qrels)
         self.set, self.queries, self.corpus = opened, opened.queries, opened.corpus
         self.name = opened.name if name is None else name
         self.measures, self.depth, self.exclude_same_id = tuple(measures), depth, exclude_same_id
