@@ -26,7 +26,7 @@ from typer.testing import CliRunner
 
 from st_m3se import build_distillation_dataset
 from st_m3se.candidates import BM25, find_candidates
-from st_m3se.candidates.bm25 import _best
+from st_m3se.candidates.bm25 import _best, bigrams
 from st_m3se.candidates.find import _merged
 from st_m3se.candidates.job import Found, Job, Pairs
 from st_m3se.cli import app
@@ -133,6 +133,42 @@ def test_bm25_counts_a_word_of_the_query_as_often_as_it_stands_there(find: Calla
     assert_same_lists(found, oracle)
     assert found["none"] == []
     assert found["once"] != found["twice"]
+
+
+CHINESE = {
+    "a": "东京是日本的首都，人口约一千四百万。",
+    "b": "京都是日本的古都。 BM25 也能搜索英文 words",
+    "c": "長崎は坂の多い町です",
+    "d": "서울은 대한민국의 수도이다",
+    "e": "กรุงเทพมหานครเป็นเมืองหลวงของประเทศไทย",
+    "f": "An English text about Tokyo, the capital",
+}
+
+
+def test_scripts_without_blanks_are_searched_by_bigrams(
+    find: Callable[..., Lists], caplog: pytest.LogCaptureFixture
+) -> None:
+    """Prevents no hit and no word for a whole language: each sentence would be a word of its own."""
+    queries = {"1": "日本首都", "2": "坂の町", "3": "대한민국 수도", "4": "เมืองหลวง", "5": "capital words"}
+    found = find("bm25", queries=queries, corpus=CHINESE)
+    assert {query: pairs for query, pairs in found.items() if pairs} == {"5": found["5"]}
+    assert "Chinese, Japanese, Korean" in caplog.text
+    assert "--tokens bigrams" in caplog.text
+    caplog.clear()
+    found = find(BM25(tokens="bigrams"), queries=queries, corpus=CHINESE)
+    assert [pairs[0][0] for pairs in found.values()] == ["a", "c", "d", "e", found["5"][0][0]]
+    assert {key for key, _ in found["1"]} == {"a", "b"}
+    assert {key for key, _ in found["5"]} == {"b", "f"}
+    assert "bigrams" not in caplog.text
+    assert bigrams("東京都 is 京").split() == ["東京", "京都", "is", "京"]
+    with pytest.raises(ValueError, match='tokens must be "words" or "bigrams"'):
+        BM25(tokens="letters")
+
+
+def test_english_is_not_warned_of(find: Callable[..., Lists], caplog: pytest.LogCaptureFixture) -> None:
+    find(BM25(tokens="bigrams"))
+    assert find("bm25") == find(BM25(tokens="bigrams"))
+    assert "Chinese" not in caplog.text
 
 
 def test_bm25_in_many_blocks(find: Callable[..., Lists], monkeypatch: pytest.MonkeyPatch) -> None:

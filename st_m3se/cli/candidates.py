@@ -69,6 +69,10 @@ def candidates(
     stopwords: Annotated[
         str, typer.Option("--stopwords", help="Stop words for bm25: english, german, ..., or none.")
     ] = "english",
+    tokens: Annotated[
+        str,
+        typer.Option("--tokens", help="What bm25 takes for words: words, or bigrams for Chinese, Japanese, Korean."),
+    ] = "words",
     batch_size: Annotated[int, typer.Option("--batch-size", min=1, help="Texts that a model encodes at once.")] = 32,
     device: Annotated[
         str | None, typer.Option("--device", help="Device of the models: cuda, cpu, ... Without it: the best there is.")
@@ -131,7 +135,9 @@ def candidates(
         report("candidates", findings, strict=strict)
         pairs, banned = read_exclusions(exclude or [], asked, documents)
         bm25 = BM25(
-            stopwords=None if stopwords == "none" else stopwords, stemmer=None if stemmer == "none" else stemmer
+            stopwords=None if stopwords == "none" else stopwords,
+            stemmer=None if stemmer == "none" else stemmer,
+            tokens=tokens,
         )
         made = find_candidates(
             asked,

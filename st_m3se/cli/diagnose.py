@@ -117,6 +117,13 @@ def diagnose(
         str | None, typer.Option("--device", help="Such as cuda:1 or cpu. Default: a GPU, where there is one.")
     ] = None,
     backend: Annotated[BackendChoice, typer.Option("--backend", help="What runs the models.")] = BackendChoice.TORCH,
+    label: Annotated[
+        int | None,
+        typer.Option("--label", min=0, help="Of cross-encoders with several labels, the one that is the score."),
+    ] = None,
+    trust_remote_code: Annotated[
+        bool, typer.Option("--trust-remote-code", help="Let models by name run code of their own.")
+    ] = False,
 ) -> None:
     """Show how far scorers separate relevant documents from others, over the same lists.
 
@@ -173,6 +180,8 @@ def diagnose(
             "batch_tokens": batch_tokens,
             "device": device,
             "backend": backend.value,
+            "label": label,
+            "trust_remote_code": trust_remote_code,
         }
         found = look(
             scorers,

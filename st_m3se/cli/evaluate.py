@@ -122,6 +122,19 @@ def evaluate(
             "--max-length", metavar="[NAME=]N", help="Tokens of a text; for a re-ranker's pairs name it: NAME=N."
         ),
     ] = None,
+    label: Annotated[
+        list[str] | None,
+        typer.Option(
+            "--label", metavar="[NAME=]N", help="Of a cross-encoder with several labels, the one that is the score."
+        ),
+    ] = None,
+    trust_remote_code: Annotated[
+        bool, typer.Option("--trust-remote-code", help="Let models by name run code of their own.")
+    ] = False,
+    tokens: Annotated[
+        str,
+        typer.Option("--tokens", help="What bm25 takes for words: words, or bigrams for Chinese, Japanese, Korean."),
+    ] = "words",
     dtype: Annotated[
         DtypeChoice, typer.Option("--dtype", help="Precision of the models. Auto leaves encoders as they come.")
     ] = DtypeChoice.AUTO,
@@ -243,7 +256,10 @@ def evaluate(
                 "query-prompt": query_prompt or [],
                 "document-prompt": document_prompt or [],
                 "max-length": max_length or [],
+                "label": label or [],
             },
+            trust_remote_code=trust_remote_code,
+            tokens=tokens,
         )
         unscored = any(finding.kind == "candidates without scores" for each in sets for finding in each.findings)
         systems = read_systems(given, candidates=candidates is not None, unscored=unscored)

@@ -98,6 +98,7 @@ class SecondStage:
             "dtype": source.dtype,
             "prompt": source.prompt,
             "batch_tokens": source.batch_tokens,
+            "label": source.label,
         }
         model: Any = source.model
         if isinstance(model, (str, Path)):
@@ -122,6 +123,7 @@ class SecondStage:
         self.description: dict[str, Any] = {
             "model": known["teacher"],
             **{key: known[key] for key in ("revision", "weights", "max_length", "dtype", "prompt", "backend")},
+            **({} if source.label is None else {"label": source.label}),
             "first_stage": source.first_stage,
             "depth": source.depth,
         }

@@ -79,6 +79,7 @@ class ReRanker:
         backend: "torch", "onnx" or "openvino".
         revision: Of a model by name on the hub.
         trust_remote_code: Let a model by name run code of its own.
+        label: Of a cross-encoder with several labels, the one whose logit is the score, counted from 0.
     """
 
     model: Judge
@@ -91,6 +92,7 @@ class ReRanker:
     backend: Backend = "torch"
     revision: str | None = None
     trust_remote_code: bool = False
+    label: int | None = None
 
     def __post_init__(self) -> None:
         if self.depth < 1:

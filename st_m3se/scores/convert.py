@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import csv
+import re
 import tempfile
 from collections.abc import Iterator, Mapping
 from contextlib import closing, contextmanager
@@ -19,7 +20,7 @@ from st_m3se.scores.rows import Id, ScoredList
 from st_m3se.scores.store import TeacherScores
 from st_m3se.scores.writer import MANIFEST, MANIFEST_FIELDS, UNFINISHED, TeacherScoresWriter
 
-__all__ = ["DESTINATIONS", "SOURCES", "Conversion", "convert", "read_rows"]
+__all__ = ["DESTINATIONS", "SOURCES", "Conversion", "convert", "read_rows", "run_tag"]
 
 STORE = "store"
 TABLES = ("csv", "parquet", "pylate")
@@ -69,6 +70,7 @@ def convert(
     qrels: str | Path | None = None,
     columns: Mapping[str, str] | None = None,
     manifest: Mapping[str, Any] | None = None,
+    tag: str | None = None,
     overwrite: bool = False,
 ) -> Conversion:
     """Convert teacher scores, in a stream: neither side has to fit into memory, and the result appears only whole.
@@ -90,6 +92,8 @@ def convert(
         columns: For tables: their names for ``query_id``, ``document_id`` and ``score`` (or ``document_ids``,
             ``scores``).
         manifest: What is known of the scores, as for :class:`TeacherScoresWriter`.
+        tag: Of a TREC run, one word. None is the name of the file without its endings: other tools, and trec_eval's
+            users, tell runs apart by it.
         overwrite: Replace the destination.
 
     Raises:
@@ -109,6 +113,8 @@ def convert(
         raise ValueError(f"scores belongs to hard-negatives, and {source} is {kind}.")
     if columns and kind not in TABLES:
         raise ValueError(f"columns belongs to {', '.join(TABLES)}, and {source} is {kind}.")
+    if tag is not None and to != "trec":
+        raise ValueError("tag is for writing a TREC run.")
     if to != STORE and manifest:
         raise ValueError(f"a file of {to} scores has no manifest; the values {sorted(manifest)} would be lost.")
     if destination.exists() and (not overwrite or destination.resolve() == source.resolve()):
@@ -129,6 +135,8 @@ def convert(
         elif to == "marginmse":
             pairs = _Positives(rows, None if qrels is None else read_qrels(qrels), source)
             WRITERS[to](pairs, destination, qrels=pairs.qrels, overwrite=overwrite)
+        elif to == "trec":
+            WRITERS[to](rows, destination, tag=tag or run_tag(destination), overwrite=overwrite)
         else:
             WRITERS[to](rows, destination, overwrite=overwrite)
     result.skipped, result.messages = reading.skipped, reading.messages
@@ -137,6 +145,12 @@ def convert(
     if kind == "tuples":
         result.notes.append("mine_hard_negatives gives a bi-encoder's scores, unless it was given a cross-encoder.")
     return result
+
+
+def run_tag(path: Path) -> str:
+    """The tag of a run: its file's name without the endings, as one word."""
+    stem = re.sub(r"(\.(run|trec|txt|gz|zst))+$", "", path.name)
+    return re.sub(r"\s+", "_", stem) or "st-m3se"
 
 
 def _source_format(source: Path, chosen: str | None) -> str:

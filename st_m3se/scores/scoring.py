@@ -57,6 +57,7 @@ def score_candidates(
     backend: Backend = ...,
     revision: str | None = ...,
     trust_remote_code: bool = ...,
+    label: int | None = ...,
     strict: bool = ...,
     name: str | None = ...,
     show_progress_bar: bool = ...,
@@ -80,6 +81,7 @@ def score_candidates(
     backend: Backend = ...,
     revision: str | None = ...,
     trust_remote_code: bool = ...,
+    label: int | None = ...,
     strict: bool = ...,
     name: str | None = ...,
     show_progress_bar: bool = ...,
@@ -102,6 +104,7 @@ def score_candidates(
     backend: Backend = "torch",
     revision: str | None = None,
     trust_remote_code: bool = False,
+    label: int | None = None,
     strict: bool = False,
     name: str | None = None,
     show_progress_bar: bool = True,
@@ -142,6 +145,7 @@ def score_candidates(
         backend: "torch", "onnx" or "openvino", for a teacher by name or path.
         revision: Of a teacher by name on the hub. The commit that it stands for goes into the manifest.
         trust_remote_code: Let a model by name run code of its own.
+        label: Of a cross-encoder with several labels, the one whose logit is the score, counted from 0.
         strict: Refuse ids that repeat and empty texts. Else they are reported by warnings; of an id that repeats the
             last text counts.
         name: What the manifest calls the teacher. None is its name or path; a lambda needs one.
@@ -177,6 +181,7 @@ def score_candidates(
         "backend": backend,
         "revision": revision,
         "trust_remote_code": trust_remote_code,
+        "label": label,
     }
     if not isinstance(teacher, Mapping):
         return _score(_teacher(teacher, name, options), lists, texts, Path(output), shard_queries, show_progress_bar)

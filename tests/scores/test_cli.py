@@ -49,7 +49,11 @@ def test_it_says_which_format_it_took(tmp_path: Path, name: str) -> None:
 def test_there_and_back(tmp_path: Path) -> None:
     run(write_sample(tmp_path, "colbert"), tmp_path / "store")
     run(tmp_path / "store", tmp_path / "out.run.gz")
-    assert gzip.decompress((tmp_path / "out.run.gz").read_bytes()).startswith(b"7 Q0 1 1 9.5 st-m3se\n")
+    assert gzip.decompress((tmp_path / "out.run.gz").read_bytes()).startswith(b"7 Q0 1 1 9.5 out\n")
+    run(tmp_path / "store", tmp_path / "two.trec", "--tag", "minilm")
+    assert (tmp_path / "two.trec").read_text().startswith("7 Q0 1 1 9.5 minilm\n")
+    run(tmp_path / "store", tmp_path / "a name.run")  # two runs of one tag are one run to other tools
+    assert (tmp_path / "a name.run").read_text().startswith("7 Q0 1 1 9.5 a_name\n")
     run(tmp_path / "out.run.gz", tmp_path / "again", "--ids", "int")
     assert TeacherScores.open(tmp_path / "again")[7] == TeacherScores.open(tmp_path / "store")[7]
 

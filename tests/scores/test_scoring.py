@@ -260,6 +260,27 @@ def test_a_backend_that_cannot_be_imported_says_what_failed(
         score(str(cross_encoder_path), tmp_path / "store", backend="onnx")
 
 
+def test_one_label_of_several_is_the_score(checkpoint: Path, tmp_path: Path) -> None:
+    """As a classifier of "irrelevant, partly, perfect" has it; the run is one of that label alone."""
+    folder = make_cross_encoder(checkpoint, tmp_path / "three", labels=3)
+    model = CrossEncoder(str(folder), device="cpu")
+    expected = model.predict(TEXTS, activation_fn=torch.nn.Identity())
+    for label in (0, 2):
+        got = score(str(folder), tmp_path / str(label), label=label, device="cpu")
+        np.testing.assert_allclose(got, expected[:, label], atol=1e-5)
+        assert TeacherScores.open(tmp_path / str(label)).manifest["activation"] == f"identity, label {label}"
+    with pytest.raises(ValueError, match="activation"):
+        score(model, tmp_path / "2", label=1, name=str(folder))
+    with pytest.raises(ValueError, match=r"label=3 chooses one of several scores .* this model gives 3"):
+        score(model, tmp_path / "none", label=3)
+    with pytest.raises(ValueError, match="this model gives 1"):
+        score(
+            CrossEncoder(str(make_cross_encoder(checkpoint, tmp_path / "one")), device="cpu"), tmp_path / "x", label=0
+        )
+    with pytest.raises(ValueError, match="label is for models"):
+        score(stub, tmp_path / "x", label=0)
+
+
 def test_models_that_cannot_teach_are_refused(checkpoint: Path, tmp_path: Path) -> None:
     model = CrossEncoder(str(make_cross_encoder(checkpoint, tmp_path / "three", labels=3)), device="cpu")
     with pytest.raises(ValueError, match="has 3 labels, and a teacher gives one score"):
