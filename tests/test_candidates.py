@@ -136,7 +136,7 @@ def test_bm25_counts_a_word_of_the_query_as_often_as_it_stands_there(find: Calla
 
 
 CHINESE = {
-    "a": "东京是日本的首都，人口约一千四百万。",
+    "a": "东京是日本的首都。人口约一千四百万。",
     "b": "京都是日本的古都。 BM25 也能搜索英文 words",
     "c": "長崎は坂の多い町です",
     "d": "서울은 대한민국의 수도이다",
