@@ -17,11 +17,12 @@ from st_m3se.scores.errors import FormatError
 from st_m3se.scores.findings import EXAMPLES, Finding, found
 from st_m3se.scores.formats.grouping import Pair, TextStore, group_pairs
 from st_m3se.scores.formats.reading import INTEGER, Reading, open_binary
+from st_m3se.scores.formats.records import parts_of
 from st_m3se.scores.formats.sniffing import HEAD, head_lines, sniff
 from st_m3se.scores.formats.trec import is_ranking
 from st_m3se.scores.rows import ScoredList, check_score
 from st_m3se.scores.store import TeacherScores
-from st_m3se.scores.writer import MANIFEST, TeacherScoresWriter
+from st_m3se.scores.writer import MANIFEST, UNFINISHED, TeacherScoresWriter
 from st_m3se.texts import Texts
 
 __all__ = ["candidates_digest", "is_passage_run", "open_candidates", "texts_of_passage_run"]
@@ -58,7 +59,7 @@ def open_candidates(
         FormatError: If it is none of these, or has nothing for any of the queries.
     """
     store = _as_store(run)
-    stamps = _stamps(store.files if store is not None else [Path(str(run))])
+    stamps = _stamps(store.files if store is not None else parts_of(Path(str(run))))
     chosen = "" if store is None else blake2b("\n".join(map(str, store.query_ids().to_pylist())).encode()).hexdigest()
     known = [CACHE_VERSION, stamps, chosen, list(query_ids), None if corpus is None else corpus.fingerprint]
     target = cache_dir / f"candidates-{_key(known)}"
@@ -112,7 +113,15 @@ def texts_of_passage_run(run: Path, cache_dir: Path) -> tuple[Path, Path]:
 def _as_store(run: str | Path | TeacherScores) -> TeacherScores | None:
     if isinstance(run, TeacherScores):
         return run
-    return TeacherScores.open(run) if Path(run).is_dir() else None
+    path = Path(run)
+    if not path.is_dir():
+        return None
+    try:
+        return TeacherScores.open(path)
+    except FormatError:
+        if (path / MANIFEST).is_file() or (path / UNFINISHED).is_file():
+            raise
+        return None  # a folder of parts in another layout is read as a file is
 
 
 def _stamps(files: Iterable[Path]) -> list[tuple[str, int, int]]:
@@ -138,9 +147,11 @@ def _kind(path: Path) -> str:
         FormatError: If it is none, or could be two.
     """
     try:
-        with open_binary(path) as file:
-            head = file.read(HEAD)
-        if not head.startswith(b"PAR1"):
+        head = b""
+        if not path.is_dir():
+            with open_binary(path) as file:
+                head = file.read(HEAD)
+        if head and not head.startswith(b"PAR1"):
             with suppress(FormatError):
                 rows = [line.split("\t") for line in head_lines(head)]
                 if is_ranking(rows) or _is_ranks(rows):  # GPL's margins, which these could be by form, are no run

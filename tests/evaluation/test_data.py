@@ -15,6 +15,7 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
+from datasets import Dataset
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
@@ -388,6 +389,11 @@ def test_a_run_of_every_form_that_is_converted(tmp_path: Path, opened: Open) -> 
         tmp_path / "long.parquet",
     )
     assert listed(opened(path, run=tmp_path / "long.parquet")) == LISTS
+    (tmp_path / "spark").mkdir()
+    (tmp_path / "long.parquet").rename(tmp_path / "spark" / "part-00000.parquet")
+    assert listed(opened(path, run=tmp_path / "spark")) == LISTS
+    Dataset.from_list(records).save_to_disk(tmp_path / "saved")
+    assert listed(opened(path, run=tmp_path / "saved")) == LISTS
     for content in ("q1\td4\td1\t2.5\nq2\td1\td2\t1.5\n", "q1\td4\t1\nq1\td1\t1\n"):
         (tmp_path / "none").write_text(content)
         with pytest.raises(FormatError, match=r"no run"):
