@@ -16,6 +16,7 @@ import pyarrow as pa
 from tqdm.auto import tqdm
 
 from st_m3se.scores.candidate_lists import CandidateLists
+from st_m3se.scores.findings import report
 from st_m3se.scores.rows import short
 from st_m3se.scores.scoring_run import ScoringRun
 from st_m3se.scores.sigmoid import ScoreRange
@@ -61,6 +62,8 @@ def score_candidates(
     backend: Backend = ...,
     revision: str | None = ...,
     trust_remote_code: bool = ...,
+    label: int | None = ...,
+    strict: bool = ...,
     name: str | None = ...,
     show_progress_bar: bool = ...,
 ) -> dict[str, TeacherScores]: ...
@@ -83,6 +86,8 @@ def score_candidates(
     backend: Backend = ...,
     revision: str | None = ...,
     trust_remote_code: bool = ...,
+    label: int | None = ...,
+    strict: bool = ...,
     name: str | None = ...,
     show_progress_bar: bool = ...,
 ) -> TeacherScores: ...
@@ -104,6 +109,8 @@ def score_candidates(
     backend: Backend = "torch",
     revision: str | None = None,
     trust_remote_code: bool = False,
+    label: int | None = None,
+    strict: bool = False,
     name: str | None = None,
     show_progress_bar: bool = True,
 ) -> TeacherScores | dict[str, TeacherScores]:
@@ -146,6 +153,9 @@ def score_candidates(
             ``batch_tokens`` and on the pairs beside it, by some tenths of a logit.
         revision: Of a teacher by name on the hub. The commit that it stands for goes into the manifest.
         trust_remote_code: Let a model by name run code of its own.
+        label: Of a cross-encoder with several labels, the one whose logit is the score, counted from 0.
+        strict: Refuse ids that repeat and empty texts. Else they are reported by warnings; of an id that repeats the
+            last text counts.
         name: What the manifest calls the teacher. None is its name or path; a lambda needs one.
         show_progress_bar: Show pairs, pairs per second and the time left, in the first process.
 
@@ -163,10 +173,13 @@ def score_candidates(
         ...     "cross-encoder/ms-marco-MiniLM-L6-v2", "bm25-run", "queries.jsonl", "corpus.jsonl", "teacher-scores"
         ... )
     """
-    from st_m3se.texts import Texts  # which itself begins with this package's errors and ids
+    from st_m3se.collection import open_texts  # whose texts begin with this package's errors and ids
 
     lists = CandidateLists(candidates)
-    texts = Texts.open(queries, "queries"), Texts.open(corpus, "corpus")
+    asked, findings = open_texts(queries, "queries")
+    documents, unusual = open_texts(corpus, "corpus")
+    report("score_candidates", findings + unusual, strict=strict)
+    texts = asked, documents
     options = {
         "max_length": max_length,
         "dtype": dtype,
@@ -176,6 +189,7 @@ def score_candidates(
         "backend": backend,
         "revision": revision,
         "trust_remote_code": trust_remote_code,
+        "label": label,
     }
     if not isinstance(teacher, Mapping):
         return _score(_teacher(teacher, name, options), lists, texts, Path(output), shard_queries, show_progress_bar)

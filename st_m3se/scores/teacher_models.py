@@ -161,16 +161,22 @@ def wrap(
     dtype: Precision | None = None,
     prompt: str | None = None,
     batch_tokens: int | None = None,
+    label: int | None = None,
 ) -> Teacher:
     """The teacher of a model; the model keeps its own precision, a copy gets the teacher's where they differ."""
     if batch_tokens is not None and batch_tokens < 1:
         raise ValueError(f"batch_tokens must be at least 1, got {batch_tokens}.")
     if max_length is not None and max_length < 1:
         raise ValueError(f"max_length must be at least 1, got {max_length}.")
-    if isinstance(model, CrossEncoder) and model.num_labels != 1:
+    labels = model.num_labels if isinstance(model, CrossEncoder) else 1
+    if label is not None and (labels == 1 or not 0 <= label < labels):
         raise ValueError(
-            f"the cross-encoder has {model.num_labels} labels, and a teacher gives one score: which of the labels "
-            "means relevance is not written in the model. Pass a function that returns model.predict(pairs)[:, label]."
+            f"label={label} chooses one of several scores of a cross-encoder, from 0 on, and this model gives {labels}."
+        )
+    if labels != 1 and label is None:
+        raise ValueError(
+            f"the cross-encoder has {labels} labels, and a teacher gives one score: which of the labels means "
+            "relevance is not written in the model. Say it (label=..., --label), or pass a function that combines them."
         )
     if max_length is not None and isinstance(model, MultiVectorEncoder):
         raise ValueError(
@@ -196,13 +202,16 @@ def wrap(
         weights=weights,
         max_length=int(length),
         dtype=precision,
-        activation="identity" if isinstance(model, CrossEncoder) else f"{model.similarity_fn_name} similarity",
+        activation=(f"identity, label {label}" if label is not None else "identity")
+        if isinstance(model, CrossEncoder)
+        else f"{model.similarity_fn_name} similarity",
         prompt=_prompt(model, prompt) if isinstance(model, CrossEncoder) else prompt,
         backend=model.get_backend(),
     )
     tokens = batch_tokens or BATCH_TOKENS["cpu" if model.device.type == "cpu" else "gpu"]
-    kind = CrossEncoderTeacher if isinstance(model, CrossEncoder) else BiEncoderTeacher
-    return kind(ready, known, max_length, tokens)
+    if isinstance(model, CrossEncoder):
+        return CrossEncoderTeacher(ready, known, max_length, tokens, label or 0)
+    return BiEncoderTeacher(ready, known, max_length, tokens)
 
 
 def _prompt(model: CrossEncoder, prompt: str | None) -> str | None:
@@ -282,7 +291,9 @@ class CrossEncoderTeacher:
     batch takes as many as fit into ``batch_tokens`` with their padding.
     """
 
-    def __init__(self, model: CrossEncoder, known: dict[str, Any], max_length: int | None, batch_tokens: int) -> None:
+    def __init__(
+        self, model: CrossEncoder, known: dict[str, Any], max_length: int | None, batch_tokens: int, label: int = 0
+    ) -> None:
         if not isinstance(model[0], Transformer):
             raise TypeError(
                 f"the cross-encoder begins with a {type(model[0]).__name__}, and what it makes of texts is its own "
@@ -294,7 +305,7 @@ class CrossEncoderTeacher:
                 "text ends with, and tell the model: model.tokenizer.pad_token = model.tokenizer.eos_token; "
                 "model.config.pad_token_id = model.tokenizer.pad_token_id; then pass the model, or save and name it."
             )
-        self._model, self._batch_tokens = model.eval(), batch_tokens
+        self._model, self._batch_tokens, self._label = model.eval(), batch_tokens, label
         self.settings = known
         text: dict[str, Any] = {"padding": False}
         if max_length is not None:
@@ -342,7 +353,7 @@ class CrossEncoderTeacher:
             lengths = prepared.lengths[start : start + rows]
             features = self._batch(prepared, lengths, token)
             scores = self._model(batch_to_device(features, self._model.device))["scores"]
-            outputs.append(scores.float().reshape(len(lengths)))
+            outputs.append(scores.float().reshape(len(lengths), -1)[:, self._label])
             start, token = start + len(lengths), token + int(lengths.sum())
             advance(len(lengths))
         result = np.zeros(len(prepared.order), dtype=np.float32)

@@ -12,9 +12,11 @@ import numpy as np
 import pytest
 import torch
 from conftest import PAIRS
+from evaluation.encoders import make_encoder
 from sentence_transformers import CrossEncoder, SentenceTransformer
 from students import multi_vector_student, sparse_student
 
+from st_m3se.evaluation.encoders import pair_scorer
 from st_m3se.scores import FormatError, TeacherScores, score_candidates
 from st_m3se.scores.candidate_lists import CandidateLists
 
@@ -312,6 +314,39 @@ def test_a_backend_that_cannot_be_imported_says_what_failed(
         monkeypatch.setitem(sys.modules, missing, None)  # what Python itself leaves where an import is halted
     with pytest.raises(ImportError, match=r"'onnx' cannot be imported: .*halted.*sentence-transformers\[onnx\]"):
         score(str(cross_encoder_path), tmp_path / "store", backend="onnx")
+
+
+@pytest.mark.parametrize("kind", ["sparse", "multi-vector"])
+def test_an_encoder_of_another_kind_is_no_function(kind: str, checkpoint: Path, tmp_path: Path) -> None:
+    """Prevents a module, which can be called, from being taken for a function of pairs; its own function is one."""
+    model = make_encoder(kind, checkpoint)
+    with pytest.raises(TypeError, match=r"Encoder has no scores of pairs.*pair_scorer"):
+        score(model, tmp_path / "store")
+    got = score(pair_scorer(model, 4), tmp_path / "store", name=kind)
+    queries, documents = ([pair[place] for pair in TEXTS] for place in (0, 1))
+    expected = model.similarity_pairwise(model.encode_query(queries), model.encode_document(documents))
+    np.testing.assert_allclose(got, expected.detach().numpy(), atol=1e-4)
+
+
+def test_one_label_of_several_is_the_score(checkpoint: Path, tmp_path: Path) -> None:
+    """As a classifier of "irrelevant, partly, perfect" has it; the run is one of that label alone."""
+    folder = make_cross_encoder(checkpoint, tmp_path / "three", labels=3)
+    model = CrossEncoder(str(folder), device="cpu")
+    expected = model.predict(TEXTS, activation_fn=torch.nn.Identity())
+    for label in (0, 2):
+        got = score(str(folder), tmp_path / str(label), label=label, device="cpu")
+        np.testing.assert_allclose(got, expected[:, label], atol=1e-5)
+        assert TeacherScores.open(tmp_path / str(label)).manifest["activation"] == f"identity, label {label}"
+    with pytest.raises(ValueError, match="activation"):
+        score(model, tmp_path / "2", label=1, name=str(folder))
+    with pytest.raises(ValueError, match=r"label=3 chooses one of several scores .* this model gives 3"):
+        score(model, tmp_path / "none", label=3)
+    with pytest.raises(ValueError, match="this model gives 1"):
+        score(
+            CrossEncoder(str(make_cross_encoder(checkpoint, tmp_path / "one")), device="cpu"), tmp_path / "x", label=0
+        )
+    with pytest.raises(ValueError, match="label is for models"):
+        score(stub, tmp_path / "x", label=0)
 
 
 def test_models_that_cannot_teach_are_refused(checkpoint: Path, tmp_path: Path) -> None:
