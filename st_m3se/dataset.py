@@ -10,11 +10,14 @@ from typing import Any
 
 from datasets import Dataset, DatasetInfo, config
 
+from st_m3se.collection import absent_documents, open_texts
 from st_m3se.lists import JoinOptions, join_lists
 from st_m3se.resampling import Layout, ListReader
 from st_m3se.sampling import SAMPLINGS, Sampling
-from st_m3se.scores import TeacherScores, read_qrels
-from st_m3se.texts import Texts
+from st_m3se.scores import TeacherScores
+from st_m3se.scores.findings import report
+from st_m3se.scores.judgements import read_judgements
+from st_m3se.scores.sigmoid import ScoreRange
 
 __all__ = ["build_distillation_dataset"]
 
@@ -37,6 +40,7 @@ def build_distillation_dataset(
     absolute_margin: float | None = None,
     relative_margin: float | None = None,
     resample: bool = True,
+    strict: bool = False,
     cache_dir: str | Path | None = None,
 ) -> Dataset:
     """Build a training dataset with one row per query: its text, and scored documents drawn from its candidates.
@@ -91,6 +95,9 @@ def build_distillation_dataset(
         relative_margin: The same, with a share of the positive score's magnitude. Of logits, which have no zero that
             means anything, ``absolute_margin`` is the clearer choice.
         resample: Whether lists change with the epoch. False for evaluation.
+        strict: Refuse what is unusual: ids that repeat, empty texts, judgements that repeat or contradict each other,
+            and judged documents that are absent. Else this is reported by warnings and dealt with as in evaluation,
+            see :func:`~st_m3se.evaluation.open_set`.
         cache_dir: Where to keep the joined file, which the next run finds again. None is the cache of the datasets
             library.
 
@@ -118,10 +125,15 @@ def build_distillation_dataset(
     _check_options(list_size, sampling, layout, max_positives)
     if not isinstance(scores, TeacherScores):
         scores = TeacherScores.open(scores)
-    queries = Texts.open(queries, "queries", cache_dir=cache_dir)
-    corpus = Texts.open(corpus, "corpus", cache_dir=cache_dir)
+    queries, findings = open_texts(queries, "queries", cache_dir=cache_dir)
+    corpus, unusual = open_texts(corpus, "corpus", cache_dir=cache_dir)
+    findings += unusual
     if isinstance(qrels, (str, Path)):
-        qrels = read_qrels(qrels, id_type=corpus.id_type)
+        qrels, unusual = read_judgements(qrels, query_ids=queries.id_type, document_ids=corpus.id_type)
+        findings += unusual
+    if qrels is not None:
+        findings += absent_documents(qrels, corpus, "they are in no list")
+    report("build_distillation_dataset", findings, strict=strict)
     if teacher_positives is None:
         teacher_positives = 1 if qrels is None else 0
     _check_numbers(seed, teacher_positives, min_relevance, absolute_margin, relative_margin)
@@ -142,6 +154,12 @@ def build_distillation_dataset(
     summary = counts.describe(options.min_negatives)
     complete = counts.kept == counts.queries and not counts.judged_unscored
     logger.log(logging.INFO if complete else logging.WARNING, f"build_distillation_dataset: {summary}")
+
+    span = (
+        ScoreRange() if counts.lowest is None or counts.highest is None else ScoreRange(counts.lowest, counts.highest)
+    )
+    if (warning := span.warning(scores.manifest)) is not None:
+        logger.warning(f"build_distillation_dataset: {warning}")
 
     dataset = Dataset.from_file(str(path), info=DatasetInfo(description=summary))
     reader = ListReader(queries, corpus, list_size, max_positives, sampling, seed, layout, resample, len(dataset))

@@ -27,7 +27,7 @@ from sentence_transformers.base.losses.merged_forward import column_merging_disa
 from sentence_transformers.sentence_transformer.losses import MultipleNegativesRankingLoss
 from torch import Tensor
 
-from st_m3se import CoupledRankDistilLoss, M3SELoss, RankDistilLoss, SoftmaxCrossEntropyLoss
+from st_m3se import CoupledRankDistilLoss, M3SELoss, RankDistilLoss, ScoreMSELoss, SoftmaxCrossEntropyLoss
 from st_m3se.functional import softmax_cross_entropy_loss
 
 NAN, INF = math.nan, math.inf
@@ -286,10 +286,20 @@ def test_a_batch_of_lists_has_the_mean_gradient_of_its_lists(model: Any, ragged_
     assert_same_gradients(together, mean)
 
 
-def test_an_unscored_positive_or_lone_document_gives_zero_and_no_nan(model: Any, spec: LossSpec) -> None:
-    """Prevents one list without anything to learn from turning the weights into NaN."""
+@pytest.mark.parametrize("tokens", [None, 40])
+def test_a_run_that_trains_nothing_stops_and_a_batch_without_anything_gives_zero(
+    model: Any, ragged_rows: list[dict[str, Any]], spec: LossSpec, tokens: int | None
+) -> None:
+    """Prevents a happy end of a run with unchanged weights, and one empty batch from turning the weights into NaN."""
     rows = [{"query": "sort objects", "documents": ["a key function"], "scores": [None]}]
-    value, grads = gradients(spec.build(model), model, collate(model, rows))
+    loss, empty = spec.build(model, mini_batch_num_tokens=tokens), collate(model, rows)
+    message = r"nothing to learn from the first training batch.*1 lists 1 lack a second document, 1 lack .*Score more"
+    with pytest.raises(ValueError, match=rf"{spec.name} has {message}"):
+        gradients(loss, model, empty)
+    with torch.no_grad():
+        assert loss(empty.fresh(), empty.labels) == 0.0
+    gradients(loss, model, collate(model, ragged_rows[:4]))
+    value, grads = gradients(loss, model, empty)
     assert value == 0.0
     assert all((grad == 0.0).all() for grad in grads.values())
 
@@ -555,6 +565,15 @@ def test_a_bad_scale_is_refused(model: Any, spec: LossSpec, scale: Any) -> None:
         spec.build(model, scale=scale)
 
 
+def test_a_student_whose_lengths_are_beyond_its_positions_is_refused(make_model: Any) -> None:
+    """Prevents an index error in the middle of a run, at the first text that is long enough."""
+    model = make_model()
+    M3SELoss(model)
+    model.max_seq_length = 65
+    with pytest.raises(ValueError, match=r"max_seq_length=65 is beyond the model's 64 positions.*to 64 at most"):
+        M3SELoss(model)
+
+
 @pytest.mark.parametrize("tokens", [0, -5, 1.5, True, "64"])
 def test_a_bad_token_budget_is_refused(model: Any, spec: LossSpec, tokens: Any) -> None:
     with pytest.raises(ValueError, match="mini_batch_num_tokens"):
@@ -680,7 +699,7 @@ def test_an_unscored_batch_does_not_end_the_check(
 ) -> None:
     """Lists of which at most one document is scored have no margin, and say nothing about the scale."""
     empty = collate(model, [row | {"scores": [5.0] + [None] * (len(row["scores"]) - 1)} for row in ragged_rows[:4]])
-    loss = M3SELoss(model, scale=1.0)
+    loss = ScoreMSELoss(model, scale=1.0)
     for _ in range(8):
         loss(empty.fresh(), empty.labels)
     assert _warnings(caplog) == []

@@ -15,7 +15,7 @@ from sentence_transformers import MultiVectorEncoder, SentenceTransformer, Spars
 from sentence_transformers.base.evaluation import BaseEvaluator
 from torch import Tensor
 
-from st_m3se.evaluation.embeddings import embed_documents, embed_queries, take_rows
+from st_m3se.encoders import embed_documents, embed_queries, take_rows
 
 __all__ = ["DistillationEvaluator"]
 

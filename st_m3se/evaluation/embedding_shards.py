@@ -11,7 +11,7 @@ from zipfile import BadZipFile
 import numpy as np
 import torch
 
-from st_m3se.evaluation.similarity import Kind
+from st_m3se.encoders import Kind
 from st_m3se.scores.errors import FormatError
 from st_m3se.scores.writer import atomic_file
 

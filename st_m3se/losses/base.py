@@ -21,6 +21,7 @@ from st_m3se.encoding import (
     widened,
     with_tasks,
 )
+from st_m3se.losses.checks import TrainingChecks, check_routes
 from st_m3se.losses.gather import (
     NO_KEY,
     Known,
@@ -38,6 +39,7 @@ from st_m3se.losses.late_interaction import (
     token_similarity,
 )
 from st_m3se.losses.scale import Matches, ScaleCheck, default_scale
+from st_m3se.positions import check_own_lengths
 from st_m3se.rows import Features, has_tokens, in_order, is_sliceable, merge_columns
 
 __all__ = ["DistillationLoss"]
@@ -112,7 +114,8 @@ class DistillationLoss(CachedEncoding, nn.Module):
             ``in_batch_negatives``. Every process must then encode a batch at every step.
 
     Raises:
-        ValueError: On an option out of range, and in :meth:`forward` on columns or labels that do not fit.
+        ValueError: On an option out of range, and in :meth:`forward` on columns or labels that do not fit, and on a
+            first training batch that holds nothing to learn from.
     """
 
     uses_unscored: ClassVar[bool] = True
@@ -158,6 +161,7 @@ class DistillationLoss(CachedEncoding, nn.Module):
                 "would be gathered. Set in_batch_negatives=True too."
             )
         check_caching(model, mini_batch_num_tokens)
+        check_own_lengths(model)
         self.model = model
         # Resolved now: the trainer replaces self.model by a wrapper that may have no similarity of its own.
         self.similarity_fct = similarity_fct or SimilarityFunction.to_similarity_fn(model.similarity_fn_name)
@@ -171,6 +175,7 @@ class DistillationLoss(CachedEncoding, nn.Module):
         self.gather_across_devices = gather_across_devices
         self.mini_batch_num_tokens = mini_batch_num_tokens
         self.uses_gradient_cache = mini_batch_num_tokens is not None
+        self._checks = TrainingChecks(type(self).__name__)
         temperature = getattr(self, "teacher_temperature", 1.0)
         name = type(self).__name__
         self._scale_check = ScaleCheck(name, self.scale, self.matches, temperature) if self.matches else None
@@ -189,6 +194,11 @@ class DistillationLoss(CachedEncoding, nn.Module):
         columns = list(sentence_features)
         if self.multi_vector:
             columns = with_tasks(type(self).__name__, self.model, columns)
+        check_routes(self.model, columns)
+        if torch.is_grad_enabled():
+            if not isinstance(labels, Mapping):
+                self._checks.columns(self.model, columns)
+            self._checks.student(self, self.similarity_fct)
         if isinstance(labels, Mapping):
             documents, lists = self._from_collator(columns, labels)
         else:
@@ -283,6 +293,8 @@ class DistillationLoss(CachedEncoding, nn.Module):
                 f"{type(self).__name__} compares positives with negatives, but row(s) {rows} of the batch have no "
                 "positive. Mark at least one document of each list in `positives`, or drop these lists."
             )
+        if torch.is_grad_enabled() and self.needs_positives:
+            self._checks.positives(lists.scores, lists.positives, lists.mask)
 
     def calculate_loss(  # type: ignore[override]  # the host types labels as a tensor
         self, reps: list[list[Tensor]], labels: Lists, *, with_backward: bool = False
@@ -324,6 +336,7 @@ class DistillationLoss(CachedEncoding, nn.Module):
                 positives = torch.cat([positives, torch.zeros_like(joining)], dim=1)
                 mask = torch.cat([mask, joining], dim=1)
             loss = self.score_loss(student_scores, teacher_scores, positives, mask)
+        self._checks.learned(loss, student_scores, teacher_scores, positives, mask)
         if with_backward:
             torch.autograd.backward(loss)
             return loss.detach()

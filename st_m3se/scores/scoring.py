@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import os
 import time
 from collections import deque
@@ -15,8 +16,10 @@ import pyarrow as pa
 from tqdm.auto import tqdm
 
 from st_m3se.scores.candidate_lists import CandidateLists
+from st_m3se.scores.findings import report
 from st_m3se.scores.rows import short
 from st_m3se.scores.scoring_run import ScoringRun
+from st_m3se.scores.sigmoid import ScoreRange
 from st_m3se.scores.store import TeacherScores
 from st_m3se.scores.teacher import Backend, Pairs, Precision, Teacher, as_teacher
 
@@ -32,6 +35,8 @@ if TYPE_CHECKING:
     TextSource: TypeAlias = Texts | Mapping[Any, Any] | Dataset | str | Path
 
 __all__ = ["score_candidates"]
+
+logger = logging.getLogger(__name__)
 
 POLL_SECONDS = 0.5
 LOOK_SECONDS = 5.0
@@ -57,6 +62,8 @@ def score_candidates(
     backend: Backend = ...,
     revision: str | None = ...,
     trust_remote_code: bool = ...,
+    label: int | None = ...,
+    strict: bool = ...,
     name: str | None = ...,
     show_progress_bar: bool = ...,
 ) -> dict[str, TeacherScores]: ...
@@ -79,6 +86,8 @@ def score_candidates(
     backend: Backend = ...,
     revision: str | None = ...,
     trust_remote_code: bool = ...,
+    label: int | None = ...,
+    strict: bool = ...,
     name: str | None = ...,
     show_progress_bar: bool = ...,
 ) -> TeacherScores: ...
@@ -100,6 +109,8 @@ def score_candidates(
     backend: Backend = "torch",
     revision: str | None = None,
     trust_remote_code: bool = False,
+    label: int | None = None,
+    strict: bool = False,
     name: str | None = None,
     show_progress_bar: bool = True,
 ) -> TeacherScores | dict[str, TeacherScores]:
@@ -137,9 +148,14 @@ def score_candidates(
             memory runs out. It may differ from one call to the next.
         shard_queries: Queries in a shard. None cuts 256 shards, but of 1,024 to 65,536 pairs.
         device: Such as "cuda:1" or "cpu". None is the GPU of this process, where there is one.
-        backend: "torch", "onnx" or "openvino", for a teacher by name or path.
+        backend: "torch", "onnx" or "openvino", for a teacher by name or path. An int8 export whose activations are
+            quantised dynamically takes their scale from the whole batch: a pair's score then depends on
+            ``batch_tokens`` and on the pairs beside it, by some tenths of a logit.
         revision: Of a teacher by name on the hub. The commit that it stands for goes into the manifest.
         trust_remote_code: Let a model by name run code of its own.
+        label: Of a cross-encoder with several labels, the one whose logit is the score, counted from 0.
+        strict: Refuse ids that repeat and empty texts. Else they are reported by warnings; of an id that repeats the
+            last text counts.
         name: What the manifest calls the teacher. None is its name or path; a lambda needs one.
         show_progress_bar: Show pairs, pairs per second and the time left, in the first process.
 
@@ -157,10 +173,13 @@ def score_candidates(
         ...     "cross-encoder/ms-marco-MiniLM-L6-v2", "bm25-run", "queries.jsonl", "corpus.jsonl", "teacher-scores"
         ... )
     """
-    from st_m3se.texts import Texts  # which itself begins with this package's errors and ids
+    from st_m3se.collection import open_texts  # whose texts begin with this package's errors and ids
 
     lists = CandidateLists(candidates)
-    texts = Texts.open(queries, "queries"), Texts.open(corpus, "corpus")
+    asked, findings = open_texts(queries, "queries")
+    documents, unusual = open_texts(corpus, "corpus")
+    report("score_candidates", findings + unusual, strict=strict)
+    texts = asked, documents
     options = {
         "max_length": max_length,
         "dtype": dtype,
@@ -170,6 +189,7 @@ def score_candidates(
         "backend": backend,
         "revision": revision,
         "trust_remote_code": trust_remote_code,
+        "label": label,
     }
     if not isinstance(teacher, Mapping):
         return _score(_teacher(teacher, name, options), lists, texts, Path(output), shard_queries, show_progress_bar)
@@ -241,12 +261,17 @@ def _score_shards(
         return number, table, teacher.prepare(_pairs(table, *texts))
 
     done = 0
+    span, told = ScoreRange(), False
     saving: Future[None] | None = None
     claimed = (shard for shard in lists.shards(run.shard_queries, set(numbers)) if run.claim(shard[0]))
     with ThreadPoolExecutor(max_workers=1, thread_name_prefix="save") as disk:
         for number, table, prepared in _ahead(prepare, claimed):
             scores = teacher.score(prepared, progress.advance)
             _check(scores, table, str(teacher.settings["teacher"]))
+            span.add(scores)
+            if not told and (warning := span.warning(teacher.settings)) is not None:  # now, and not after hours
+                logger.warning(f"the teacher {teacher.settings['teacher']}: {warning}")
+                told = True
             if saving is not None:
                 saving.result()
             saving = disk.submit(run.save, number, scores)

@@ -81,6 +81,7 @@ class Reading:
         texts: Takes the texts of formats that carry them.
 
     Attributes:
+        scale: "margin" or "rank" where the scores are no scores on a scale of their own, as soon as a row is read.
         skipped: How many lines, or documents, were left out.
         messages: The first of their messages.
     """
@@ -89,6 +90,7 @@ class Reading:
     on_error: OnError = "raise"
     id_type: IdType | None = None
     texts: TextSink | None = None
+    scale: str | None = None
     skipped: int = 0
     messages: list[str] = field(default_factory=list)
     _types: dict[str, type] = field(default_factory=dict)
