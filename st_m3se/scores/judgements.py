@@ -16,7 +16,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from st_m3se.scores.errors import FormatError
-from st_m3se.scores.findings import Finding, found
+from st_m3se.scores.findings import Finding, found, report
 from st_m3se.scores.formats.reading import INTEGER, IdType, Reading, open_binary, parse_object
 from st_m3se.scores.rows import Id, short
 
@@ -106,7 +106,7 @@ def read_judgements(
 
 
 def read_qrels(path: str | Path, *, id_type: IdType = "str", document_id_type: IdType | None = None) -> Qrels:
-    """Read relevance judgements from any file that :func:`read_judgements` reads.
+    """Read relevance judgements from any file that :func:`read_judgements` reads; what is unusual is a warning.
 
     Args:
         path: The file, plain, gz or zst.
@@ -119,7 +119,9 @@ def read_qrels(path: str | Path, *, id_type: IdType = "str", document_id_type: I
     Raises:
         FormatError: With ``file:line``, on a line that is no judgement.
     """
-    return read_judgements(path, query_ids=id_type, document_ids=document_id_type or id_type)[0]
+    qrels, findings = read_judgements(path, query_ids=id_type, document_ids=document_id_type or id_type)
+    report(str(path), findings)
+    return qrels
 
 
 def check_judgements(qrels: Mapping[Any, Mapping[Any, Any]]) -> Judgements:

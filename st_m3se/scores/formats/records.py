@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -11,13 +12,12 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from st_m3se.scores.errors import FormatError
-from st_m3se.scores.formats.reading import Parsed, Reading, open_binary, parse_object
+from st_m3se.scores.formats.reading import MAX_LINE, Parsed, Reading, open_binary, parse_object
 
 __all__ = ["Record", "column_names", "is_table", "parsed_records", "parts_of", "records"]
 
 Record = dict[str, Any]
 
-MAX_ARRAY = 1 << 30  # a JSON array is read as a whole
 BATCH = 1_024
 
 
@@ -41,7 +41,7 @@ def column_names(path: Path) -> list[str]:
     if _kind(first) == "json":
         reading = Reading(first, on_error="skip")
         return list(next(records(reading), (0, {}))[1])
-    with _opened(first) as source:
+    with _damage_named(first), _opened(first) as source:
         return list(source.schema_arrow.names if isinstance(source, pq.ParquetFile) else source.schema.names)
 
 
@@ -94,31 +94,34 @@ def _is_arrow(path: Path, head: bytes) -> bool:
     return head.startswith((b"ARROW1", b"\xff\xff\xff\xff")) or path.suffix == ".arrow"
 
 
-def _opened(path: Path) -> Any:
+@contextmanager
+def _damage_named(path: Path) -> Iterator[None]:
+    """What Arrow raises on a damaged file as an error that names it."""
     try:
-        if _kind(path) == "parquet":
-            return pq.ParquetFile(path, memory_map=True)
-        source = pa.OSFile(str(path), "rb")
-        try:
-            return pa.ipc.open_stream(source)  # as the datasets library writes it
-        except pa.ArrowInvalid:
-            source.seek(0)
-            return pa.ipc.open_file(source)
+        yield
     except (pa.ArrowException, OSError, UnicodeDecodeError) as error:
         raise FormatError(f"this file cannot be read: {error}", file=str(path)) from error
+
+
+def _opened(path: Path) -> Any:
+    if _kind(path) == "parquet":
+        return pq.ParquetFile(path, memory_map=True)
+    source = pa.OSFile(str(path), "rb")
+    try:
+        return pa.ipc.open_stream(source)  # as the datasets library writes it
+    except pa.ArrowInvalid:
+        source.seek(0)
+        return pa.ipc.open_file(source)
 
 
 def _table(path: Path, columns: Sequence[str] | None) -> Iterator[tuple[int, Record]]:
     number = 0
-    try:
-        with _opened(path) as source:
-            for batch in _batches(source, columns):
-                names = batch.schema.names
-                for values in zip(*(column.to_pylist() for column in batch.columns), strict=True):
-                    number += 1
-                    yield number, dict(zip(names, values, strict=True))
-    except (pa.ArrowException, OSError, UnicodeDecodeError) as error:
-        raise FormatError(f"this file cannot be read: {error}", file=str(path)) from error
+    with _damage_named(path), _opened(path) as source:
+        for batch in _batches(source, columns):
+            names = batch.schema.names
+            for values in zip(*(column.to_pylist() for column in batch.columns), strict=True):
+                number += 1
+                yield number, dict(zip(names, values, strict=True))
 
 
 def _batches(source: Any, columns: Sequence[str] | None) -> Iterator[pa.RecordBatch]:
@@ -128,6 +131,7 @@ def _batches(source: Any, columns: Sequence[str] | None) -> Iterator[pa.RecordBa
     if isinstance(source, pa.RecordBatchFileReader):
         source = (source.get_batch(place) for place in range(source.num_record_batches))
     for batch in source:
+        batch.validate(full=True)  # Arrow reads what is there: a damaged offset would point anywhere
         yield batch if columns is None else batch.select(list(columns))
 
 
@@ -139,10 +143,10 @@ def _json(reading: Reading) -> Iterator[tuple[int, Record]]:
         yield from reading.parsed(lambda line, number: (number, parse_object(line, ())))
         return
     with open_binary(reading.path) as file:
-        content = file.read(MAX_ARRAY)
-    if len(content) == MAX_ARRAY:
+        content = file.read(MAX_LINE)
+    if len(content) == MAX_LINE:
         raise FormatError(
-            f"a JSON array is read as a whole, and this one has {MAX_ARRAY} bytes or more: write one object a line "
+            f"a JSON array is read as a whole, and this one has {MAX_LINE} bytes or more: write one object a line "
             "(jq -c '.[]').",
             file=str(reading.path),
         )
