@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import hashlib
 import json
-import tempfile
 from datetime import datetime, timezone
 from pathlib import Path
 from typing import Any
@@ -13,6 +12,7 @@ from zipfile import BadZipFile
 from filelock import FileLock
 
 from st_m3se.extras import require
+from st_m3se.files import scratch_folder
 from st_m3se.scores.errors import FormatError
 
 __all__ = ["BEIR_SETS", "BEIR_URL", "default_cache", "download_set"]
@@ -94,14 +94,14 @@ def _fetch(archive: str, url: str, folder: Path, record: Path) -> None:
     util = require("beir.util", "eval")
     requests = require("requests", "eval")
     by_hand = f"Download and unzip {url} by hand, and give the folder instead of the name."
-    with tempfile.TemporaryDirectory(prefix=f".{archive}.", dir=folder.parent) as temporary:
+    with scratch_folder(folder) as temporary:
         try:
-            unzipped = Path(util.download_and_unzip(url, temporary))
+            unzipped = Path(util.download_and_unzip(url, str(temporary)))
         except requests.RequestException as error:
             raise ConnectionError(f"{url} cannot be downloaded: {error}. {by_hand}") from error
         except BadZipFile as error:
             raise FormatError(f"what {url} gave is not a zip archive ({error}). {by_hand}") from error
-        packed = Path(temporary) / f"{archive}.zip"
+        packed = temporary / f"{archive}.zip"
         md5 = _digest(packed, "md5")
         if md5 != BEIR_SETS[archive]:
             raise FormatError(
@@ -118,7 +118,7 @@ def _fetch(archive: str, url: str, folder: Path, record: Path) -> None:
             "sha256": _digest(packed, "sha256"),
             "files": {file.relative_to(unzipped).as_posix(): _digest(file, "sha256") for file in files},
         }
-        part = Path(temporary) / "record.json"
+        part = temporary / "record.json"
         part.write_text(json.dumps(content, indent=1) + "\n", encoding="utf-8")
         part.replace(record)  # first, so that no folder is without its record
         unzipped.rename(folder)

@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import csv
-import tempfile
 from collections.abc import Iterator, Mapping
 from contextlib import closing, contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from st_m3se.files import scratch_folder, sweep
 from st_m3se.scores.errors import FormatError
 from st_m3se.scores.formats import READERS, WRITERS, IdType, OnError, Qrels, Reading, read_qrels, sniff
 from st_m3se.scores.formats.grouping import TextStore
@@ -103,6 +103,7 @@ def convert(
         raise ValueError(f"columns belongs to csv and parquet, and {source} is {kind}.")
     if to != STORE and manifest:
         raise ValueError(f"a file of {to} scores has no manifest; the values {sorted(manifest)} would be lost.")
+    sweep(destination)
     if destination.exists() and (not overwrite or destination.resolve() == source.resolve()):
         raise FileExistsError(f"{destination} exists. Choose another name, or overwrite=True to replace it.")
 
@@ -194,10 +195,9 @@ def _scores_of(path: Path | None, destination: Path, id_type: IdType | None) -> 
     if path is None or path.is_dir():
         yield None if path is None else TeacherScores.open(path)
         return
-    destination.parent.mkdir(parents=True, exist_ok=True)
-    with tempfile.TemporaryDirectory(prefix=".scores-", dir=destination.parent) as folder:
-        convert(path, Path(folder) / STORE, id_type=id_type, destination_format=STORE)
-        yield TeacherScores.open(Path(folder) / STORE)
+    with scratch_folder(destination) as folder:
+        convert(path, folder / STORE, id_type=id_type, destination_format=STORE)
+        yield TeacherScores.open(folder / STORE)
 
 
 def _manifest(given: Mapping[str, Any] | None, kind: str, source: Path) -> dict[str, Any]:

@@ -7,15 +7,16 @@ import os
 import re
 import shutil
 import tempfile
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from fnmatch import fnmatchcase
 from pathlib import Path
 from typing import Any
 
+from st_m3se.files import checked_json, digest, scratch_folder
 from st_m3se.scores.errors import FormatError
 from st_m3se.scores.shard import Shard
 from st_m3se.scores.store import TeacherScores
-from st_m3se.scores.writer import MANIFEST, MANIFEST_FIELDS
+from st_m3se.scores.writer import MANIFEST, MANIFEST_FIELDS, identity
 
 __all__ = ["load", "push", "save_for_hub"]
 
@@ -42,10 +43,15 @@ def save_for_hub(store: TeacherScores, folder: str | Path, *, repo_id: str, lice
     folder.mkdir(parents=True, exist_ok=True)
     if any(folder.iterdir()):
         raise FileExistsError(f"{folder} is not empty.")
-    with tempfile.TemporaryDirectory(prefix=".store-", dir=folder) as scratch:
-        # A store as it was written has a list of its shards; a selection, or a set without a manifest, has none.
-        whole = store if store.manifest.get("shards") else store.save(Path(scratch) / "store")
-        manifest = {**whole.manifest, "shards": []}
+    with scratch_folder(folder / "store") as scratch:
+        # A store as it was written has a list of its shards; a selection, or a set without a manifest, has none, and a
+        # store of an older version lacks their checksums.
+        facts_of = store.manifest.get("shards") or []
+        as_written = bool(facts_of) and all("xxh3" in facts for facts in facts_of)
+        whole = store if as_written else store.save(scratch / "store")
+        whole.verify()
+        whole.check_paths()
+        manifest = {**whole.manifest, "shards": [], "files": []}
         (folder / "data").mkdir()
         for number, (file, facts) in enumerate(zip(whole.files, whole.manifest["shards"], strict=True)):
             name = f"data/train-{number:05d}-of-{len(whole.files):05d}.parquet"
@@ -54,10 +60,28 @@ def save_for_hub(store: TeacherScores, folder: str | Path, *, repo_id: str, lice
         home = whole.files[0].parent
         home = home if (home / MANIFEST).is_file() else home.parent
         texts = [path.relative_to(home) for pattern in TEXTS for path in sorted(home.glob(pattern))]
+        known = {facts["file"]: facts for facts in whole.manifest.get("files") or ()}
         for path in texts:
+            _check_text(home, path, known)
             _link(home / path, folder / path)
-    (folder / MANIFEST).write_text(json.dumps(manifest, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
+            manifest["files"].append({"file": path.as_posix(), **identity(folder / path)})
+    (folder / MANIFEST).write_text(checked_json(manifest), encoding="utf-8")
     (folder / CARD).write_text(_card(manifest, texts, repo_id, license), encoding="utf-8")
+
+
+def _check_text(home: Path, path: Path, known: Mapping[str, Any]) -> None:
+    """Refuse to publish a file that only a link brings into the store, or that was changed since it was written."""
+    facts = known.get(path.as_posix())
+    if facts is not None and digest(home / path) != facts["xxh3"]:
+        raise FormatError(
+            "the file was changed since the store was written; it is not published.", file=str(home / path)
+        )
+    if facts is None and home.resolve() not in (home / path).resolve().parents:
+        raise FormatError(
+            f"this is a symbolic link to {(home / path).resolve()}, outside the store, and would be published with it. "
+            "Put a copy of the file in its place, or remove the link.",
+            file=str(home / path),
+        )
 
 
 def push(
@@ -76,7 +100,8 @@ def push(
     """See :meth:`TeacherScores.push_to_hub`."""
     from huggingface_hub import HfApi
 
-    with tempfile.TemporaryDirectory(prefix="st-m3se-") as folder:
+    with scratch_folder(Path(tempfile.gettempdir()) / "st-m3se-upload") as scratch:
+        folder = scratch / "repository"
         save_for_hub(store, folder, repo_id=repo_id, license=license)  # first: what fails here has changed nothing
         api = HfApi(token=token, library_name=LIBRARY)
         # With the user's name in front, if it was left out.

@@ -15,6 +15,7 @@ import pyarrow.parquet as pq
 import pytest
 from datasets import load_dataset
 
+from st_m3se.files import checked_json
 from st_m3se.scores import FormatError, TeacherScores, TeacherScoresWriter
 from st_m3se.scores import convert as convert_scores
 from st_m3se.scores.hub import save_for_hub
@@ -320,6 +321,6 @@ def test_a_manifest_reaches_only_into_its_own_folder(store: TeacherScores, tmp_p
     path = tmp_path / "repository" / "manifest.json"
     good = json.loads(path.read_text())
     for file in ("data/../../x.parquet", "/data/x.parquet", "data/data/x.parquet", "other/x.parquet"):
-        path.write_text(json.dumps({**good, "shards": [{**good["shards"][0], "file": file}]}))
+        path.write_text(checked_json({**good, "shards": [{**good["shards"][0], "file": file}]}))
         with pytest.raises(FormatError, match="outside the folder"):
             TeacherScores.open(tmp_path / "repository")

@@ -13,9 +13,9 @@ from typing import Any, TextIO
 import numpy as np
 import pyarrow as pa
 
+from st_m3se.files import atomic_file
 from st_m3se.scores.errors import FormatError
 from st_m3se.scores.rows import Id, ScoredList
-from st_m3se.scores.writer import atomic_file
 
 __all__ = ["WRITERS", "write_csv", "write_marginmse", "write_pylate", "write_run"]
 
