@@ -106,7 +106,7 @@ def atomic_file(path: str | Path, *, overwrite: bool = False) -> Iterator[Path]:
         sweep(path)
         raise FileExistsError(exists)
     with scratch_folder(path) as folder:
-        temporary = folder / path.name
+        temporary = folder / "part"  # not the name: whoever looks for files of its kind would find it
         yield temporary
         sync(temporary)
         if overwrite:

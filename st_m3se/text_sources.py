@@ -11,6 +11,7 @@ import pyarrow.parquet as pq
 
 from st_m3se.scores.errors import FormatError
 from st_m3se.scores.formats.reading import IdType, Reading, parse_object, parse_text
+from st_m3se.scores.formats.tables import UNREADABLE
 from st_m3se.scores.rows import Id, short
 
 if TYPE_CHECKING:
@@ -142,7 +143,9 @@ def _read_parquet(reading: Reading, check: Callable[[Any], Id]) -> Iterator[Row]
                 except FormatError as error:
                     raise FormatError(error.message, file=str(reading.path), line=number) from None
                 yield row
-    except (pa.ArrowException, OSError) as error:
+    except FormatError:
+        raise
+    except UNREADABLE as error:
         raise FormatError(f"this is not a readable Parquet file: {error}", file=str(reading.path)) from error
 
 

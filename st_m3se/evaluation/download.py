@@ -130,7 +130,10 @@ def _verify(folder: Path, record: Path, part: str) -> None:
         raise FormatError(
             f"there is a folder of this name, and no {record.name} with its checksums. {remedy}", file=str(folder)
         )
-    files: dict[str, str] = json.loads(record.read_text(encoding="utf-8"))["files"]
+    try:
+        files = dict(json.loads(record.read_text(encoding="utf-8"))["files"])
+    except (ValueError, KeyError, TypeError, RecursionError) as error:
+        raise FormatError(f"the checksums are damaged ({error!r:.100}). {remedy}", file=str(record)) from None
     for name, expected in files.items():
         if part and not name.startswith(f"{part}/"):
             continue

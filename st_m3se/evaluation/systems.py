@@ -201,7 +201,7 @@ def detect_kind(name: str, *, revision: str | None = None) -> EncoderKind:
     """
     modules, host, config = _configuration(name, revision)
     declared, architectures = host.get("model_type"), config.get("architectures") or []
-    classifies = modules is None and any(each.endswith("ForSequenceClassification") for each in architectures)
+    classifies = modules is None and any(str(each).endswith("ForSequenceClassification") for each in architectures)
     if declared == "CrossEncoder" or (declared is None and classifies):
         raise ValueError(
             f"{name} is a cross-encoder: it scores pairs and cannot search. Re-rank with it (ReRanker, --rerank)."
@@ -211,6 +211,8 @@ def detect_kind(name: str, *, revision: str | None = None) -> EncoderKind:
     if declared is not None and declared != "SentenceTransformer":
         return KINDS[declared]
     for module in modules or []:
+        if not isinstance(module, dict):
+            raise ValueError(f"modules.json of the model {name} is damaged. Save or download it again.")
         for package, kind in (("sparse_encoder", "SparseEncoder"), ("multi_vector_encoder", "MultiVectorEncoder")):
             if f".{package}." in f".{module.get('type', '')}.":
                 return KINDS[kind]
@@ -223,7 +225,15 @@ def _configuration(name: str, revision: str | None) -> tuple[Any, dict[str, Any]
 
     def read(file: str) -> Any:
         path = load_file_path(name, file, revision=revision)
-        return None if path is None else json.loads(Path(path).read_text(encoding="utf-8"))
+        if path is None:
+            return None
+        try:
+            content = json.loads(Path(path).read_text(encoding="utf-8"))
+            if not isinstance(content, list if file == "modules.json" else dict):
+                raise ValueError(f"it holds a {type(content).__name__}")
+        except (ValueError, RecursionError) as error:
+            raise ValueError(f"{file} of the model {name} is damaged: {error}. Save or download it again.") from error
+        return content
 
     modules, config = read("modules.json"), read("config.json")
     if modules is None and config is None:

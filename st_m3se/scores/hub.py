@@ -13,7 +13,9 @@ from pathlib import Path
 from typing import Any
 
 from st_m3se.files import checked_json, digest, scratch_folder
+from st_m3se.markdown import markdown
 from st_m3se.scores.errors import FormatError
+from st_m3se.scores.rows import short
 from st_m3se.scores.shard import Shard
 from st_m3se.scores.store import TeacherScores
 from st_m3se.scores.writer import MANIFEST, MANIFEST_FIELDS, identity
@@ -23,6 +25,8 @@ __all__ = ["load", "push", "save_for_hub"]
 CARD = "README.md"
 TEXTS = ("queries.jsonl", "corpus.jsonl", "qrels/*.tsv")
 LIBRARY = "st-m3se"
+NAME = re.compile(r"[\w./ +-]+")
+TYPES = ("query_id_type", "document_id_type")
 
 
 def save_for_hub(store: TeacherScores, folder: str | Path, *, repo_id: str, license: str | None = None) -> None:
@@ -37,12 +41,15 @@ def save_for_hub(store: TeacherScores, folder: str | Path, *, repo_id: str, lice
         repo_id: For the card.
         license: For the card.
     """
+    from huggingface_hub.utils import validate_repo_id  # type: ignore[attr-defined]
+
     folder = Path(folder)
     if not len(store):
         raise ValueError("the store is empty; there is nothing to publish.")
     folder.mkdir(parents=True, exist_ok=True)
     if any(folder.iterdir()):
         raise FileExistsError(f"{folder} is not empty.")
+    validate_repo_id(repo_id)
     with scratch_folder(folder / "store") as scratch:
         # A store as it was written has a list of its shards; a selection, or a set without a manifest, has none, and a
         # store of an older version lacks their checksums.
@@ -187,10 +194,7 @@ def load(
 
 def _patterns(card: Path, config_name: str | None, split: str, repo_id: str) -> list[str]:
     """The files of a split of a configuration, as the YAML head of the dataset card names them."""
-    from huggingface_hub import DatasetCard
-
-    data = DatasetCard.load(card, ignore_metadata_errors=True).data.to_dict() if card.is_file() else {}
-    configs = {config.get("config_name", "default"): config for config in data.get("configs") or []}
+    configs = _configurations(card, repo_id)
     if not configs:
         if config_name is not None:
             raise FormatError(
@@ -204,12 +208,13 @@ def _patterns(card: Path, config_name: str | None, split: str, repo_id: str) -> 
         config_name = next(iter(defaults or configs)) if defaults or len(configs) == 1 else None
     if config_name not in configs:
         raise FormatError(
-            f"the repository has the configurations {sorted(configs)}; "
+            f"the repository has the configurations {sorted(configs)!r:.300}; "
             + ("choose the one with the scores: config_name=..." if config_name is None else f"not {config_name!r}."),
             file=repo_id,
         )
-    prefix = f"{configs[config_name]['data_dir'].strip('/')}/" if configs[config_name].get("data_dir") else ""
-    found = configs[config_name].get("data_files") or "*.parquet"
+    chosen = configs[config_name]
+    prefix = f"{chosen['data_dir'].strip('/')}/" if chosen.get("data_dir") else ""
+    found = chosen.get("data_files") or "*.parquet"
     entries = found if isinstance(found, list) else [found]
     splits = {entry["split"]: entry["path"] for entry in entries if isinstance(entry, dict)}
     if splits and split not in splits:
@@ -217,6 +222,46 @@ def _patterns(card: Path, config_name: str | None, split: str, repo_id: str) -> 
     paths = splits[split] if splits else entries
     # `**/` is any folders, or none; a `*` of the download's patterns is that already.
     return [prefix + path.replace("**/", "*") for path in (paths if isinstance(paths, list) else [paths])]
+
+
+def _configurations(card: Path, repo_id: str) -> dict[str, dict[str, Any]]:
+    """The configurations that the card of a repository names, each with the texts that say where its files are.
+
+    Raises:
+        FormatError: If its YAML is damaged, or says something else.
+    """
+    import yaml
+    from huggingface_hub import DatasetCard
+
+    if not card.is_file():
+        return {}
+
+    def texts(value: Any) -> bool:
+        return isinstance(value, str) or (isinstance(value, list) and all(isinstance(part, str) for part in value))
+
+    try:
+        data = DatasetCard.load(card, ignore_metadata_errors=True).data.to_dict()
+        configs = {}
+        for config in data.get("configs") or []:
+            name, files = config.get("config_name", "default"), config.get("data_files") or []
+            for entry in files if isinstance(files, list) else [files]:
+                fits = (
+                    texts(entry["path"]) and isinstance(entry["split"], str)
+                    if isinstance(entry, dict)
+                    else texts(entry)
+                )
+                if not fits:
+                    raise ValueError(f"the data_files {short(entry)}")
+            if not isinstance(name, str) or not isinstance(config.get("data_dir") or "", str):
+                raise ValueError(f"the configuration {short(name)}")
+            configs[name] = dict(config)
+    except (ValueError, LookupError, TypeError, AttributeError, RecursionError, yaml.YAMLError) as error:
+        raise FormatError(
+            f"the card of the repository does not say where its files are: {error!r:.200}. Say it yourself: "
+            "data_dir=..., the folder of the Parquet files.",
+            file=repo_id,
+        ) from None
+    return configs
 
 
 def _matching(folder: Path, patterns: Sequence[str]) -> list[Path]:
@@ -239,22 +284,27 @@ def _card(manifest: dict[str, Any], texts: Sequence[Path], repo_id: str, license
     )
     facts = {field: manifest[field] for field in MANIFEST_FIELDS if manifest.get(field) is not None}
     facts = {"queries": f"{manifest['queries']:,}", "scores": f"{manifest['scores']:,}", **facts}
-    rows = [f"| {name.replace('_', ' ')} | {_cell(value)} |" for name, value in facts.items()]
+    rows = [
+        f"| {name.replace('_', ' ')} | "
+        f"{markdown(value if isinstance(value, str) else json.dumps(value, ensure_ascii=False))} |"
+        for name, value in facts.items()
+    ]
+    types = {name: manifest[name] if manifest[name] in ("str", "int") else "unknown" for name in TYPES}
     meaning = (
         "Only the differences between a query's scores mean anything; they have no common zero."
         if manifest.get("scale") == "margin"
         else "Higher is more relevant."
     )
-    named = ", ".join(f"`{path.as_posix()}`" for path in texts)
+    named = ", ".join(f"`{name}`" if NAME.fullmatch(name) else markdown(name) for name in map(Path.as_posix, texts))
     beside = f"\n\nBeside them, in the layout of BEIR: {named}." if texts else ""
     return f"""---
 {data.to_yaml()}
 ---
 
-# {repo_id.split("/")[-1]}
+# {markdown(repo_id.split("/")[-1])}
 
 The scores that a teacher gave to each query's candidate documents, for distillation into a smaller model. Each row is a
-query: `query_id` ({manifest["query_id_type"]}), `document_ids` (list of {manifest["document_id_type"]}) and `scores`
+query: `query_id` ({types["query_id_type"]}), `document_ids` (list of {types["document_id_type"]}) and `scores`
 (list of float32), as many. {meaning}{beside}
 
 | | |
@@ -273,11 +323,6 @@ from st_m3se.scores import TeacherScores  # pip install st-m3se
 scores = TeacherScores.from_hub("{repo_id}")
 ```
 """
-
-
-def _cell(value: Any) -> str:
-    text = value if isinstance(value, str) else json.dumps(value, ensure_ascii=False)
-    return text.replace("|", "\\|").replace("\n", " ")
 
 
 def _link(source: Path, target: Path) -> None:

@@ -14,9 +14,9 @@ import pyarrow.parquet as pq
 import xxhash
 
 from st_m3se.scores.errors import FormatError
-from st_m3se.scores.rows import ScoredList
+from st_m3se.scores.rows import ScoredList, short
 
-__all__ = ["COLUMNS", "Shard"]
+__all__ = ["COLUMNS", "Shard", "check_complete"]
 
 COLUMNS = ["query_id", "document_ids", "scores"]
 KEPT_GROUPS = 8
@@ -175,6 +175,7 @@ class Shard:
     def row(self, group: int, place: int) -> ScoredList:
         """One row."""
         table = self.table(group)
+        check_complete(table)
         return ScoredList(*(table.column(name)[place].as_py() for name in COLUMNS))
 
     def query_ids(self) -> pa.ChunkedArray:
@@ -206,6 +207,30 @@ def _same_shard(path: Path, facts: Mapping[str, Any], identity: tuple[int, int, 
     if _identity(shard._source.fileno()) != identity:
         raise FormatError("the store was replaced since it was opened. Open it again.", file=str(path))
     return shard
+
+
+def check_complete(table: pa.Table) -> None:
+    """Refuse a table with gaps, before they become None among ids and scores.
+
+    Raises:
+        FormatError: Naming the query.
+    """
+    for name in COLUMNS:
+        start = 0
+        for chunk in table.column(name).chunks:
+            values = chunk if name == "query_id" else chunk.flatten()
+            if not (chunk.null_count or values.null_count):
+                start += len(chunk)
+                continue
+            gaps = chunk.is_null().to_numpy(zero_copy_only=False)
+            if not gaps.any():
+                gaps = np.array([not row.is_valid or None in row.as_py() for row in chunk])
+            place = start + int(np.argmax(gaps))
+            query = table.column("query_id")[place].as_py()
+            raise FormatError(
+                f"query {short(query)} has a gap in {name}. scores.validate() names all such rows; st-m3se convert "
+                "--on-error skip makes a store without them."
+            )
 
 
 def _is_list(kind: pa.DataType) -> bool:

@@ -15,7 +15,7 @@ from st_m3se.files import digest, read_checked_json
 from st_m3se.scores.errors import FormatError
 from st_m3se.scores.ids import SortedIds
 from st_m3se.scores.rows import Id, ScoredList
-from st_m3se.scores.shard import COLUMNS, Shard
+from st_m3se.scores.shard import COLUMNS, Shard, check_complete
 from st_m3se.scores.writer import MANIFEST, MANIFEST_FIELDS, SHARD_NAME, UNFINISHED, VERSION, TeacherScoresWriter
 
 if TYPE_CHECKING:
@@ -155,6 +155,7 @@ class TeacherScores:
 
     def __iter__(self) -> Iterator[ScoredList]:
         for table in self.tables():
+            check_complete(table)
             columns = (table.column(name).to_pylist() for name in COLUMNS)
             for query_id, documents, scores in zip(*columns, strict=True):
                 yield ScoredList(query_id, documents, scores)
@@ -401,7 +402,10 @@ class TeacherScores:
 
     def _sorted(self) -> SortedIds:
         if self._index is None:
-            self._index = SortedIds(self.query_ids())
+            ids = self.query_ids()
+            if ids.null_count:
+                raise FormatError(f"the store is not valid: {ids.null_count} rows have no query id.")
+            self._index = SortedIds(ids)
         return self._index
 
     def _find(self, query_id: object) -> int | None:

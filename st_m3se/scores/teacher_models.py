@@ -63,7 +63,10 @@ def load(
 
 def _kind(name: str, revision: str | None, trust_remote_code: bool) -> Any:
     if (path := load_file_path(name, "config_sentence_transformers.json", revision=revision)) is not None:
-        kind = json.loads(Path(path).read_text(encoding="utf-8")).get("model_type")
+        try:
+            kind = json.loads(Path(path).read_text(encoding="utf-8")).get("model_type")
+        except (ValueError, AttributeError, RecursionError) as error:
+            raise ValueError(f"{path} is damaged: {error}. Save or download the model again.") from error
         for known in (CrossEncoder, SentenceTransformer):
             if kind == known.__name__:
                 return known

@@ -17,7 +17,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from st_m3se.files import checked_json
-from st_m3se.scores import FormatError, ScoredList, TeacherScores, TeacherScoresWriter
+from st_m3se.scores import FormatError, ScoredList, TeacherScores, TeacherScoresWriter, convert
 from st_m3se.scores import writer as writer_module
 
 ROWS = [("q2", ["d1", "d2", "d3"], [3.5, -1.25, 0.5]), ("q10", ["d9"], [2.0]), ("q1", [], [])]
@@ -413,6 +413,33 @@ def test_validate_finds_what_is_missing(tmp_path: Path) -> None:
     pq.write_table(table, tmp_path / "bad.parquet")
     with pytest.raises(FormatError, match=r"1 rows have no list; 1 document ids are missing"):
         TeacherScores.open(tmp_path / "bad.parquet").validate()
+
+
+@pytest.mark.parametrize(
+    "column",
+    [
+        {"query_id": pa.array(["a", None])},
+        {"document_ids": pa.array([["d"], None])},
+        {"document_ids": pa.array([["d"], [None]], pa.list_(pa.string()))},
+        {"scores": pa.array([[1.0], None])},
+        {"scores": pa.array([[1.0], [None]], pa.list_(pa.float32()))},
+    ],
+)
+def test_gaps_are_no_rows(column: dict[str, pa.Array], tmp_path: Path) -> None:
+    """Prevents None among ids and scores, and errors of other libraries far from the file."""
+    whole = {"query_id": pa.array(["a", "b"]), "document_ids": pa.array([["d"], ["e"]]), "scores": [[1.0], [2.0]]}
+    pq.write_table(pa.table({**whole, **column}), tmp_path / "x.parquet")
+    store = TeacherScores.open(tmp_path / "x.parquet")
+    for use in (
+        lambda: list(store),
+        lambda: store["b"],
+        store.validate,
+        lambda: convert(tmp_path / "x.parquet", tmp_path / "out"),
+        lambda: convert(tmp_path / "x.parquet", tmp_path / "out", source_format="store"),
+    ):
+        with pytest.raises(FormatError, match=r"gap|no query id|no list|missing|nan|must be|must be a"):
+            use()
+    store.describe({"a": {"d": 1}, "b": {"e": 1}})
 
 
 def test_describe_counts_margins_and_positives(store: TeacherScores) -> None:

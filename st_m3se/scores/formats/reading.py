@@ -152,7 +152,7 @@ class Reading:
                 raise FormatError(f"{name} {value!r:.80} is not an integer in its plain form. Read it as a string.")
             value = int(value)
         elif self.id_type == "str" and type(value) is int:
-            value = str(value)
+            value = str(check_id(value, name))
         checked = check_id(value, name)
         known = self._types.setdefault(name, type(checked))
         if type(checked) is not known:
@@ -167,6 +167,7 @@ class Reading:
     ) -> ScoredList:
         """Check a whole row."""
         query_id = self.query_id(query_id)
+        document_ids, scores = parse_list(document_ids, "document_ids"), parse_list(scores, "scores")
         if len(document_ids) != len(scores):
             raise FormatError(
                 f"query {query_id!r:.80} has {len(document_ids)} documents and {len(scores)} scores. From the first "

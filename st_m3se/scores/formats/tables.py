@@ -14,7 +14,7 @@ from st_m3se.scores.formats.jsonl import decode_list
 from st_m3se.scores.formats.reading import Reading
 from st_m3se.scores.rows import ScoredList, check_score
 
-__all__ = ["find_columns", "read_csv", "read_parquet"]
+__all__ = ["UNREADABLE", "find_columns", "read_csv", "read_parquet"]
 
 ALIASES = {
     "query_id": ("query_id", "query-id", "qid", "queryid"),
@@ -23,6 +23,8 @@ ALIASES = {
     "document_ids": ("document_ids",),
     "scores": ("scores",),
 }
+# What Arrow raises over damaged files, and over values that Python has no object for: dates before year 1, time zones.
+UNREADABLE = (pa.ArrowException, OSError, ValueError, OverflowError, LookupError, TypeError, ImportError)
 LONG = ("query_id", "document_id", "score")
 LISTS = ("query_id", "document_ids", "scores")
 
@@ -96,7 +98,7 @@ def read_parquet(reading: Reading, columns: Mapping[str, str] | None = None) -> 
                 yield from _lists(file, found, reading)
     except FormatError as error:
         raise error if error.file else FormatError(error.message, file=file_name) from None
-    except (pa.ArrowException, OSError, UnicodeDecodeError) as error:
+    except UNREADABLE as error:
         raise FormatError(f"this Parquet file cannot be read: {error}", file=file_name) from error
 
 
