@@ -14,6 +14,7 @@ import pyarrow.parquet as pq
 import xxhash
 
 from st_m3se.scores.errors import FormatError
+from st_m3se.scores.parquet import check_groups, check_values, dictionaries
 from st_m3se.scores.rows import ScoredList, short
 
 __all__ = ["COLUMNS", "Shard", "check_complete"]
@@ -45,10 +46,16 @@ class Shard:
             # Plain reads: the packed pages are unpacked in any case, and mapped ones would stay in the process as well.
             self._source = pa.OSFile(str(path))
             self._check_size()
+            metadata = pq.read_metadata(self._source)
+            foreign = "xxh3" not in self.facts
             self._file = pq.ParquetFile(
-                self._source, memory_map=False, pre_buffer=False, page_checksum_verification=True
+                self._source,
+                metadata=metadata,
+                memory_map=False,
+                pre_buffer=False,
+                page_checksum_verification=True,
+                read_dictionary=dictionaries(metadata) if foreign else None,
             )
-            metadata = self._file.metadata
             schema = metadata.schema.to_arrow_schema()
         except FileNotFoundError as error:
             if not self.facts:
@@ -88,6 +95,11 @@ class Shard:
                 "scores": pa.list_(pa.float32()),
             }
         )
+        if foreign:
+            try:
+                check_groups(metadata, COLUMNS)
+            except FormatError as error:
+                raise FormatError(error.message, file=str(path)) from None
         self.groups = metadata.num_row_groups
         sizes = [metadata.row_group(group).num_rows for group in range(self.groups)]
         self.starts = np.concatenate([[0], np.cumsum(sizes, dtype=np.int64)])
@@ -167,9 +179,14 @@ class Shard:
 
     def _decoded(self, group: int) -> pa.Table:
         table = self._file.read_row_group(group, columns=COLUMNS, use_threads=False)
+        if "xxh3" in self.facts:
+            return table.select(COLUMNS).cast(self._schema)
+        # Of an unknown writer: its strings may be no UTF-8, and one of them may be repeated a million times.
+        for name in COLUMNS:
+            for chunk in table.column(name).chunks:
+                check_values(chunk, name)
         table = table.select(COLUMNS).cast(self._schema)
-        if "xxh3" not in self.facts:  # of an unknown writer: its strings may be no UTF-8, its lists may overlap
-            table.validate(full=True)
+        table.validate(full=True)
         return table
 
     def row(self, group: int, place: int) -> ScoredList:
@@ -184,7 +201,10 @@ class Shard:
             return self._read(self._query_ids)
 
     def _query_ids(self) -> pa.ChunkedArray:
-        ids = self._file.read(columns=["query_id"], use_threads=False).column(0).cast(self.id_types[0])
+        ids = self._file.read(columns=["query_id"], use_threads=False).column(0)
+        for chunk in ids.chunks:
+            check_values(chunk, "query_id")
+        ids = ids.cast(self.id_types[0])
         if "xxh3" not in self.facts:
             ids.validate(full=True)
         return ids

@@ -145,7 +145,7 @@ def test_margins_keep_every_difference(tmp_path: Path) -> None:
     assert scores == {"p1": 0.0, "n1": -3.0, "p2": -3.0 + 4.5, "n2": -3.0 + 4.5 - 0.5}
     with pytest.raises(FormatError, match=r"x:2: .* shares no negative"):
         read("gpl", written(tmp_path / "x", "q\tp1\tn1\t3.0\nq\tp2\tn2\t0.5\n"))
-    with pytest.raises(FormatError, match=r"x:2: .* contradicts earlier lines, from which 3.0 follows"):
+    with pytest.raises(FormatError, match=r"x:2: .* contradicts other lines, from which 3.0 follows"):
         read("gpl", written(tmp_path / "x", "q\tp1\tn1\t3.0\nq\tp1\tn1\t5.0\n"))
     with pytest.raises(FormatError, match="is the positive and the negative"):
         read("gpl", written(tmp_path / "x", "q\tp1\tp1\t3.0\n"))

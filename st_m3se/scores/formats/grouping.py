@@ -9,8 +9,10 @@ from contextlib import closing
 from pathlib import Path
 from typing import NamedTuple
 
+from st_m3se.scores.errors import FormatError
 from st_m3se.scores.formats.reading import Reading
-from st_m3se.scores.rows import Id, ScoredList
+from st_m3se.scores.limits import VALUES
+from st_m3se.scores.rows import Id, ScoredList, short
 
 __all__ = ["SCORE_TOLERANCE", "Grouper", "Pair", "TextStore", "agree", "group_pairs"]
 
@@ -55,7 +57,8 @@ class _Spill:
 class Grouper(_Spill):
     """Takes pairs in any order and gives them back query by query, each query's in the order they came."""
 
-    def __init__(self) -> None:
+    def __init__(self, reading: Reading) -> None:
+        self._file = str(reading.path)
         # Columns without a type keep an int an int and a str a str.
         super().__init__("CREATE TABLE pair (q, d, o, s REAL, p INTEGER, line INTEGER)")
         self._batch: list[Pair] = []
@@ -80,6 +83,9 @@ class Grouper(_Spill):
                 yield group
                 group = []
             group.append(pair)
+            if len(group) > VALUES.value:
+                error = VALUES.error(f"query {short(pair.query_id)} has ever more lines")
+                raise FormatError(error.message, file=self._file)
         if group:
             yield group
 
@@ -89,7 +95,7 @@ def group_pairs(pairs: Iterator[Pair], reading: Reading) -> Iterator[ScoredList]
 
     A pair with two scores that do not agree is rejected, and under "skip" keeps the first.
     """
-    with closing(Grouper()) as grouper:
+    with closing(Grouper(reading)) as grouper:
         for pair in pairs:
             grouper.add(pair)
         for group in grouper:

@@ -15,6 +15,7 @@ from typing import Any, Literal, Protocol, TypeVar
 import pyarrow as pa
 
 from st_m3se.scores.errors import FormatError
+from st_m3se.scores.limits import LINE, RATIO, VALUES
 from st_m3se.scores.rows import Id, ScoredList, check_id, check_score, first_duplicate, short
 
 __all__ = ["IdType", "OnError", "Reading", "TextSink", "open_binary", "text_id"]
@@ -22,7 +23,7 @@ __all__ = ["IdType", "OnError", "Reading", "TextSink", "open_binary", "text_id"]
 OnError = Literal["raise", "skip"]
 IdType = Literal["str", "int"]
 
-MAX_LINE = 1 << 28  # a "line" of 256 MiB is a damaged file or a decompression bomb
+UNCOUNTED = 1 << 26  # bytes that any packed file may unpack to
 KEPT_MESSAGES = 20
 MAGIC = {b"\x1f\x8b": "gzip", b"\x28\xb5\x2f\xfd": "zstd"}
 INTEGER = re.compile(r"-?[0-9]+", re.ASCII)
@@ -62,11 +63,31 @@ def open_binary(path: Path) -> Iterator[io.BufferedReader]:
                 yield raw
             else:
                 stream: Any = pa.CompressedInputStream(pa.PythonFile(raw, "r"), packed)
-                yield io.BufferedReader(stream, 1 << 16)
+                most = max(UNCOUNTED, RATIO.value * path.stat().st_size)
+                yield io.BufferedReader(_Unpacked(stream, most, path), 1 << 16)
         except (OSError, EOFError, pa.ArrowException) as error:
             if packed is None:
                 raise
             raise FormatError(f"the {packed} data is damaged: {error}", file=str(path)) from error
+
+
+class _Unpacked(io.RawIOBase):
+    """A packed stream that ends with an error where it gives more than it may."""
+
+    def __init__(self, stream: Any, most: int, path: Path) -> None:
+        self._stream, self._left, self._path = stream, most, path
+
+    def readable(self) -> bool:
+        return True
+
+    def readinto(self, buffer: Any) -> int:
+        block = self._stream.read(len(buffer))
+        self._left -= len(block)
+        if self._left < 0:
+            error = RATIO.error(f"the {self._path.stat().st_size:,} bytes of the file unpack to ever more")
+            raise FormatError(error.message, file=str(self._path))
+        buffer[: len(block)] = block
+        return len(block)
 
 
 @dataclass
@@ -121,11 +142,11 @@ class Reading:
 
     def _readline(self, file: io.BufferedReader, number: int) -> bytes:
         try:
-            raw = file.readline(MAX_LINE)
+            raw = file.readline(LINE.value + 1)
         except (OSError, EOFError, pa.ArrowException) as error:
             raise FormatError(f"reading stops here: {error}", file=str(self.path), line=number) from error
-        if len(raw) == MAX_LINE:
-            raise FormatError(f"the line is longer than {MAX_LINE} bytes.", file=str(self.path), line=number)
+        if len(raw) > LINE.value:
+            raise FormatError(LINE.error("the line is too long").message, file=str(self.path), line=number)
         return raw
 
     def parsed(self, parse: Callable[[str, int], Parsed]) -> Iterator[Parsed]:
@@ -203,6 +224,8 @@ def parse_list(value: Any, name: str) -> list[Any]:
     """``value`` if it is a list."""
     if not isinstance(value, list):
         raise FormatError(f"{name} must be a list, got {short(value)}.")
+    if len(value) > VALUES.value:
+        raise VALUES.error(f"{name} has {len(value):,} values")
     return value
 
 

@@ -5,16 +5,16 @@ from __future__ import annotations
 import csv
 from collections.abc import Iterator, Mapping, Sequence
 
-import pyarrow as pa
 import pyarrow.parquet as pq
 
 from st_m3se.scores.errors import FormatError
 from st_m3se.scores.formats.grouping import Pair, group_pairs
 from st_m3se.scores.formats.jsonl import decode_list
 from st_m3se.scores.formats.reading import Reading
+from st_m3se.scores.parquet import UNREADABLE, batches, open_parquet
 from st_m3se.scores.rows import ScoredList, check_score
 
-__all__ = ["UNREADABLE", "find_columns", "read_csv", "read_parquet"]
+__all__ = ["find_columns", "read_csv", "read_parquet"]
 
 ALIASES = {
     "query_id": ("query_id", "query-id", "qid", "queryid"),
@@ -23,8 +23,6 @@ ALIASES = {
     "document_ids": ("document_ids",),
     "scores": ("scores",),
 }
-# What Arrow raises over damaged files, and over values that Python has no object for: dates before year 1, time zones.
-UNREADABLE = (pa.ArrowException, OSError, ValueError, OverflowError, LookupError, TypeError, ImportError)
 LONG = ("query_id", "document_id", "score")
 LISTS = ("query_id", "document_ids", "scores")
 
@@ -87,7 +85,7 @@ def read_parquet(reading: Reading, columns: Mapping[str, str] | None = None) -> 
     """
     file_name = str(reading.path)
     try:
-        with pq.ParquetFile(reading.path, memory_map=True) as file:
+        with open_parquet(reading.path) as file:
             names = file.schema_arrow.names
             chosen = columns or {}
             if "document_id" in chosen or "score" in chosen or not set(names) & {"document_ids", "scores"}:
@@ -104,7 +102,7 @@ def read_parquet(reading: Reading, columns: Mapping[str, str] | None = None) -> 
 
 def _rows(file: pq.ParquetFile, columns: list[str]) -> Iterator[tuple[int, tuple[object, ...]]]:
     number = 0
-    for batch in file.iter_batches(batch_size=1024, columns=columns):
+    for batch in batches(file, columns):
         for values in zip(*(batch.column(name).to_pylist() for name in columns), strict=True):
             number += 1
             yield number, values
