@@ -15,6 +15,7 @@ from torch import Tensor, nn
 
 from st_m3se.encoding import TRIM_EVERY, check_caching, encode, give_memory_back
 from st_m3se.host import CachedLossMixin, RandContext
+from st_m3se.losses.finite import LARGEST_SCORE, require_finite
 from st_m3se.losses.gather import (
     NO_KEY,
     Known,
@@ -144,6 +145,7 @@ class DistillationLoss(CachedLossMixin, nn.Module):
         self.mini_batch_size = 1  # CachedLossMixin asks for it; the token budget decides
         self.uses_gradient_cache = mini_batch_num_tokens is not None
         self._mini_batches = 0
+        self._batches = 0  # in training, for messages
         bounded = self.matches_margins and self.similarity_fct is cos_sim
         self._scale_check = ScaleCheck(type(self).__name__, scale) if bounded else None
 
@@ -159,6 +161,7 @@ class DistillationLoss(CachedLossMixin, nn.Module):
             labels: Teacher scores ``[Q, D]``, or the mapping of :class:`~st_m3se.DistillationCollator`.
         """
         columns = list(sentence_features)
+        self._batches += torch.is_grad_enabled()
         if isinstance(labels, Mapping):
             documents, lists = self._from_collator(columns, labels)
         else:
@@ -260,6 +263,8 @@ class DistillationLoss(CachedLossMixin, nn.Module):
                 positives = torch.cat([positives, torch.zeros_like(joining)], dim=1)
                 mask = torch.cat([mask, joining], dim=1)
             loss = self.score_loss(student_scores, teacher_scores, positives, mask)
+        if torch.is_grad_enabled():
+            require_finite(loss, queries, documents, labels.scores, type(self).__name__, self._batches)
         if with_backward:
             torch.autograd.backward(loss)
             return loss.detach()
@@ -321,11 +326,12 @@ class DistillationLoss(CachedLossMixin, nn.Module):
                 "scores: a loss on them would train towards the wrong margins. Score the documents with the teacher, "
                 "or convert scores that happen to be whole numbers to floats."
             )
-        if bool(labels.isinf().any()) or bool(labels[:, 0].isnan().any()):
-            bad = (labels.isinf().any(1) | labels[:, 0].isnan()).nonzero().flatten().tolist()
+        large = labels.abs() > LARGEST_SCORE
+        if bool(large.any()) or bool(labels[:, 0].isnan().any()):
+            bad = (large.any(1) | labels[:, 0].isnan()).nonzero().flatten().tolist()
             raise ValueError(
-                f"{name}: row(s) {bad} of the batch hold an infinite teacher score, or NaN for document_1, the "
-                "positive. The loss of these rows would be infinite or empty. Score these documents again or drop the "
+                f"{name}: row(s) {bad} of the batch hold an infinite teacher score, or one beyond {LARGEST_SCORE:g}, "
+                "whose margins would be infinite when they are squared, or NaN for document_1, the positive. The loss of these rows would be infinite or empty. Score these documents again or drop the "
                 "rows; NaN is allowed for negatives, as 'not scored'."
             )
         positives = torch.zeros_like(labels, dtype=torch.bool)

@@ -59,15 +59,28 @@ class Grouper(_Spill):
 
     def __init__(self, reading: Reading) -> None:
         self._file = str(reading.path)
+        self._last: Id | None = None
+        self._in_a_row = 0
         # Columns without a type keep an int an int and a str a str.
         super().__init__("CREATE TABLE pair (q, d, o, s REAL, p INTEGER, line INTEGER)")
         self._batch: list[Pair] = []
 
     def add(self, pair: Pair) -> None:
-        """Take a pair."""
+        """Take a pair.
+
+        Raises:
+            FormatError: If one query has more of them in a row than a list may have.
+        """
+        self._in_a_row = self._in_a_row + 1 if pair.query_id == self._last else 1
+        self._last = pair.query_id
+        if self._in_a_row > VALUES.value:
+            raise self._too_many(pair.query_id)
         self._batch.append(pair)
         if len(self._batch) == BATCH:
             self._flush()
+
+    def _too_many(self, query_id: Id) -> FormatError:
+        return FormatError(VALUES.error(f"query {short(query_id)} has ever more lines").message, file=self._file)
 
     def _flush(self) -> None:
         self._database.executemany("INSERT INTO pair VALUES (?, ?, ?, ?, ?, ?)", self._batch)
@@ -84,8 +97,7 @@ class Grouper(_Spill):
                 group = []
             group.append(pair)
             if len(group) > VALUES.value:
-                error = VALUES.error(f"query {short(pair.query_id)} has ever more lines")
-                raise FormatError(error.message, file=self._file)
+                raise self._too_many(pair.query_id)
         if group:
             yield group
 

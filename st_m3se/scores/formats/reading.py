@@ -127,7 +127,7 @@ class Reading:
     def lines(self) -> Iterator[tuple[int, str]]:
         """The lines that are not blank, without their ends, counted from 1."""
         with open_binary(self.path) as file:
-            number = 0
+            number = blank = 0
             while raw := self._readline(file, number + 1):
                 number += 1
                 if number == 1 and raw.startswith(b"\xef\xbb\xbf"):
@@ -138,7 +138,12 @@ class Reading:
                     self.reject(number, f"this is not UTF-8 ({error.reason} at byte {error.start + 1} of the line).")
                     continue
                 if line and not line.isspace():
+                    blank = 0
                     yield number, line
+                    continue
+                blank += 1
+                if blank > VALUES.value:
+                    raise FormatError(VALUES.error("blank lines follow each other").message, file=str(self.path))
 
     def _readline(self, file: io.BufferedReader, number: int) -> bytes:
         try:
