@@ -17,6 +17,7 @@ from sentence_transformers import CrossEncoder, SentenceTransformer
 from students import multi_vector_student, sparse_student
 
 from st_m3se.evaluation.encoders import pair_scorer
+from st_m3se.files import checked_json
 from st_m3se.scores import FormatError, TeacherScores, score_candidates
 from st_m3se.scores.candidate_lists import CandidateLists
 
@@ -502,7 +503,7 @@ def test_what_is_not_ours_is_left_alone(tmp_path: Path) -> None:
     assert [path.name for path in (tmp_path / "mine").iterdir() if path.name != ".lock"] == ["thesis.txt"]
     score(stub, tmp_path / "store")
     plan = json.loads((tmp_path / "store" / "scoring.json").read_text())
-    (tmp_path / "store" / "scoring.json").write_text(json.dumps(plan | {"version": 99}))
+    (tmp_path / "store" / "scoring.json").write_text(checked_json(plan | {"version": 99}))
     with pytest.raises(FormatError, match="version 99"):
         score(stub, tmp_path / "store")
 
