@@ -183,7 +183,7 @@ REGULARIZED = {"document_regularizer_weight": 3e-5, "query_regularizer_weight": 
 for ending in ("merged", "columns apart"):
     WAYS[f"host SPLADE MarginMSE, {ending}"] = (
         COLUMNS,
-        lambda model, _: sparse.SpladeLoss(model, sparse.SparseMarginMSELoss(model, scale=1.0), **REGULARIZED),
+        lambda model, _: sparse.SpladeLoss(model, sparse.SparseMarginMSELoss(model), **REGULARIZED),
     )
     WAYS[f"host multi-vector MarginMSE, {ending}"] = (
         COLUMNS,

@@ -60,6 +60,8 @@ def common(output: Path, epochs: float, batch_size: int, learning_rate: float, s
         "report_to": "none",
         "dataloader_pin_memory": torch.cuda.is_available(),
         "bf16": has_bfloat16(),
+        "use_cpu": not torch.cuda.is_available()
+        and not torch.backends.mps.is_available(),  # bf16 on a CPU wants it said
     }
 
 
@@ -67,6 +69,8 @@ def has_bfloat16() -> bool:
     """Whether the GPU, or the CPU where there is none, multiplies in bfloat16: about twice as fast as in float32."""
     if torch.cuda.is_available():
         return bool(torch.cuda.is_bf16_supported())
+    if torch.backends.mps.is_available():
+        return False
     return bool(torch.cpu._is_avx512_bf16_supported() or torch.cpu._is_amx_tile_supported())
 
 

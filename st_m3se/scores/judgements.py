@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from st_m3se.scores.errors import FormatError
-from st_m3se.scores.findings import Finding, found
+from st_m3se.scores.findings import Finding, found, report
 from st_m3se.scores.formats.reading import INTEGER, IdType, Reading, open_binary, parse_object
 from st_m3se.scores.parquet import UNREADABLE, batches, open_parquet
 from st_m3se.scores.rows import Id, short
@@ -104,7 +104,7 @@ def read_judgements(
 
 
 def read_qrels(path: str | Path, *, id_type: IdType = "str", document_id_type: IdType | None = None) -> Qrels:
-    """Read relevance judgements from any file that :func:`read_judgements` reads.
+    """Read relevance judgements from any file that :func:`read_judgements` reads; what is unusual is a warning.
 
     Args:
         path: The file, plain, gz or zst.
@@ -117,7 +117,9 @@ def read_qrels(path: str | Path, *, id_type: IdType = "str", document_id_type: I
     Raises:
         FormatError: With ``file:line``, on a line that is no judgement.
     """
-    return read_judgements(path, query_ids=id_type, document_ids=document_id_type or id_type)[0]
+    qrels, findings = read_judgements(path, query_ids=id_type, document_ids=document_id_type or id_type)
+    report(str(path), findings)
+    return qrels
 
 
 def check_judgements(qrels: Mapping[Any, Mapping[Any, Any]]) -> Judgements:

@@ -55,7 +55,7 @@ LINE = Limit("ST_M3SE_MAX_LINE", 1 << 24, "bytes")
 VALUES = Limit("ST_M3SE_MAX_VALUES", 1_000_000, "values")
 """In one list, which is the documents of one query."""
 
-ARRAY = Limit("ST_M3SE_MAX_ARRAY", 1 << 30, "bytes")
+ARRAY = Limit("ST_M3SE_MAX_ARRAY", 1 << 28, "bytes")
 """In a file that is one JSON array of objects, which is read as a whole."""
 
 RATIO = Limit("ST_M3SE_MAX_RATIO", 200, "bytes for each that is stored")

@@ -92,6 +92,13 @@ def test_rows_without_grades_and_with_several_documents(tmp_path: Path) -> None:
     assert read_qrels(tmp_path) == {"q": {"d1": 1, "d2": 1}, "r": {"d1": 1}}
 
 
+def test_what_is_unusual_is_said(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    (tmp_path / "q").write_text("query-id\tcorpus-id\tscore\n1\ta\t1\n1\ta\t1\n1\tb\t1\n1\tb\t0\n")
+    assert read_qrels(tmp_path / "q") == {"1": {"a": 1, "b": 0}}
+    assert f"{tmp_path / 'q'}: judgements that repeat: 1 (1 a); equal ones" in caplog.text
+    assert "contradictory judgements: 1 (1 b); the last one in the file counts" in caplog.text
+
+
 @pytest.mark.parametrize(
     ("content", "message"),
     [

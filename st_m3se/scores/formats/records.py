@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -42,7 +43,7 @@ def column_names(path: Path) -> list[str]:
     if _kind(first) == "json":
         reading = Reading(first, on_error="skip")
         return list(next(records(reading), (0, {}))[1])
-    with _opened(first) as source:
+    with _damage_named(first), _opened(first) as source:
         return list(source.schema_arrow.names if isinstance(source, pq.ParquetFile) else source.schema.names)
 
 
@@ -95,33 +96,36 @@ def _is_arrow(path: Path, head: bytes) -> bool:
     return head.startswith((b"ARROW1", b"\xff\xff\xff\xff")) or path.suffix == ".arrow"
 
 
-def _opened(path: Path) -> Any:
+@contextmanager
+def _damage_named(path: Path) -> Iterator[None]:
+    """What Arrow raises on a damaged file, or a limit without a place, as an error that names the file."""
     try:
-        if _kind(path) == "parquet":
-            return open_parquet(path)
-        source = pa.OSFile(str(path), "rb")
-        try:
-            return pa.ipc.open_stream(source)  # as the datasets library writes it
-        except pa.ArrowInvalid:
-            source.seek(0)
-            return pa.ipc.open_file(source)
-    except UNREADABLE as error:
-        raise FormatError(f"this file cannot be read: {error}", file=str(path)) from error
-
-
-def _table(path: Path, columns: Sequence[str] | None) -> Iterator[tuple[int, Record]]:
-    number = 0
-    try:
-        with _opened(path) as source:
-            for batch in _batches(source, columns):
-                names = batch.schema.names
-                for values in zip(*(column.to_pylist() for column in batch.columns), strict=True):
-                    number += 1
-                    yield number, dict(zip(names, values, strict=True))
+        yield
     except FormatError as error:
         raise error if error.file else FormatError(error.message, file=str(path)) from None
     except UNREADABLE as error:
         raise FormatError(f"this file cannot be read: {error}", file=str(path)) from error
+
+
+def _opened(path: Path) -> Any:
+    if _kind(path) == "parquet":
+        return open_parquet(path)
+    source = pa.OSFile(str(path), "rb")
+    try:
+        return pa.ipc.open_stream(source)  # as the datasets library writes it
+    except pa.ArrowInvalid:
+        source.seek(0)
+        return pa.ipc.open_file(source)
+
+
+def _table(path: Path, columns: Sequence[str] | None) -> Iterator[tuple[int, Record]]:
+    number = 0
+    with _damage_named(path), _opened(path) as source:
+        for batch in _batches(source, columns):
+            names = batch.schema.names
+            for values in zip(*(column.to_pylist() for column in batch.columns), strict=True):
+                number += 1
+                yield number, dict(zip(names, values, strict=True))
 
 
 def _batches(source: Any, columns: Sequence[str] | None) -> Iterator[pa.RecordBatch]:
@@ -131,7 +135,7 @@ def _batches(source: Any, columns: Sequence[str] | None) -> Iterator[pa.RecordBa
     if isinstance(source, pa.RecordBatchFileReader):
         source = (source.get_batch(place) for place in range(source.num_record_batches))
     for batch in source:
-        batch.validate(full=True)  # Arrow follows the offsets in a file without looking whether they lead out of it
+        batch.validate(full=True)  # Arrow reads what is there: a damaged offset would point anywhere
         batch = batch if columns is None else batch.select(list(columns))
         for name, column in zip(batch.schema.names, batch.columns, strict=True):
             check_values(column, name)

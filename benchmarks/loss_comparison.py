@@ -1,0 +1,248 @@
+"""Which loss teaches a student most: every loss of the package, a control without a teacher, and the host's own losses.
+
+    python benchmarks/loss_comparison.py --data nl2bash insuranceqa --folder ../shared/data --work /tmp/losses
+
+Each set is a BEIR folder with train and test judgements. All rows train the same student on the same lists: candidates
+of BM25 and of the student, scored by the cross-encoder of the demo (--ensemble: averaged with the student as it comes).
+Rows: the student as it is, the control (the labels' contrastive loss, the same lists and steps), each loss, the host's
+MarginMSELoss and DistillKLDivLoss for as much CPU time as softmax cross-entropy took, and the teacher re-ranking its
+candidates. Where the teacher is no better than the student there is nothing to distil, and the table says so.
+
+Resumable: a row and seed that is in --work is not trained again. The tables are made from the rankings that are there,
+and --tables-only makes them again. Needs the extra `demo`. Hours on a CPU; --losses, --seeds and the sizes cut it down.
+"""
+
+from __future__ import annotations
+
+import argparse
+import hashlib
+import json
+import sys
+import time
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from datasets import Dataset
+
+HERE = Path(__file__).resolve().parent
+sys.path[:0] = [str(HERE), str(HERE.parent / "examples")]
+
+from benchmark_results import provenance, save, table  # noqa: E402
+from demo_models import load_student, onnx_scorer  # noqa: E402
+from measures import Run, per_query, run_of  # noqa: E402
+from python_docs import in_hash_order  # noqa: E402
+from retrieval_data import RetrievalData, load_beir  # noqa: E402
+from sentence_transformers import (  # noqa: E402
+    SentenceTransformer,
+    SentenceTransformerTrainer,
+    SentenceTransformerTrainingArguments,
+)
+from sentence_transformers.sentence_transformer import losses as host_losses  # noqa: E402
+from teaching import Lessons  # noqa: E402
+from training import LOSSES, common, train_student  # noqa: E402
+
+from st_m3se import build_distillation_dataset  # noqa: E402
+from st_m3se.evaluation import compare  # noqa: E402
+
+CONTROL, START, TEACHER, RECIPE = "contrastive", "student as it is", "teacher", "combined"
+HOST = ("host MarginMSELoss", "host DistillKLDivLoss")
+ROWS = (CONTROL, RECIPE, *LOSSES, *HOST)
+SCALE = 20.0  # of every cosine; the host's losses take it by their labels and temperature
+PROBE_STEPS = 3
+
+
+def cut(data: RetrievalData, args: argparse.Namespace) -> RetrievalData:
+    """The set with at most so many queries and documents: those judged and others, in an order fixed by a hash."""
+    for split in ("train", "dev", "test"):
+        chosen = in_hash_order(list(data.qrels[split]))[: getattr(args, f"{split}_queries")]
+        data.qrels[split] = {query: data.qrels[split][query] for query in chosen}
+    needed = [document for split in data.qrels.values() for relevant in split.values() for document in relevant]
+    kept = list(dict.fromkeys([*needed, *in_hash_order(list(data.corpus))]))[: max(args.documents, len(set(needed)))]
+    data.corpus = {document: data.corpus[document] for document in kept}
+    return data
+
+
+class Comparison:
+    """One set: its candidates, teacher scores and lists, and the ranking of each row and seed."""
+
+    def __init__(self, name: str, args: argparse.Namespace) -> None:
+        self.name, self.args = name, args
+        self.folder = args.work / name
+        self.data = cut(load_beir(args.folder / name), args)
+        guide = self.student()
+        self.lessons = Lessons(self.data, self.folder, guide, None)
+        self.test = list(self.data.qrels["test"])
+        self.scores = {
+            split: self.lessons.scored(
+                split, size, lambda: onnx_scorer(args.max_length), f"demo, {args.max_length} tokens"
+            )
+            for split, size in (("train", args.scored), ("test", args.pool))
+        }
+        if args.ensemble:
+            self.scores = {split: self.lessons.with_guide(scores, split) for split, scores in self.scores.items()}
+
+    def student(self) -> SentenceTransformer:
+        """The student as it comes, with texts cut as everywhere here."""
+        student = load_student(self.args.student)
+        student.max_seq_length = min(student.max_seq_length or self.args.max_length, self.args.max_length)
+        return student
+
+    def rankings(self, row: str, seed: int) -> dict[str, Any]:
+        """The ranking of the test queries and the CPU seconds of the training, from disk or made now."""
+        args = self.args
+        key = {
+            name: str(value) for name, value in vars(args).items() if name not in ("data", "losses", "seeds", "work")
+        }
+        stem = hashlib.sha256(json.dumps([row, seed, sorted(key.items())]).encode()).hexdigest()[:10]
+        path = self.folder / "runs" / f"{row.replace(' ', '-')}-{seed}-{stem}.json"
+        if path.is_file():
+            return dict(json.loads(path.read_text(encoding="utf-8")))
+        if args.tables_only:
+            raise SystemExit(f"{path} is missing: run without --tables-only to make it.")
+        print(f"{self.name}: {row}, seed {seed}", flush=True)
+        student = self.student()
+        torch.manual_seed(seed)
+        start = time.process_time()
+        if row in HOST:
+            self.train_host(student, row, seed, float(self.rankings("softmax-cross-entropy", seed)["cpu_seconds"]))
+        elif row != START:
+            lists = self.lessons.training_lists(self.scores["train"], args.list_size, not args.filter, seed)
+            train_student(student, lists, {**vars(args), "loss": row, "scale": SCALE, "seed": seed}, self.folder)
+        seconds = time.process_time() - start
+        run = run_of(self.lessons.search(student, self.test, "student"), self.test)
+        best = {query: dict(list(listed.items())[: args.depth]) for query, listed in run.items()}
+        result = {"row": row, "seed": seed, "cpu_seconds": seconds, "run": best}
+        path.parent.mkdir(parents=True, exist_ok=True)
+        scratch = path.with_suffix(".part")
+        scratch.write_text(json.dumps(result), encoding="utf-8")
+        scratch.replace(path)
+        return result
+
+    def train_host(self, student: SentenceTransformer, row: str, seed: int, seconds: float) -> None:
+        """Train with a loss of sentence-transformers for so many CPU seconds: a few steps tell how many fit."""
+        args = self.args
+        qrels = {query: dict.fromkeys(relevant, 1) for query, relevant in self.data.qrels["train"].items()}
+        columns = build_distillation_dataset(
+            self.scores["train"],
+            self.lessons.queries,
+            self.lessons.corpus,
+            qrels,
+            list_size=args.list_size,
+            layout="columns",
+            absolute_margin=0.0 if args.filter else None,
+            resample=False,
+            seed=seed,
+        )
+        rows = [dict(each) for each in columns]
+        if row == HOST[0]:
+            for each in rows:
+                first, *others = each["label"]
+                each["label"] = [(first - other) / SCALE for other in others]
+
+        def train(model: SentenceTransformer, steps: int) -> None:
+            loss = (
+                host_losses.MarginMSELoss(model)
+                if row == HOST[0]
+                else host_losses.DistillKLDivLoss(model, student_temperature=1 / SCALE)
+            )
+            arguments = common(self.folder, 1, args.batch_size, args.learning_rate, seed) | {"max_steps": steps}
+            SentenceTransformerTrainer(
+                model=model,
+                args=SentenceTransformerTrainingArguments(**arguments),
+                train_dataset=Dataset.from_list(rows),
+                loss=loss,
+            ).train()
+            model.eval()
+
+        start = time.process_time()
+        train(self.student(), PROBE_STEPS)
+        train(student, max(1, round(seconds / ((time.process_time() - start) / PROBE_STEPS))))
+
+
+def ndcg(run: Run, data: RetrievalData) -> np.ndarray:
+    """nDCG@10 of each test query."""
+    return np.array(per_query(run, data.qrels["test"])["nDCG@10"])
+
+
+def tables_of(each: Comparison, rows: list[str], seeds: list[int]) -> list[dict[str, Any]]:
+    """Means over seeds, the share of the teacher's lead that was closed, and p against start and control after Holm."""
+    data, teacher = each.data, ndcg(run_of(each.scores["test"], each.test), each.data)
+    start = ndcg(each.rankings(START, 0)["run"], data)
+    bm25 = ndcg({query: each.lessons.lexical[query] for query in each.test}, data)
+    by_seed: dict[str, list[np.ndarray]] = {}
+    seconds: dict[str, float] = {}
+    for row in rows:
+        results = [each.rankings(row, seed) for seed in seeds]
+        by_seed[row] = [ndcg(result["run"], data) for result in results]
+        seconds[row] = float(np.mean([result["cpu_seconds"] for result in results]))
+    values = {row: np.mean(found, axis=0) for row, found in by_seed.items()}
+    against_start = _p({START: start, **values}, START)
+    against_control = _p(values, CONTROL) if CONTROL in values else {}
+    lead = teacher.mean() - start.mean()
+    lines: list[list[Any]] = [
+        ["BM25", bm25.mean(), None, None, None, None, None],
+        [START, start.mean(), None, None, None, None, None],
+    ]
+    for row in rows:
+        low, high = min(v.mean() for v in by_seed[row]), max(v.mean() for v in by_seed[row])
+        closed = f"{(values[row].mean() - start.mean()) / lead:.0%}" if lead > 0 else "no lead"
+        p = against_control.get(row)
+        lines.append(
+            [row, values[row].mean(), f"{low:.4f} to {high:.4f}", closed, against_start[row], p, round(seconds[row])]
+        )
+    lines.append([TEACHER, teacher.mean(), None, None, None, None, None])
+    sizes = f"{len(data.qrels['train'])} training, {len(each.test)} test queries, {len(data.corpus)} documents"
+    verdict = "" if lead > 0 else "; the teacher is no better than the student: there is nothing to distil"
+    columns = ["system", "nDCG@10", "seeds", "lead closed", "p, start", "p, control", "CPU seconds"]
+    return [table(f"{each.name}: {sizes}, {len(seeds)} seed(s){verdict}", columns, lines)]
+
+
+def _p(values: Mapping[str, np.ndarray], baseline: str) -> dict[str, float]:
+    if len(values) < 2:
+        return {}
+    return {found.second: found.holm_p for found in compare(values, "nDCG@10", baseline=baseline)}
+
+
+def main() -> None:
+    """Parse the command line, run what is missing, and write results/loss_comparison.json."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    add = parser.add_argument
+    add("--folder", type=Path, default=HERE.parent.parent / "shared" / "data", help="where the BEIR folders are")
+    add("--data", nargs="+", default=["nl2bash", "insuranceqa", "scifact", "nfcorpus", "msmarco-train", "medquad"])
+    add(
+        "--work",
+        type=Path,
+        default=Path("loss_comparison"),
+        help="candidates, teacher scores and rankings [%(default)s]",
+    )
+    add("--student", default="minilm", help="'minilm', 'tiny' (never trained for dense search), a path or a name")
+    add("--losses", nargs="+", choices=ROWS, default=list(ROWS), help="rows of the table [all]")
+    add("--seeds", nargs="+", type=int, default=[1, 2, 3])
+    add("--ensemble", action="store_true", help="teach with the mean of cross-encoder and student, query by query")
+    add("--filter", action="store_true", help="leave out negatives that the teacher scores above the known positive")
+    for name, value in (("train", 600), ("dev", 100), ("test", 200)):
+        add(f"--{name}-queries", type=int, default=value, help="at most [%(default)s]")
+    add("--documents", type=int, default=4_000, help="of the corpus, all judged ones among them [%(default)s]")
+    add("--scored", type=int, default=8, help="candidates per training query that the teacher scores [%(default)s]")
+    add("--pool", type=int, default=20, help="candidates per test query that the teacher re-ranks [%(default)s]")
+    add("--depth", type=int, default=10, help="documents of a ranking that are kept [%(default)s]")
+    add("--list-size", type=int, default=8)
+    add("--batch-size", type=int, default=16)
+    add("--epochs", type=int, default=1)
+    add("--learning-rate", type=float, default=1e-4)
+    add("--max-length", type=int, default=128)
+    add("--tables-only", action="store_true", help="make the tables again from the rankings in --work")
+    add("--output", type=Path, default=HERE / "results" / "loss_comparison.json")
+    args = parser.parse_args()
+    facts, tables = provenance(), []
+    for name in args.data:
+        tables += tables_of(Comparison(name, args), args.losses, args.seeds)
+        save(args.output, "loss_comparison", facts, tables)
+    print(json.dumps(tables, indent=1))
+
+
+if __name__ == "__main__":
+    main()
