@@ -14,8 +14,9 @@ from sentence_transformers import SentenceTransformerTrainer
 from sentence_transformers.util import cos_sim
 from transformers import TrainerCallback
 
-from st_m3se import DistillationCollator, M3SELoss
-from st_m3se.losses.finite import LARGEST_SCORE
+from st_m3se import CombinedLoss, DistillationCollator, M3SELoss
+from st_m3se.losses import DistillationLoss
+from st_m3se.losses.finite import LARGEST_SCORE, require_finite
 
 
 def train(model: Any, args: Any, rows: list[dict[str, Any]], loss: Any, **options: Any) -> SentenceTransformerTrainer:
@@ -35,12 +36,19 @@ class Spoil(TrainerCallback):
                 next(model.parameters()).fill_(math.nan)
 
 
+@pytest.mark.parametrize("combined", [False, True])
 @pytest.mark.parametrize("tokens", [None, 60])
 def test_weights_that_are_not_finite_stop_the_training(
-    make_model: Any, arguments: Callable[..., Any], ragged_rows: list[dict[str, Any]], tokens: int | None
+    make_model: Any,
+    arguments: Callable[..., Any],
+    ragged_rows: list[dict[str, Any]],
+    tokens: int | None,
+    combined: bool,
 ) -> None:
     model = make_model()
-    loss = M3SELoss(model, scale=3.0, mini_batch_num_tokens=tokens)
+    loss: DistillationLoss = M3SELoss(model, scale=3.0, mini_batch_num_tokens=None if combined else tokens)
+    if combined:
+        loss = CombinedLoss([loss], mini_batch_num_tokens=tokens)
     with pytest.raises(ValueError, match=r"M3SELoss: the embeddings of the queries are not finite in batch 3 of this"):
         train(
             model,
@@ -72,6 +80,12 @@ def test_a_gradient_that_is_not_finite_never_reaches_the_weights(
             data_collator=DistillationCollator(preprocess_fn=model.preprocess),
         )
     assert all(parameter.isfinite().all() for parameter in model.parameters())
+
+
+def test_rows_are_those_of_all_pieces() -> None:
+    pieces = [torch.zeros(2, 3), torch.tensor([[0.0, 0.0, 0.0], [0.0, math.nan, 0.0]])]
+    with pytest.raises(ValueError, match=r"the embeddings of the documents are not finite in batch 7 .*row\(s\) \[3\]"):
+        require_finite(torch.tensor(math.nan), torch.zeros(1, 3), pieces, torch.zeros(1, 4), "M3SELoss", 7)
 
 
 @pytest.mark.parametrize("score", [2 * LARGEST_SCORE, -1e20])
