@@ -137,9 +137,9 @@ def test_a_long_chain_of_margins_takes_no_longer_than_its_lines(reverse: bool, t
     lines = [f"q\tp{n}\tn{n}\t1.0\nq\tp{n + 1}\tn{n}\t2.0" for n in range(10_000)]
     first = lines.pop(0)
     (tmp_path / "x").write_text("\n".join([first, *(reversed(lines) if reverse else lines)]) + "\n")
-    started = time.perf_counter()
+    started = time.process_time()
     (row,) = read("gpl", tmp_path / "x")
-    assert time.perf_counter() - started < 5
+    assert time.process_time() - started < 5
     scores = dict(zip(row.document_ids, row.scores, strict=True))
     assert scores["p10000"] == 10_000
     assert scores["n9999"] == 9_998
