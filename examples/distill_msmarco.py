@@ -71,7 +71,6 @@ from st_m3se.scores import FormatError, TeacherScores, score_candidates
 console = Console(width=110)
 
 QUICK_DOCUMENTS = 1000
-GUIDE_TOKENS = 128  # what all-MiniLM-L6-v2 was trained with; longer documents are cut
 
 
 def load_data(args: argparse.Namespace) -> tuple[RetrievalData, TeacherScores | None]:
@@ -190,11 +189,12 @@ def run(args: argparse.Namespace) -> dict[str, Any]:
 
     console.print("[bold]Candidates:[/] BM25 and the bi-encoder guide")
     guide = load_student(args.guide)
-    guide.max_seq_length = min(guide.max_seq_length or GUIDE_TOKENS, GUIDE_TOKENS)
-    lessons = Lessons(data, args.output, guide, ready)
+    lessons = Lessons(data, args.output, guide, ready, args.judgements)
     test = list(qrels["test"])
     student = load_student(args.student)
-    runs = {"BM25": lessons.lexical, "student before": run_of(lessons.search(student, test, "student-before"), test)}
+    same = args.guide == args.student
+    before = lessons.dense if same else run_of(lessons.search(student, test, "student-before"), test)
+    runs = {"BM25": lessons.lexical, "student before": before}
 
     teacher = LoadedTeacher(args, lessons)
     check = check_teacher(lessons, teacher, student, guide)
@@ -204,6 +204,7 @@ def run(args: argparse.Namespace) -> dict[str, Any]:
     if left_out := sizes["train"] - len(lists):
         console.print(f"  {left_out} training queries have no scored relevant document or no scored negative: left out")
 
+    control = lessons.training_lists(taught, args.list_size, not args.filter, args.seed, teacher=False)
     evaluator, curves = lessons.dev_evaluator(teacher.scores("dev")) if qrels["dev"] else None, {}
     options, seconds = vars(args), {}
     for name, loss in {"student without a teacher": "contrastive", "student after": args.loss}.items():
@@ -213,7 +214,8 @@ def run(args: argparse.Namespace) -> dict[str, Any]:
         student = load_student(args.student)
         torch.manual_seed(args.seed)
         clock = time.perf_counter()
-        curves[name] = train_student(student, lists, {**options, "loss": loss}, args.output, evaluator)
+        own_lists = lists if name == "student after" else control
+        curves[name] = train_student(student, own_lists, {**options, "loss": loss}, args.output, evaluator)
         seconds[name] = time.perf_counter() - clock
         runs[name] = run_of(lessons.search(student, test, name.replace(" ", "-")), test)
     student.save_pretrained(str(args.output / "model"))
@@ -225,7 +227,7 @@ def run(args: argparse.Namespace) -> dict[str, Any]:
     judged = teacher.scores("test")
     runs["teacher"] = run_of(judged, test)
     runs["teacher + guide"] = run_of(lessons.with_guide(judged, "test"), test)
-    if args.guide != args.student:
+    if not same:
         runs["guide"] = lessons.dense
     results = summarise(runs, qrels["test"], args)
     results |= {

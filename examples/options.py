@@ -9,7 +9,7 @@ from retrieval_data import UsageError
 from training import LOSSES
 
 QUICK = {"train_queries": 200, "dev_queries": 20, "test_queries": 60, "scored": 3, "pool": 10}
-FULL = {"train_queries": 1500, "dev_queries": 80, "test_queries": 400, "scored": 4, "pool": 15}
+FULL = {"train_queries": 1200, "dev_queries": 60, "test_queries": 300, "scored": 5, "pool": 15}
 
 
 def positive(text: str) -> int:
@@ -70,17 +70,23 @@ def build_parser() -> argparse.ArgumentParser:
     group("--pool", type=positive, help=f"candidates that the teacher re-ranks per held-out query [{FULL['pool']}]")
     group = parser.add_argument_group("training").add_argument
     group(
+        "--judgements",
+        action=argparse.BooleanOptionalAction,
+        help="train on the judgements of the training queries, too; without them the teacher is the only label "
+        "[on, off for 'python', whose queries stand for those that nobody has judged]",
+    )
+    group(
         "--loss",
         choices=sorted([*LOSSES, "combined", "contrastive"]),
-        default="combined",
-        help="'combined': softmax cross-entropy with the teacher plus the labels' contrastive loss [%(default)s]",
+        help="[softmax-cross-entropy; with --judgements 'combined', which adds the labels' contrastive loss]",
     )
     group("--scale", type=float, help="the student's cosine times this is its score [20]")
     group(
         "--control",
         action=argparse.BooleanOptionalAction,
         default=True,
-        help="also train the student without the teacher, on the same lists with the same budget [on]",
+        help="also train the student without the teacher, by the contrastive loss with the same budget: on the "
+        "judgements, or without them on BM25's first result as the positive [on]",
     )
     group("--epochs", type=positive, default=1, help="[%(default)s]")
     group("--learning-rate", type=float, default=1e-4, help="[%(default)s]")
@@ -102,6 +108,10 @@ def complete(args: argparse.Namespace) -> argparse.Namespace:
     for name, value in (QUICK if args.quick else FULL).items():
         if getattr(args, name) is None:
             setattr(args, name, value)
+    if args.judgements is None:
+        args.judgements = args.data != "python"
+    if args.loss is None:
+        args.loss = "combined" if args.judgements else "softmax-cross-entropy"
     if args.list_size < 2 or args.scored < 2:
         raise UsageError(
             "--list-size and --scored: expected at least 2, a relevant document and a negative to compare."

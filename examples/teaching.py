@@ -49,6 +49,8 @@ class Lessons:
         folder: Where the stores go.
         guide: The bi-encoder that finds dense candidates and joins the ensemble.
         ready: Teacher scores that are there already.
+        judged: Whether training queries have judgements. False: nobody knows what is relevant to them, the candidates
+            are those of the search alone, and the teacher's best one is the positive.
     """
 
     def __init__(
@@ -57,8 +59,10 @@ class Lessons:
         folder: Path,
         guide: SentenceTransformer,
         ready: TeacherScores | None,
+        judged: bool = True,
     ) -> None:
         """Find the candidates of all queries, by BM25 and by the guide."""
+        self.judged = judged
         self.data, self.folder, self.ready = data, folder, ready
         self.corpus = Texts.open(data.corpus)
         self.queries = Texts.open(data.queries, "queries")
@@ -88,7 +92,9 @@ class Lessons:
 
     def pools(self, split: str, size: int) -> dict[str, list[str]]:
         """Candidates of a split's queries, BM25's and the guide's in turn; for training the relevant ones first."""
-        return interleave(self.lexical, self.dense, self.data.qrels[split], size, with_relevant=split == "train")
+        return interleave(
+            self.lexical, self.dense, self.data.qrels[split], size, with_relevant=split == "train" and self.judged
+        )
 
     def scored(self, split: str, size: int, teacher: Callable[[], Teacher], name: str, **options: Any) -> TeacherScores:
         """The split's teacher scores: ready ones, and those that the teacher gives now, or gave before.
@@ -124,7 +130,9 @@ class Lessons:
         folder = self.folder / "teacher_scores" / f"{split}-with-guide"
         return combine([scores, self.guided], folder, missing="drop", overwrite=True)
 
-    def training_lists(self, taught: TeacherScores, list_size: int, keep_above: bool, seed: int) -> Dataset:
+    def training_lists(
+        self, taught: TeacherScores, list_size: int, keep_above: bool, seed: int, teacher: bool = True
+    ) -> Dataset:
         """The training dataset.
 
         Args:
@@ -132,9 +140,16 @@ class Lessons:
             list_size: Documents per list.
             keep_above: Keep negatives that the teacher scores above a known relevant document.
             seed: For the draws.
+            teacher: Without judgements, whether the positive is the teacher's best candidate, or the search's: the
+                control knows no teacher.
         """
-        qrels = {query: dict.fromkeys(relevant, 1) for query, relevant in self.data.qrels["train"].items()}
-        margin = None if keep_above else 0.0
+        qrels: Qrels | None = {
+            query: dict.fromkeys(relevant, 1) for query, relevant in self.data.qrels["train"].items()
+        }
+        margin = None if keep_above or not self.judged else 0.0
+        if not self.judged:
+            first = {query: pool[0] for query, pool in self.pools("train", 1).items()}
+            qrels = None if teacher else {query: {document: 1} for query, document in first.items()}
         try:
             return build_distillation_dataset(
                 taught, self.queries, self.corpus, qrels, list_size=list_size, absolute_margin=margin, seed=seed

@@ -41,7 +41,7 @@ LOSSES: dict[str, tuple[Any, dict[str, Any]]] = {
     "coupled-rank-distil": (CoupledRankDistilLoss, {"top_k": 3}),
     "margin-mse": (MarginMSELoss, {}),
     "all-margins-mse": (AllMarginsMSELoss, {}),
-    "softmax-cross-entropy": (SoftmaxCrossEntropyLoss, {"in_batch_negatives": True}),
+    "softmax-cross-entropy": (SoftmaxCrossEntropyLoss, {}),
     "score-mse": (ScoreMSELoss, {}),
 }
 
@@ -81,6 +81,8 @@ def build_loss(name: str, student: SentenceTransformer, scale: float | None) -> 
         return CombinedLoss(parts)
     if name == "contrastive":
         return ContrastiveLoss(student, scale, in_batch_negatives=True)
+    if name == "softmax-cross-entropy":  # the paper has none; a student that searches a whole corpus wants them
+        return SoftmaxCrossEntropyLoss(student, scale, in_batch_negatives=True)
     loss_class, options = LOSSES[name]
     loss: DistillationLoss = loss_class(student, scale, **options)
     return loss

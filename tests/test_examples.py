@@ -106,8 +106,8 @@ def test_command_line_on_a_beir_folder(beir, command, tmp_path):
     if find_spec("matplotlib") is not None:
         assert Path(tmp_path / results["figure"]).stat().st_size > 5_000
     # What is there of one run must not stop another in the same folder.
-    assert distill_msmarco.main(command("--data", beir, "--loss", "margin-mse")) == 0
-    assert check_results(tmp_path / "out")["arguments"]["loss"] == "margin-mse"
+    assert distill_msmarco.main(command("--data", beir, "--no-judgements")) == 0
+    assert check_results(tmp_path / "out")["arguments"]["loss"] == "softmax-cross-entropy"
 
 
 @pytest.fixture
@@ -211,6 +211,24 @@ def test_candidates_of_training_queries_begin_with_the_relevant_ones(lessons):
     assert pool[0] == "d", "of many relevant documents the best one, and negatives, none of which is relevant"
     assert len(pool) == 3
     assert not many.keys() & pool[1:]
+
+
+def test_without_judgements_the_teacher_is_the_only_label(beir, models, tmp_path):
+    """Prevents judgements from leaking into a run that says it has none: not in the pools, and not as positives."""
+    guide = SentenceTransformer(str(models["student"]), device="cpu")
+    data = load_beir(beir)
+    lessons = teaching.Lessons(data, tmp_path / "out", guide, None, judged=False)
+    first = lessons.pools("train", 1)
+    scores = lessons.scored("train", 4, lambda: by_length, "by length")
+    data.qrels["train"] = {query: {"d00": 1} for query in data.qrels["train"]}  # wrong ones: nobody may look at them
+    assert lessons.pools("train", 1) == first
+    for row in lessons.training_lists(scores, 4, False, 0):
+        assert row["positives"] == [True, False, False, False]
+        assert row["scores"][0] == max(row["scores"])
+    texts_of = {query: data.corpus[pool[0]] for query, pool in first.items()}
+    names = {text: query for query, text in data.queries.items()}
+    for row in lessons.training_lists(scores, 4, False, 0, teacher=False):
+        assert row["documents"][0] == texts_of[names[row["query"]]]
 
 
 def test_lists_are_filtered_by_the_known_positive(lessons):
