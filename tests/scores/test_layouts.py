@@ -139,7 +139,8 @@ PUBLISHED: dict[str, tuple[list[dict[str, Any]], Lists, Any]] = {
     ),
 }
 FORMS = ("jsonl", "array", "parquet", "parts", "arrow")
-NOTED = {
+NOTED = {  # of what the conversion says something, and the scale that the manifest then has
+    "hotchpotch/mmarco-hard-negatives-reranker-filtered": None,  # a sigmoid's outputs
     "sentence-transformers/msmarco bert-ensemble-margin-mse": "margin",
     "sentence-transformers/msmarco rankgpt4-colbert": "rank",
     "Rankify re-ranked": "rank",
