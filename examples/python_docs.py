@@ -19,7 +19,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from retrieval_data import RetrievalData, UsageError, hash_fraction, split_by_hash
-from rich.progress import Progress, track
+from rich.progress import track
 
 SKIPPED_FOLDERS = {"site-packages", "dist-packages", "__pycache__", "test", "tests", "testing", "idle_test", "lib2to3"}
 SUMMARY_WORDS = (4, 25)
@@ -86,31 +86,6 @@ def split_docstring(text: str) -> tuple[str, str] | None:
 def normalised(text: str) -> str:
     """A text without case and punctuation: two with the same words are copies."""
     return re.sub(r"\W+", " ", text.lower()).strip()
-
-
-def package_pairs(data: RetrievalData, count: int) -> list[tuple[str, str]]:
-    """(summary, body) pairs of installed packages to train on; none shares its summary or body with ``data``.
-
-    Files are taken in an order fixed by a hash, until there are enough.
-    """
-    seen = {normalised(text) for text in (*data.queries.values(), *data.corpus.values())}
-    pairs: list[tuple[str, str]] = []
-    files = [(path, str(path.relative_to(root))) for root in package_folders() for path in source_files(root)]
-    with Progress(transient=True) as bar:
-        task = bar.add_task("Reading docstrings of installed packages", total=count)
-        for path, _ in sorted(files, key=lambda file: hash_fraction(file[1])):
-            for _, text in docstrings(path, ""):
-                pair = split_docstring(text)
-                if pair is None:
-                    continue
-                keys = {normalised(part) for part in pair}
-                if not keys & seen and len(pairs) < count:
-                    seen |= keys
-                    pairs.append(pair)
-            bar.update(task, completed=len(pairs))
-            if len(pairs) >= count:
-                break
-    return pairs
 
 
 def load_python_docs(packages: bool = False, folders: list[Path] | None = None) -> RetrievalData:

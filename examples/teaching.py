@@ -3,23 +3,20 @@
 from __future__ import annotations
 
 import hashlib
-import random
-import re
 import time
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Callable, Sequence
 from itertools import chain, zip_longest
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 from datasets import Dataset
 from measures import Run, run_of
 from retrieval_data import Qrels, RetrievalData, UsageError
 from sentence_transformers import CrossEncoder, SentenceTransformer
 
-from st_m3se import build_distillation_dataset
+from st_m3se import RetrievalEvaluator, build_distillation_dataset
 from st_m3se.candidates import BM25, find_candidates
+from st_m3se.evaluation import EvaluationSet
 from st_m3se.scores import TeacherScores, combine, score_candidates
 from st_m3se.texts import Texts
 
@@ -27,9 +24,6 @@ Teacher = CrossEncoder | Callable[[list[tuple[str, str]]], Any]
 
 DEPTH = 100
 BM25_CANDIDATES = 20  # the guide scores these, too
-PSEUDO_CANDIDATES = 8
-SENTENCE_WORDS = (4, 25)
-REST_WORDS = 10
 
 
 def interleave(first: Run, second: Run, qrels: Qrels, size: int, with_relevant: bool) -> dict[str, list[str]]:
@@ -47,29 +41,6 @@ def interleave(first: Run, second: Run, qrels: Qrels, size: int, with_relevant: 
     return pools
 
 
-@dataclass
-class PseudoQueries:
-    """Sentences of the corpus as queries: each one's text, its document, and that document without the sentence."""
-
-    texts: dict[str, str] = field(default_factory=dict)
-    documents: dict[str, str] = field(default_factory=dict)
-    rests: dict[str, str] = field(default_factory=dict)
-
-    @classmethod
-    def of(cls, corpus: Mapping[str, str], count: int, seed: int) -> PseudoQueries:
-        """Up to two sentences of 4 to 25 words of each document whose rest has at least 10 words."""
-        chooser, found = random.Random(seed), cls()
-        for document in chooser.sample(list(corpus), len(corpus)):
-            sentences = re.split(r"(?<=[.!?])\s+", corpus[document])
-            fitting = [i for i, s in enumerate(sentences) if SENTENCE_WORDS[0] <= len(s.split()) <= SENTENCE_WORDS[1]]
-            for i in chooser.sample(fitting, min(2, len(fitting))):
-                rest = " ".join(sentences[:i] + sentences[i + 1 :])
-                if len(rest.split()) >= REST_WORDS and len(found.texts) < count:
-                    key = f"{document} sentence {i}"
-                    found.texts[key], found.documents[key], found.rests[key] = sentences[i], document, rest
-        return found
-
-
 class Lessons:
     """The stages for one data set: candidates, teacher scores, ensembles with the guide, training lists.
 
@@ -78,7 +49,6 @@ class Lessons:
         folder: Where the stores go.
         guide: The bi-encoder that finds dense candidates and joins the ensemble.
         ready: Teacher scores that are there already.
-        pseudo: Sentences to train on besides, scored by the guide.
     """
 
     def __init__(
@@ -87,12 +57,11 @@ class Lessons:
         folder: Path,
         guide: SentenceTransformer,
         ready: TeacherScores | None,
-        pseudo: PseudoQueries,
     ) -> None:
         """Find the candidates of all queries, by BM25 and by the guide."""
-        self.data, self.folder, self.ready, self.pseudo = data, folder, ready, pseudo
+        self.data, self.folder, self.ready = data, folder, ready
         self.corpus = Texts.open(data.corpus)
-        self.queries = Texts.open({**data.queries, **pseudo.texts}, "queries")
+        self.queries = Texts.open(data.queries, "queries")
         self.pairs_per_second = 0.0
         asked = [query for split in data.qrels.values() for query in split]
         lexical = self.search(BM25(), asked, "bm25")
@@ -104,8 +73,7 @@ class Lessons:
                 wanted[query] = {**wanted[query], **dict.fromkeys(relevant, 1)}
         for query, listed in run_of(ready, (q for q in asked if q in ready)).items() if ready is not None else ():
             wanted[query] = {**wanted[query], **dict.fromkeys(listed, 1)}
-        wanted |= {query: {document: 1} for query, document in pseudo.documents.items()}
-        self.guided = self.search(guide, [*asked, *pseudo.texts], "guide", wanted)
+        self.guided = self.search(guide, asked, "guide", wanted)
         self.dense = run_of(self.guided, asked)
 
     def search(
@@ -156,42 +124,42 @@ class Lessons:
         folder = self.folder / "teacher_scores" / f"{split}-with-guide"
         return combine([scores, self.guided], folder, missing="drop", overwrite=True)
 
-    def training_lists(
-        self, taught: TeacherScores, list_size: int, keep_above: bool, spread: float, seed: int
-    ) -> tuple[Dataset, int]:
-        """The training dataset, and how many of its lists are of training queries.
+    def training_lists(self, taught: TeacherScores, list_size: int, keep_above: bool, seed: int) -> Dataset:
+        """The training dataset.
 
         Args:
             taught: The scores to teach.
             list_size: Documents per list.
             keep_above: Keep negatives that the teacher scores above a known relevant document.
-            spread: What the guide's cosines are multiplied with for the pseudo-queries, to be in the units of the
-                student's scores.
             seed: For the draws.
         """
         qrels = {query: dict.fromkeys(relevant, 1) for query, relevant in self.data.qrels["train"].items()}
-        options: dict[str, Any] = {"list_size": list_size, "absolute_margin": None if keep_above else 0.0, "seed": seed}
+        margin = None if keep_above else 0.0
         try:
-            lists = build_distillation_dataset(taught, self.queries, self.corpus, qrels, **options)
+            return build_distillation_dataset(
+                taught, self.queries, self.corpus, qrels, list_size=list_size, absolute_margin=margin, seed=seed
+            )
         except ValueError as error:
             raise UsageError(
                 "Expected at least one training query whose relevant document and one negative have teacher scores, "
                 f"got none: {error} Check that the ids of --scores are those of --data, and that qrels name documents "
                 "of the corpus."
             ) from error
-        if not self.pseudo.texts:
-            return lists, len(lists)
-        taught = TeacherScores.concatenate([taught, self._pseudo_scores(spread)])
-        qrels |= {query: {query: 1} for query in self.pseudo.texts}
-        corpus = {**self.data.corpus, **self.pseudo.rests}
-        return build_distillation_dataset(taught, self.queries, corpus, qrels, **options), len(lists)
 
-    def _pseudo_scores(self, spread: float) -> TeacherScores:
-        """The guide's scores of the pseudo-queries' candidates; the own document's is that of its rest."""
-        rows = []
-        for query, listed in run_of(self.guided, self.pseudo.texts).items():
-            own = self.pseudo.documents[query]
-            best = {own: listed[own], **dict(list(listed.items())[:PSEUDO_CANDIDATES])}
-            ids = [query if document == own else document for document in best]
-            rows.append((query, ids, spread * np.array(list(best.values()))))
-        return TeacherScores.from_rows(rows, self.folder / "teacher_scores" / "pseudo-queries", overwrite=True)
+    def dev_evaluator(self, scores: TeacherScores) -> RetrievalEvaluator:
+        """Measures a student on the dev queries during training, over the documents that the teacher ranked for them.
+
+        The whole corpus would take longer than the training; these are its hardest documents, and the teacher's own
+        figure is over them too.
+        """
+        qrels = {query: self.data.qrels["dev"][query] for query in run_of(scores, self.data.qrels["dev"])}
+        listed = {document for run in run_of(scores, qrels).values() for document in run}
+        listed |= {document for relevant in qrels.values() for document in relevant}
+        kept = EvaluationSet(
+            name="dev",
+            split="dev",
+            queries=Texts.open({query: self.data.queries[query] for query in qrels}, "queries"),
+            corpus=Texts.open({document: self.data.corpus[document] for document in sorted(listed)}, "corpus"),
+            qrels=qrels,
+        )
+        return RetrievalEvaluator(kept, measures=["nDCG@10"], depth=10, exclude_same_id=False, write_csv=False)

@@ -11,6 +11,9 @@ if TYPE_CHECKING:
     from st_m3se.evaluation.distillation import DistillationEvaluator
     from st_m3se.evaluation.retrieval import RetrievalEvaluator
     from st_m3se.losses import (
+        AllMarginsMSELoss,
+        CombinedLoss,
+        ContrastiveLoss,
         CoupledRankDistilLoss,
         DistillationLoss,
         M3SELoss,
@@ -18,12 +21,16 @@ if TYPE_CHECKING:
         RankDistilLoss,
         ScoreMSELoss,
         SoftmaxCrossEntropyLoss,
+        SpladeLoss,
     )
     from st_m3se.resampling import ResampleCallback
 
 __version__ = "0.1.0"
 
 __all__ = [
+    "AllMarginsMSELoss",
+    "CombinedLoss",
+    "ContrastiveLoss",
     "CoupledRankDistilLoss",
     "DistillationCollator",
     "DistillationEvaluator",
@@ -35,6 +42,7 @@ __all__ = [
     "RetrievalEvaluator",
     "ScoreMSELoss",
     "SoftmaxCrossEntropyLoss",
+    "SpladeLoss",
     "build_distillation_dataset",
 ]
 

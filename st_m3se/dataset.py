@@ -10,11 +10,14 @@ from typing import Any
 
 from datasets import Dataset, DatasetInfo, config
 
+from st_m3se.collection import absent_documents, open_texts
 from st_m3se.lists import JoinOptions, join_lists
 from st_m3se.resampling import Layout, ListReader
 from st_m3se.sampling import SAMPLINGS, Sampling
-from st_m3se.scores import TeacherScores, read_qrels
-from st_m3se.texts import Texts
+from st_m3se.scores import TeacherScores
+from st_m3se.scores.findings import report
+from st_m3se.scores.judgements import read_judgements
+from st_m3se.scores.sigmoid import ScoreRange
 
 __all__ = ["build_distillation_dataset"]
 
@@ -37,6 +40,7 @@ def build_distillation_dataset(
     absolute_margin: float | None = None,
     relative_margin: float | None = None,
     resample: bool = True,
+    strict: bool = False,
     cache_dir: str | Path | None = None,
 ) -> Dataset:
     """Build a training dataset with one row per query: its text, and scored documents drawn from its candidates.
@@ -77,7 +81,9 @@ def build_distillation_dataset(
             ``relevant_ids``, which keep every known positive, drawn or not, scored or not, out of in-batch negatives.
             "columns" gives ``query``, ``document_1`` to ``document_<list_size>`` and ``label`` (their scores) for the
             stock collator and ``model.fit``, with the positive as ``document_1``; queries with fewer negatives are left
-            out.
+            out. A CrossEncoder as the student takes "columns" with its ``MarginMSELoss``, and "reranker", rows of
+            ``query``, ``documents`` and ``label`` (their scores), with its listwise losses, such as ``ListNetLoss`` and
+            ``LambdaLoss``. (LambdaLoss takes scores for gains, ``2 ** score - 1``, and negative ones for 0.)
         teacher_positives: This many of the teacher's highest-scored documents count as positives, besides those of the
             qrels. None means 0 with qrels and 1 without.
         max_positives: The most positives in a list, drawn afresh where there are more; the others are never negatives.
@@ -89,6 +95,9 @@ def build_distillation_dataset(
         relative_margin: The same, with a share of the positive score's magnitude. Of logits, which have no zero that
             means anything, ``absolute_margin`` is the clearer choice.
         resample: Whether lists change with the epoch. False for evaluation.
+        strict: Refuse what is unusual: ids that repeat, empty texts, judgements that repeat or contradict each other,
+            and judged documents that are absent. Else this is reported by warnings and dealt with as in evaluation,
+            see :func:`~st_m3se.evaluation.open_set`.
         cache_dir: Where to keep the joined file, which the next run finds again. None is the cache of the datasets
             library.
 
@@ -116,10 +125,15 @@ def build_distillation_dataset(
     _check_options(list_size, sampling, layout, max_positives)
     if not isinstance(scores, TeacherScores):
         scores = TeacherScores.open(scores)
-    queries = Texts.open(queries, "queries", cache_dir=cache_dir)
-    corpus = Texts.open(corpus, "corpus", cache_dir=cache_dir)
+    queries, findings = open_texts(queries, "queries", cache_dir=cache_dir)
+    corpus, unusual = open_texts(corpus, "corpus", cache_dir=cache_dir)
+    findings += unusual
     if isinstance(qrels, (str, Path)):
-        qrels = read_qrels(qrels, id_type=corpus.id_type)
+        qrels, unusual = read_judgements(qrels, query_ids=queries.id_type, document_ids=corpus.id_type)
+        findings += unusual
+    if qrels is not None:
+        findings += absent_documents(qrels, corpus, "they are in no list")
+    report("build_distillation_dataset", findings, strict=strict)
     if teacher_positives is None:
         teacher_positives = 1 if qrels is None else 0
     _check_numbers(seed, teacher_positives, min_relevance, absolute_margin, relative_margin)
@@ -141,6 +155,12 @@ def build_distillation_dataset(
     complete = counts.kept == counts.queries and not counts.judged_unscored
     logger.log(logging.INFO if complete else logging.WARNING, f"build_distillation_dataset: {summary}")
 
+    span = (
+        ScoreRange() if counts.lowest is None or counts.highest is None else ScoreRange(counts.lowest, counts.highest)
+    )
+    if (warning := span.warning(scores.manifest)) is not None:
+        logger.warning(f"build_distillation_dataset: {warning}")
+
     dataset = Dataset.from_file(str(path), info=DatasetInfo(description=summary))
     reader = ListReader(queries, corpus, list_size, max_positives, sampling, seed, layout, resample, len(dataset))
     return dataset.with_transform(reader)
@@ -149,8 +169,8 @@ def build_distillation_dataset(
 def _check_options(list_size: int | None, sampling: str, layout: str, max_positives: int | None) -> None:
     if sampling not in SAMPLINGS:
         raise ValueError(f"sampling must be one of {list(SAMPLINGS)}, got {sampling!r}.")
-    if layout not in ("lists", "columns"):
-        raise ValueError(f'layout must be "lists" or "columns", got {layout!r}.')
+    if layout not in ("lists", "columns", "reranker"):
+        raise ValueError(f'layout must be "lists", "columns" or "reranker", got {layout!r}.')
     if list_size is None and layout == "columns":
         raise ValueError('layout="columns" needs a list_size: every row has the same columns.')
     if list_size is not None and (not _is_int(list_size) or list_size < 2):

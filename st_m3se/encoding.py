@@ -12,23 +12,41 @@ import ctypes
 import itertools
 import logging
 import sys
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager, nullcontext
 from functools import lru_cache
+from types import NoneType
 from typing import Any
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
+from sentence_transformers import CrossEncoder, MultiVectorEncoder
 from torch import Tensor, nn
 from torch.nn import functional as F
 from transformers import PreTrainedModel
 
-from st_m3se.host import has_static_embedding_input, merging_disabled, validate_mini_batch_num_tokens
+from st_m3se.host import (
+    CachedLossMixin,
+    RandContext,
+    has_static_embedding_input,
+    merging_disabled,
+    validate_mini_batch_num_tokens,
+)
 from st_m3se.packing import Features, Packed, attention_apart, is_compiled
-from st_m3se.rows import is_sliceable, slice_rows, why_not_sliceable
+from st_m3se.rows import columns_needed, is_sliceable, slice_rows, why_not_sliceable
 
-__all__ = ["TRIM_EVERY", "check_caching", "encode", "give_memory_back"]
+__all__ = [
+    "TRIM_EVERY",
+    "CachedEncoding",
+    "check_caching",
+    "check_student",
+    "encode",
+    "give_memory_back",
+    "is_multi_vector",
+    "widened",
+    "with_tasks",
+]
 
 logger = logging.getLogger(__name__)
 
@@ -46,6 +64,37 @@ CUDA_CHUNK_COST = 2048
 TRIM_EVERY = 2
 # Without padding nothing is gained by cutting on a GPU, except temporary memory.
 CUDA_PACKED_TOKENS = 65536
+
+
+def check_student(loss: str, model: Any) -> None:
+    """Refuse a student that has no embeddings to compare.
+
+    Args:
+        loss: The name of the loss, for the message.
+        model: What was given as the student.
+
+    Raises:
+        ValueError: If it is none that this loss could train.
+    """
+    plain = getattr(model, "_orig_mod", model)
+    if isinstance(plain, CrossEncoder):
+        raise ValueError(
+            f"{loss} compares embeddings of queries and documents, and a CrossEncoder reads both together and has "
+            "none: make a SentenceTransformer, SparseEncoder or MultiVectorEncoder the student, or train the "
+            "CrossEncoder with the losses of sentence_transformers.cross_encoder."
+        )
+    if not isinstance(plain, nn.Module) or not hasattr(plain, "similarity_fn_name"):
+        hint = " Wrap the trunk: SentenceTransformer(name)." if isinstance(plain, (str, PreTrainedModel)) else ""
+        raise ValueError(
+            f"{loss} expects a SentenceTransformer, SparseEncoder or MultiVectorEncoder as the student, whose "
+            f"embeddings it can compare, got {type(plain).__name__}.{hint}"
+        )
+    outputs = [getattr(module, "module_output_name", "sentence_embedding") for module in plain.children()]
+    if not isinstance(plain, MultiVectorEncoder) and "sentence_embedding" not in outputs:
+        raise ValueError(
+            f"{loss} compares one embedding per text, and the modules of this {type(plain).__name__} make {outputs} "
+            "only: append a Pooling module (SpladePooling for a SparseEncoder), or make it a MultiVectorEncoder."
+        )
 
 
 def check_caching(model: nn.Module, mini_batch_num_tokens: int | None) -> None:
@@ -169,6 +218,60 @@ def _words_looked_up_once(model: nn.Module, chunks: list[Features]) -> Iterator[
         handle.remove()
 
 
+def _multi_vector_encoder(model: Any) -> Any:
+    """The MultiVectorEncoder in whatever wrapper a trainer has put around it; None: it is another model."""
+    while not isinstance(model, (MultiVectorEncoder, NoneType)):
+        model = getattr(model, "_orig_mod", None) or getattr(model, "module", None)
+    return model
+
+
+def is_multi_vector(model: Any) -> bool:
+    """Whether this is a MultiVectorEncoder, in whatever wrapper."""
+    return _multi_vector_encoder(model) is not None
+
+
+def with_tasks(loss: str, model: Any, columns: list[Features]) -> list[Features]:
+    """Columns that say which of them are queries, as a multi-vector model needs to know.
+
+    Args:
+        loss: The name of the loss, for the message.
+        model: A multi-vector model.
+        columns: Features, the queries first; a task that a collator has set stays.
+
+    Raises:
+        ValueError: If the queries were not expanded though the model expands queries.
+    """
+    columns = [{"task": "document" if place else "query"} | column for place, column in enumerate(columns)]
+    expansion = getattr(next(_multi_vector_encoder(model).children()), "query_expansion", None)
+    queries = columns[0]
+    if expansion is not None and queries["task"] == "query" and "query_expansion_positions" not in queries:
+        raise ValueError(
+            f"{loss}: the model expands each query to {expansion['length']} tokens, and these queries were "
+            "preprocessed without the task 'query', so that they are not expanded: the student would be trained on "
+            "other queries than it is used with. Pass the collator preprocess_fn=model.preprocess itself, or "
+            "router_mapping={'query': 'query', 'documents': 'document'}."
+        )
+    return columns
+
+
+def _embed(model: nn.Module, features: Features) -> Tensor:
+    """The embeddings of one piece."""
+    if not is_multi_vector(model):
+        embeddings: Tensor = model(features)["sentence_embedding"]
+        return embeddings
+    out = model(features, task=features.get("task"))
+    mask = out["attention_mask"].unsqueeze(2).to(out["token_embeddings"].dtype)
+    return torch.cat([out["token_embeddings"], mask], dim=2)
+
+
+def widened(pieces: Sequence[Tensor], width: int = 0) -> Tensor:
+    """All rows of several pieces; those with tokens as wide as the widest or as ``width`` tokens."""
+    if pieces[0].ndim == 2:
+        return torch.cat(list(pieces))
+    width = max(width, *(piece.shape[1] for piece in pieces))
+    return torch.cat([F.pad(piece, (0, 0, 0, width - piece.shape[1])) for piece in pieces])
+
+
 def encode(model: nn.Module, features: Features) -> list[Tensor]:
     """Embed features whose rows are sorted by length, piece by piece, with gradients if they are enabled.
 
@@ -178,24 +281,51 @@ def encode(model: nn.Module, features: Features) -> list[Tensor]:
             the model in one piece.
 
     Returns:
-        The pieces' embeddings ``[u, dim]``, in order; together ``U`` rows.
+        The pieces' embeddings ``[u, dim]``, in order; together ``U`` rows. Those of a multi-vector model are
+        ``[u, tokens, dim + 1]``, each piece as wide as its longest row; the last number of a token is 1 where it is
+        scored, else 0.
     """
     if isinstance(features, Packed):
         budget = CUDA_PACKED_TOKENS if features["input_ids"].is_cuda else CHUNK_TOKENS
         pieces: list[Features] = [features.rows(*piece) for piece in _pieces(features.lengths, budget)]
         with _words_looked_up_once(model, pieces), attention_apart(model):
             # Plain dicts: accelerate makes new ones of their type under mixed precision.
-            return [model(dict(piece))["sentence_embedding"] for piece in pieces]
+            return [_embed(model, dict(piece)) for piece in pieces]
     if not is_sliceable(features):
         if not merging_disabled():
             _say_once(why_not_sliceable(features) or "")
-        return [model(features)["sentence_embedding"]]
-    mask = features["attention_mask"]
-    columns = torch.arange(1, mask.shape[1] + 1, device=mask.device)
-    widths = (mask.bool() * columns).amax(1).tolist()
-    budget, cost = (CUDA_CHUNK_TOKENS, CUDA_CHUNK_COST) if mask.is_cuda else (CHUNK_TOKENS, CHUNK_COST)
+        return [_embed(model, features)]
+    widths = columns_needed(features).tolist()
+    on_gpu = features["attention_mask"].is_cuda
+    budget, cost = (CUDA_CHUNK_TOKENS, CUDA_CHUNK_COST) if on_gpu else (CHUNK_TOKENS, CHUNK_COST)
     chunks = [
         slice_rows(features, begin, end, max(1, *widths[begin:end])) for begin, end in _chunks(widths, budget, cost)
     ]
     with _words_looked_up_once(model, chunks):
-        return [model(chunk)["sentence_embedding"] for chunk in chunks]
+        return [_embed(model, chunk) for chunk in chunks]
+
+
+class CachedEncoding(CachedLossMixin):
+    """A gradient cache whose mini-batches are encoded as everything else here is."""
+
+    mini_batch_size = 1  # CachedLossMixin asks for it; the token budget decides
+    _mini_batches = 0
+
+    def embed_minibatch(
+        self,
+        sentence_feature: Features,
+        begin: int,
+        end: int,
+        with_grad: bool,
+        copy_random_state: bool,
+        random_state: RandContext | None = None,
+    ) -> tuple[Tensor, RandContext | None]:
+        """Embed a mini-batch of the gradient cache; the tokens alive are the mini-batch's, whatever its chunks."""
+        features = slice_rows(sentence_feature, begin, end)
+        if with_grad and all(value.device.type == "cpu" for value in features.values() if isinstance(value, Tensor)):
+            self._mini_batches += 1
+            if self._mini_batches % TRIM_EVERY == 0:
+                give_memory_back()
+        with random_state or nullcontext(), nullcontext() if with_grad else torch.no_grad():
+            state = RandContext(*features.values()) if copy_random_state else None
+            return widened(encode(self.model, features)), state

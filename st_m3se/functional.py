@@ -23,6 +23,8 @@ Reduction = Literal["mean", "sum", "none"]
 Match = Literal["binary", "score"]
 
 __all__ = [
+    "all_margins_mse_loss",
+    "contrastive_loss",
     "coupled_rank_distil_loss",
     "m3se_loss",
     "margin_mse_loss",
@@ -263,6 +265,59 @@ def score_mse_loss(
     return _reduce(_mean(error.square(), scores.scored).squeeze(-1), scores.scored.any(-1), reduction)
 
 
+def all_margins_mse_loss(
+    student_scores: Tensor,
+    teacher_scores: Tensor,
+    *,
+    top_temperature: float | None = None,
+    mask: Tensor | None = None,
+    reduction: Reduction = "mean",
+) -> Tensor:
+    r"""All margins: the mean over *all* pairs of documents of the squared difference of teacher and student margin.
+
+    .. math::
+        \ell(t, s) = \sum_{i < j} w_i w_j \big((t_i - t_j) - (s_i - s_j)\big)^2
+                   = \sum_i w_i (e_i - \bar e)^2, \qquad e = t - s, \quad \bar e = \sum_i w_i e_i
+
+    The weights sum to 1, so the double sum over pairs is a weighted variance and costs :math:`O(D)`, not
+    :math:`O(D^2)`. Margin MSE uses the margins between positives and negatives only, and M3SE one margin for each
+    positive; this loss uses those among negatives too and needs no positives. It does not change when all of a query's
+    teacher scores, or all of its student scores, shift by a constant.
+
+    Unscored documents are left out. A query with fewer than two scored documents has nothing left.
+
+    Args:
+        student_scores: ``[Q, D]`` student scores.
+        teacher_scores: ``[Q, D]`` teacher scores (raw logits, not probabilities); NaN where unscored.
+        top_temperature: None weighs all documents alike, ``w = 1 / D``. A number T gives ``w`` the average of that
+            and ``softmax(t / T)``, so that the documents that the teacher likes best count for about half of the loss.
+        mask: ``[Q, D]`` bool, True for real documents. None: all.
+        reduction: "mean" over the queries for which the loss is defined, "sum", or "none" for ``[Q]``.
+
+    Returns:
+        A scalar, or ``[Q]`` with ``reduction="none"``.
+
+    Raises:
+        ValueError: On a wrong shape, dtype or temperature.
+
+    Example:
+        >>> student, teacher = torch.tensor([[4.0, 1.0, 2.0]]), torch.tensor([[5.0, 3.0, 1.0]])
+        >>> all_margins_mse_loss(student, teacher)  # t - s is 1, 2, -1: its variance
+        tensor(1.5556)
+    """
+    if top_temperature is not None:
+        _check_temperature("top_temperature", top_temperature)
+    scores = _prepare(student_scores, teacher_scores, mask)
+    weights = scores.scored.to(scores.teacher.dtype) / scores.scored.sum(-1, keepdim=True).clamp(min=1)
+    if top_temperature is not None:
+        least = torch.finfo(scores.teacher.dtype).min
+        top = (scores.teacher / top_temperature).masked_fill(~scores.scored, least).softmax(-1)
+        weights = (weights + top.masked_fill(~scores.scored, 0.0)) / 2
+    error = (scores.teacher - scores.student).masked_fill(~scores.scored, 0.0)
+    centred = error - (weights * error).sum(-1, keepdim=True)
+    return _reduce((weights * centred.square()).sum(-1), scores.scored.sum(-1) > 1, reduction)
+
+
 def softmax_cross_entropy_loss(
     student_scores: Tensor,
     teacher_scores: Tensor,
@@ -305,6 +360,50 @@ def softmax_cross_entropy_loss(
     teacher, student = teacher.masked_fill(~scores.scored, 0.0), student.masked_fill(~scores.scored, 0.0)
     defined = scores.scored.any(-1) & (scores.real.sum(-1) > 1)
     return _reduce(-(teacher * student).sum(-1), defined, reduction)
+
+
+def contrastive_loss(
+    student_scores: Tensor,
+    *,
+    positives: Tensor | None = None,
+    mask: Tensor | None = None,
+    reduction: Reduction = "mean",
+) -> Tensor:
+    r"""Contrastive loss (InfoNCE): each positive against the query's negatives, without a teacher.
+
+    .. math:: \ell(s) = -\frac{1}{|P|} \sum_{i \in P} \log \frac{e^{s_i}}{e^{s_i} + \sum_{j \in N} e^{s_j}}
+
+    With one positive a query and the other queries' documents as negatives it is sentence-transformers'
+    ``MultipleNegativesRankingLoss``. One positive never stands in the denominator of another. A query without a
+    positive or without a negative has nothing left.
+
+    Args:
+        student_scores: ``[Q, D]`` student scores.
+        positives: ``[Q, D]`` bool, the relevant documents. None: column 0.
+        mask: ``[Q, D]`` bool, True for real documents. None: all.
+        reduction: "mean" over the queries for which the loss is defined, "sum", or "none" for ``[Q]``.
+
+    Returns:
+        A scalar, or ``[Q]`` with ``reduction="none"``.
+
+    Raises:
+        ValueError: On a wrong shape or dtype.
+
+    References:
+        van den Oord, Li, Vinyals: Representation Learning with Contrastive Predictive Coding,
+        https://arxiv.org/abs/1807.03748.
+
+    Example:
+        >>> contrastive_loss(torch.tensor([[0.0, 0.0, 0.0, 0.0]]))  # one of four, all alike: log 4
+        tensor(1.3863)
+    """
+    _check_scores("student_scores", student_scores)
+    scores = _prepare(student_scores, torch.zeros_like(student_scores), mask)
+    positive, negative = _split(scores, positives)
+    least = torch.finfo(scores.student.dtype).min
+    others = scores.student.masked_fill(~negative, least).logsumexp(-1, keepdim=True)
+    excess = F.softplus((others - scores.student).masked_fill(~positive | ~negative.any(-1, keepdim=True), 0.0))
+    return _reduce(_mean(excess, positive).squeeze(-1), positive.any(-1) & negative.any(-1), reduction)
 
 
 def rank_distil_loss(

@@ -17,13 +17,14 @@ import pyarrow.compute as pc
 from st_m3se.files import damage, read_checked_json, scratch_folder, seal, sweep, write_checked_json
 from st_m3se.sampling import likely_false_negatives, repeated_texts, teacher_top
 from st_m3se.scores import FormatError, Id, TeacherScores
+from st_m3se.scores.sigmoid import ScoreRange
 from st_m3se.texts import Texts
 
 __all__ = ["JoinCounts", "JoinOptions", "join_lists"]
 
 logger = logging.getLogger(__name__)
 
-CACHE_VERSION = 3  # part of every cache file's name: raise it when what is cached changes
+CACHE_VERSION = 5  # part of every cache file's name: raise it when what is cached changes
 BLOCK_SCORES = 1 << 22  # joined together: some hundred megabytes
 BATCH_QUERIES = 1_000  # in one Arrow batch
 TEXTS_AT_ONCE = 1 << 15
@@ -52,6 +53,8 @@ class JoinCounts:
     judged_unscored: int = 0
     copies: int = 0
     false_negatives: int = 0
+    lowest: float | None = None
+    highest: float | None = None
 
     @property
     def kept(self) -> int:
@@ -93,9 +96,9 @@ def join_lists(
     What is found is compared with its checksum, and made anew if it is damaged.
 
     Returns:
-        An Arrow file with ``query_id``, ``document_ids``, ``teacher_scores``, ``num_positives`` (the first ones of the
-        list; positives and negatives each by falling score) and ``relevant_ids`` (the positives, and what is judged
-        relevant without a teacher score), and the counts.
+        An Arrow file with ``qid``, ``candidate_ids``, ``scores``, ``num_positives`` (the first ones of the list;
+        positives and negatives each by falling score) and ``relevant_ids`` (the positives, and what is judged relevant
+        without a teacher score), and the counts.
 
     Raises:
         FormatError: If a text is missing, naming its id, ids are of different types, or the store is not valid.
@@ -153,11 +156,15 @@ class _Join:
         self.options, self.counts = options, counts
         self._hashes = np.zeros(len(corpus), dtype=np.int64)
         self._hashed = np.zeros(len(corpus), dtype=bool)
+        self._range = ScoreRange()
 
     def __call__(self, block: pa.Table) -> pa.Table:
         options, counts, count = self.options, self.counts, len(block)
         _find(block.column("query_id").combine_chunks(), self.queries)
         document_ids, scores, lengths = _flat(block)
+        self._range.add(scores)
+        if len(scores):
+            counts.lowest, counts.highest = self._range.low, self._range.high
         rows = np.repeat(np.arange(count), lengths)
         documents = _find(document_ids, self.corpus)
         positives, judged = self._judged(block, rows, documents)
@@ -192,9 +199,9 @@ class _Join:
         relevant_ids = self.corpus.ids.take(pa.array(relevant % size)).to_pylist()
         return pa.table(
             {
-                "query_id": block.column("query_id").take(pa.array(kept)),
-                "document_ids": pa.ListArray.from_arrays(offsets, document_ids.take(pa.array(places[order]))),
-                "teacher_scores": pa.ListArray.from_arrays(offsets, pa.array(scores[order].astype(np.float32))),
+                "qid": block.column("query_id").take(pa.array(kept)),
+                "candidate_ids": pa.ListArray.from_arrays(offsets, document_ids.take(pa.array(places[order]))),
+                "scores": pa.ListArray.from_arrays(offsets, pa.array(scores[order].astype(np.float32))),
                 "num_positives": pa.array(num_positives[kept], pa.int32()),
                 "relevant_ids": pa.ListArray.from_arrays(
                     pa.array(relevant_ends, pa.int32()), pa.array(relevant_ids, document_ids.type)
@@ -249,12 +256,12 @@ def _schema(scores: TeacherScores) -> pa.Schema:
     if table is None:
         raise ValueError("there is nothing to train on: the teacher scores have no rows.")
     kinds = {name: table.schema.field(name).type for name in ("query_id", "document_ids", "scores")}
-    # Not `scores`: the host's batch samplers take a column of that name for the label and remove it.
+    # `scores` has the name of a label, `qid` and `candidate_ids` have not: see ListReader.
     return pa.schema(
         {
-            "query_id": kinds["query_id"],
-            "document_ids": kinds["document_ids"],
-            "teacher_scores": kinds["scores"],
+            "qid": kinds["query_id"],
+            "candidate_ids": kinds["document_ids"],
+            "scores": kinds["scores"],
             "num_positives": pa.int32(),
             "relevant_ids": kinds["document_ids"],
         }

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import logging
 import math
-from collections.abc import Sequence
 from dataclasses import dataclass, field
 from functools import partial
 from itertools import pairwise
@@ -24,11 +23,13 @@ __all__ = ["Layout", "ListReader", "ResampleCallback", "list_readers"]
 
 logger = logging.getLogger(__name__)
 
-Layout = Literal["lists", "columns"]
+Layout = Literal["lists", "columns", "reranker"]
 
 READS_BEFORE_TRAINING = 5_000
 """Rows that a trainer may read for its model card before it starts to train."""
-COLUMNS = {"query_id", "document_ids", "teacher_scores", "num_positives", "relevant_ids"}
+COLUMNS = {"qid", "candidate_ids", "scores", "num_positives", "relevant_ids"}
+LABELS = {"scores", "relevant_ids"}
+"""What a batch sampler may remove, as it does with labels, before it compares rows; a list is drawn without them."""
 EPOCH, TOLD, READS = range(3)  # the places of a reader's shared state
 
 
@@ -89,7 +90,9 @@ class ListReader:
     """The dataset's transform: from candidate ids to a list's texts.
 
     It must survive what the host does with it: be copied by ``with_format`` (all views of one dataset share an epoch),
-    wrapped by a trainer that names datasets, and pickled to workers (which share the epoch's memory).
+    wrapped by a trainer that names datasets, and pickled to workers (which share the epoch's memory). The samplers that
+    keep duplicates apart remove the columns that the collator calls labels and compare all others as text, equal flags
+    of two queries as well as equal texts: rows without their scores are read as texts alone.
     """
 
     queries: Texts
@@ -113,7 +116,7 @@ class ListReader:
 
     def __call__(self, batch: dict[str, Any]) -> dict[str, list[Any]]:
         """Turn rows of ids into rows of texts."""
-        if set(batch) != COLUMNS:
+        if not COLUMNS - LABELS <= set(batch) <= COLUMNS or ("scores" in batch and "relevant_ids" not in batch):
             raise ValueError(
                 f"training lists are drawn from whole rows of {sorted(COLUMNS)}, got {sorted(batch)}. After a change "
                 "of columns there is no such row, and what was added would be lost. To fix the lists as they are now: "
@@ -121,37 +124,40 @@ class ListReader:
             )
         epoch = int(self.state[EPOCH]) if self.resample else 0
         ids: list[Id] = []
-        scores: list[list[float]] = []
+        drawn: list[list[int]] = []
         positives: list[int] = []
-        columns = (batch[name] for name in ("query_id", "document_ids", "teacher_scores", "num_positives"))
-        for query_id, document_ids, given, num_positives in zip(*columns, strict=True):
+        columns = (batch[name] for name in ("qid", "candidate_ids", "num_positives"))
+        for query_id, candidates, num_positives in zip(*columns, strict=True):
             places, count = sample_list(
                 num_positives,
-                len(document_ids) - num_positives,
-                random_keys(self.seed, epoch, query_id, len(document_ids)),
+                len(candidates) - num_positives,
+                random_keys(self.seed, epoch, query_id, len(candidates)),
                 list_size=self.list_size,
                 max_positives=self.max_positives,
                 sampling=self.sampling,
             )
-            chosen = places.tolist()
-            ids += [document_ids[place] for place in chosen]
-            scores.append([given[place] for place in chosen])
+            drawn.append(places.tolist())
+            ids += [candidates[place] for place in drawn[-1]]
             positives.append(count)
-        self._watch(len(scores))
-        texts = self.queries.take(batch["query_id"])
-        documents = self.corpus.take(ids)
+        texts, documents = self.queries.take(batch["qid"]), self.corpus.take(ids)
+        scores: list[list[float]] = []
+        if labelled := "scores" in batch:
+            self._watch(len(drawn))
+            scores = [[row[place] for place in chosen] for row, chosen in zip(batch["scores"], drawn, strict=True)]
         if self.layout == "columns":
             width = self.list_size or 0  # checked: columns have one
             columns_ = {f"document_{place + 1}": documents[place::width] for place in range(width)}
-            return {"query": texts, **columns_, "label": scores}
-        ends = np.cumsum([0, *map(len, scores)]).tolist()
-        return {
-            "query": texts,
-            "documents": [documents[start:end] for start, end in pairwise(ends)],
+            return {"query": texts, **columns_} | ({"label": scores} if labelled else {})
+        ends = np.cumsum([0, *map(len, drawn)]).tolist()
+        rows: dict[str, list[Any]] = {"query": texts, "documents": [documents[i:j] for i, j in pairwise(ends)]}
+        if not labelled:
+            return rows
+        if self.layout == "reranker":
+            return rows | {"label": scores}
+        return rows | {
             "scores": scores,
             "positives": [
-                _Flags([place < count for place in range(len(row))], query_id)
-                for query_id, row, count in zip(batch["query_id"], scores, positives, strict=True)
+                [place < count for place in range(len(row))] for row, count in zip(drawn, positives, strict=True)
             ],
             "document_ids": [ids[start:end] for start, end in pairwise(ends)],
             "relevant_ids": batch["relevant_ids"],
@@ -169,24 +175,6 @@ class ListReader:
                 "because nobody says which epoch it is. Pass callbacks=[ResampleCallback()] to the trainer; for an "
                 "evaluation set, or to keep the lists, build the dataset with resample=False."
             )
-
-
-class _Flags(list[bool]):
-    """A row's positives. Their text names the query: equal flags of two queries are no duplicate.
-
-    ``batch_sampler="no_duplicates"`` compares every column of two rows as text, and would put each row that has its
-    positives in the same places into a batch of its own.
-    """
-
-    def __init__(self, flags: Sequence[bool], query_id: Id) -> None:
-        super().__init__(flags)
-        self.query_id = query_id
-
-    def __str__(self) -> str:
-        return f"{super().__str__()} of query {self.query_id!r}"
-
-    def __reduce__(self) -> tuple[Any, ...]:
-        return type(self), (list(self), self.query_id)
 
 
 def list_readers(dataset: Any) -> list[ListReader]:

@@ -17,7 +17,16 @@ from torch import Tensor, nn
 from st_m3se.host import merge_feature_batches, merging_disabled
 from st_m3se.packing import Features, Packed, pack, packable
 
-__all__ = ["Features", "has_tokens", "in_order", "is_sliceable", "merge_columns", "slice_rows", "why_not_sliceable"]
+__all__ = [
+    "Features",
+    "columns_needed",
+    "has_tokens",
+    "in_order",
+    "is_sliceable",
+    "merge_columns",
+    "slice_rows",
+    "why_not_sliceable",
+]
 
 
 def why_not_sliceable(features: Features) -> str | None:
@@ -72,6 +81,18 @@ def _distinct(ids: NDArray[np.int64], mask: NDArray[np.bool_]) -> tuple[NDArray[
     return np.unique(which, return_index=True)[1], which
 
 
+def columns_needed(features: Features) -> Tensor:
+    """The columns that each row needs, up to its last token: int64 ``[rows]``.
+
+    Left padding counts, as positions are counted from it; and so do the tokens that a query is expanded by, which
+    are scored whether or not others attend to them.
+    """
+    needed: Tensor = features["attention_mask"].bool()
+    if "query_expansion_positions" in features:
+        needed = needed | features["query_expansion_positions"].bool()
+    return (needed * torch.arange(1, needed.shape[1] + 1, device=needed.device)).amax(1)
+
+
 def in_order(model: nn.Module, features: Features) -> tuple[Features, Tensor]:
     """Keep one of each set of rows with equal tokens, and sort by the columns that they need, up to the last token.
 
@@ -87,8 +108,7 @@ def in_order(model: nn.Module, features: Features) -> tuple[Features, Tensor]:
     mask = features["attention_mask"].cpu().numpy().astype(bool)
     ids = features["input_ids"].cpu().numpy() if "input_ids" in features else None
     first, which = _distinct(ids, mask) if ids is not None else (np.arange(len(mask)), np.arange(len(mask)))
-    # Left padding counts, as positions are counted from it.
-    widths = (mask[first] * np.arange(1, mask.shape[1] + 1)).max(1, initial=0)
+    widths = columns_needed(features).cpu().numpy()[first]
     order = widths.argsort(kind="stable")
     place = torch.from_numpy(order.argsort()[which]).to(device, non_blocking=True)
     packed = pack(model, features, ids, mask, first[order]) if ids is not None and packable(model, features) else None

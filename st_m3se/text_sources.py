@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -16,11 +17,13 @@ from st_m3se.scores.rows import Id, short
 if TYPE_CHECKING:
     from datasets import Dataset
 
-__all__ = ["Row", "choose_file", "files_of", "from_dataset", "from_mapping", "read_texts"]
+__all__ = ["SHARD", "Row", "choose_file", "files_of", "from_dataset", "from_mapping", "parquet_of_split", "read_texts"]
 
 ID_COLUMNS = ("_id", "id", "query_id", "document_id", "doc_id", "docid", "passage_id", "qid", "pid")
 TEXT_COLUMNS = ("text", "query", "document", "passage")
 PACKED = ("", ".gz", ".zst")
+
+SHARD = re.compile(r"-\d+-of-\d+$")
 
 Row = tuple[int, Id, str]
 """The line, or for Parquet the row, counted from 1; the id; the text."""
@@ -45,20 +48,53 @@ def _joined(title: Any, text: Any) -> str:
     return f"{front} {parse_text(text, 'the text')}".strip()
 
 
-def choose_file(path: Path, name: str) -> Path:
-    """The file, or folder of Parquet files, that holds the texts."""
+def choose_file(path: Path, name: str, split: str | None = None) -> Path:
+    """The file, or folder of Parquet files, that holds the texts.
+
+    Args:
+        path: It, or a folder: ``corpus.jsonl`` as BEIR, ``corpus.tsv`` or ``collection.tsv`` as MS MARCO, plain, gz or
+            zst; ``corpus.parquet``; or a folder ``corpus/`` of Parquet files as on the hub; queries likewise.
+        name: "corpus" or "queries".
+        split: The split whose queries are meant, where there are several.
+    """
     if not path.exists():
         raise FormatError("there is no such file or folder.", file=str(path))
     if not path.is_dir():
         return path
-    names = [f"{name}{kind}{packed}" for kind in (".jsonl", ".tsv") for packed in PACKED] + [f"{name}.parquet", name]
-    for candidate in names:
-        if (path / candidate).exists():
-            return path / candidate
+    stems = ["corpus", "collection"] if name == "corpus" else [name]
+    if name == "queries" and split is not None:
+        stems = [f"queries.{split}", f"queries.{split}.small", *stems]
+    for stem in stems:
+        for ending in (".jsonl", ".tsv"):
+            for packed in PACKED:
+                if (file := path / f"{stem}{ending}{packed}").is_file():
+                    return file
+        if (file := path / f"{stem}.parquet").is_file():
+            return file
+        if any((path / stem).glob("*.parquet")):
+            return parquet_of_split(path / stem, split)
     if any(path.glob("*.parquet")):
         return path
     raise FormatError(
-        f"the folder has none of {', '.join(names[:-1])}, and no Parquet files. Name the file itself.", file=str(path)
+        f"the folder has no {name}: expected {stems[-1] if name == 'queries' else stems[0]}.jsonl, .tsv (plain, .gz or "
+        ".zst) or .parquet, or a folder of Parquet files of that name.",
+        file=str(path),
+    )
+
+
+def parquet_of_split(folder: Path, split: str | None) -> Path:
+    """The Parquet files of a folder as on the hub: of its only split, or of the one that is asked for."""
+    files: dict[str, list[Path]] = {}
+    for file in sorted(folder.glob("*.parquet")):
+        files.setdefault(SHARD.sub("", file.stem), []).append(file)
+    if split is None or len(files) == 1:
+        return folder
+    if len(files.get(split, [])) == 1:
+        return files[split][0]
+    raise FormatError(
+        f"the folder holds {', '.join(files)}: choose one with split, which now is {split!r}"
+        + (", of several files. Move them to a folder of their own." if split in files else "."),
+        file=str(folder),
     )
 
 

@@ -219,6 +219,8 @@ class LossSpec:
         """The pure function behind the loss, from scores."""
         from st_m3se import functional
 
+        if self.name == "ContrastiveLoss":
+            return functional.contrastive_loss(student, positives=positives, mask=mask)
         given = {"positives": positives} if self.name in ("M3SELoss", "MarginMSELoss") else {}
         return getattr(functional, self.function)(student, teacher, mask=mask, **given, **self.options)
 
@@ -227,6 +229,8 @@ LOSSES = [
     LossSpec("M3SELoss", {}, "m3se_loss"),
     LossSpec("MarginMSELoss", {}, "margin_mse_loss"),
     LossSpec("ScoreMSELoss", {}, "score_mse_loss"),
+    LossSpec("AllMarginsMSELoss", {"top_temperature": 3.0}, "all_margins_mse_loss"),
+    LossSpec("ContrastiveLoss", {}, "contrastive_loss"),
     LossSpec(
         "SoftmaxCrossEntropyLoss",
         {"student_temperature": 0.5, "teacher_temperature": 2.0},
@@ -236,7 +240,7 @@ LOSSES = [
     LossSpec("RankDistilLoss", {"top_k": 2, "match": "score"}, "rank_distil_loss"),
     LossSpec("CoupledRankDistilLoss", {"num_samples": 4}, "coupled_rank_distil_loss"),
 ]
-UNSCORED_LOSSES = [spec for spec in LOSSES if spec.name not in ("MarginMSELoss", "ScoreMSELoss")]
+UNSCORED_LOSSES = [spec for spec in LOSSES if spec.name not in ("MarginMSELoss", "ScoreMSELoss", "AllMarginsMSELoss")]
 """The losses in which a document without a teacher score has a part, and so in-batch negatives."""
 MARGIN_LOSSES = [spec for spec in LOSSES if "MSE" in spec.name or spec.name == "M3SELoss" or "score" in str(spec)]
 """The losses whose scale must fit the teacher's margins: M3SE, the MSE losses and RankDistil on scores."""

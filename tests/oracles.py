@@ -94,6 +94,28 @@ def margin_mse(student: Scores, teacher: Scores, positives: Flags, mask: Flags) 
     return sum(squares) / len(squares) if squares else None
 
 
+def all_margins_mse(
+    student: Scores, teacher: Scores, mask: Flags, top_temperature: float | None = None
+) -> float | None:
+    """Each pair of scored documents, one by one: the squared difference of margins, times the two weights."""
+    scored = scored_columns(teacher, mask)
+    if len(scored) < 2:
+        return None
+    weights = dict.fromkeys(scored, 1 / len(scored))
+    if top_temperature is not None:
+        total = log_sum_exp(teacher[column] / top_temperature for column in scored)
+        weights = {
+            column: (weights[column] + math.exp(teacher[column] / top_temperature - total)) / 2 for column in scored
+        }
+    loss = 0.0
+    for i in scored:
+        for j in scored:
+            if i < j:
+                margins = (teacher[i] - teacher[j]) - (student[i] - student[j])
+                loss += weights[i] * weights[j] * margins**2
+    return loss
+
+
 def score_mse(student: Scores, teacher: Scores, mask: Flags) -> float | None:
     """Mean squared difference of scores over the scored documents."""
     squares = [(teacher[column] - student[column]) ** 2 for column in scored_columns(teacher, mask)]
@@ -118,6 +140,19 @@ def softmax_cross_entropy(
         probability = math.exp(teacher[column] / teacher_temperature - teacher_total)
         loss += probability * (student_total - student[column] / student_temperature)
     return loss
+
+
+def contrastive(student: Scores, teacher: Scores, positives: Flags, mask: Flags) -> float | None:
+    """Each positive alone against all negatives; the teacher is not asked."""
+    real = real_columns(mask)
+    negatives = [column for column in real if not positives[column]]
+    relevant = [column for column in real if positives[column]]
+    if not negatives or not relevant:
+        return None
+    total = 0.0
+    for column in relevant:
+        total += log_sum_exp(student[other] for other in [column, *negatives]) - student[column]
+    return total / len(relevant)
 
 
 def rank_distil(

@@ -10,7 +10,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from st_m3se import attention
-from st_m3se.attention import _Dropped, _kept, _on_cpu
+from st_m3se.attention import ALL, Pattern, _Attended, _kept, _on_cpu
 
 SHAPES = [(3, 1), (2, 4), (1, 7)]
 """Three rows of one token, two of four, one of seven."""
@@ -26,21 +26,34 @@ def tensors(seed: int = 0) -> list[Tensor]:
     ]
 
 
-def row_by_row(query: Tensor, key: Tensor, value: Tensor, kept: list[Tensor], dropout: float) -> Tensor:
-    """The definition: softmax of scaled products in each row, weights dropped, the rest scaled up."""
+PATTERNS = [ALL, Pattern(causal=True), Pattern(reach=1), Pattern(causal=True, reach=2)]
+
+
+def row_by_row(
+    tensors: list[Tensor], kept: list[Tensor], dropout: float, pattern: Pattern, bias: Tensor | None, shapes: Any
+) -> Tensor:
+    """The definition: softmax of scaled products of what is seen in each row, weights dropped, the rest scaled up."""
     out, begin, masks = [], 0, iter(kept)
-    for rows, width in SHAPES:
+    for rows, width in shapes:
         for _ in range(rows):
-            q, k, v = (tensor[begin : begin + width].transpose(0, 1) for tensor in (query, key, value))
-            weights = torch.softmax(q @ k.transpose(1, 2) / q.shape[2] ** 0.5, 2)
+            q, k, v = (tensor[begin : begin + width].transpose(0, 1) for tensor in tensors)
+            products = q @ k.transpose(1, 2) / q.shape[2] ** 0.5
+            products = products if bias is None else products + bias[:, :width, :width]
+            reach = width if pattern.reach is None else pattern.reach
+            hidden = [[abs(i - j) > reach or (pattern.causal and j > i) for j in range(width)] for i in range(width)]
+            weights = torch.softmax(products.masked_fill(torch.tensor(hidden), -torch.inf), 2)
             out.append((weights * next(masks) / (1 - dropout) @ v).transpose(0, 1))
             begin += width
     return torch.cat(out)
 
 
+@pytest.mark.parametrize("with_bias", [False, True])
+@pytest.mark.parametrize("pattern", PATTERNS)
 @pytest.mark.parametrize("dropout", [0.0, 0.3])
 @pytest.mark.parametrize("block", [1, 20, 2**18])
-def test_each_row_is_its_own(monkeypatch: pytest.MonkeyPatch, dropout: float, block: int) -> None:
+def test_each_row_is_its_own(
+    monkeypatch: pytest.MonkeyPatch, dropout: float, block: int, pattern: Pattern, with_bias: bool
+) -> None:
     """Values and gradients by the definition, with the same weights dropped, whatever the blocks."""
     monkeypatch.setattr(attention, "BLOCK", block)
     drawn: list[Tensor] = []
@@ -52,9 +65,28 @@ def test_each_row_is_its_own(monkeypatch: pytest.MonkeyPatch, dropout: float, bl
     monkeypatch.setattr(attention, "_kept", draw)
     torch.manual_seed(0)
     mine, plain = tensors(), tensors()
-    out = _on_cpu(mine, SHAPES, dropout, None)
+    biases = [torch.linspace(-2, 2, 128, dtype=torch.float64).view(2, 8, 8).sin().requires_grad_() for _ in range(2)]
+    out = _on_cpu(mine, SHAPES, dropout, None, pattern, biases[0] if with_bias else None)
     kept = [row for mask in drawn for row in mask] if dropout else [torch.ones(1)] * 6
-    expected = row_by_row(*plain, kept, dropout)
+    expected = row_by_row(plain, kept, dropout, pattern, biases[1] if with_bias else None, SHAPES)
+    torch.testing.assert_close(out, expected)
+    weights = torch.randn(out.shape, dtype=torch.float64)
+    (out * weights).sum().backward()
+    (expected * weights).sum().backward()
+    for one, other in zip(mine + biases[:with_bias], plain + biases[1 : 1 + with_bias], strict=True):
+        torch.testing.assert_close(one.grad, other.grad)
+
+
+@pytest.mark.parametrize("causal", [False, True])
+@pytest.mark.parametrize("length", [65, 96, 127])
+def test_long_rows_in_blocks_are_whole_rows(length: int, causal: bool) -> None:
+    """Prevents a token at a block's edge from missing its neighbours, or the last block from seeing the padding."""
+    generator = torch.Generator().manual_seed(0)
+    given = [torch.randn(2 * length, 2, 4, dtype=torch.float64, generator=generator) for _ in range(3)]
+    mine, plain = ([tensor.clone().requires_grad_() for tensor in given] for _ in range(2))
+    pattern, shapes = Pattern(causal, 7), [(2, length)]
+    out = _on_cpu(mine, shapes, 0.0, None, pattern)
+    expected = row_by_row(plain, [torch.ones(1)] * 2, 0.0, pattern, None, shapes)
     torch.testing.assert_close(out, expected)
     weights = torch.randn(out.shape, dtype=torch.float64)
     (out * weights).sum().backward()
@@ -64,12 +96,14 @@ def test_each_row_is_its_own(monkeypatch: pytest.MonkeyPatch, dropout: float, bl
 
 
 def test_the_gradient_is_that_of_finite_differences() -> None:
+    bias = torch.randn(2, 7, 7, dtype=torch.float64, requires_grad=True)
+
     def attend(*args: Tensor) -> Tensor:
         torch.manual_seed(1)
-        out: Tensor = _Dropped.apply(*args, SHAPES, 0.2, 0.5)  # type: ignore[no-untyped-call]
+        out: Tensor = _Attended.apply(*args, SHAPES, 0.2, 0.5, Pattern(True, 3))  # type: ignore[no-untyped-call]
         return out
 
-    assert torch.autograd.gradcheck(attend, tensors())
+    assert torch.autograd.gradcheck(attend, [*tensors(), bias])
 
 
 @pytest.mark.parametrize("dropout", [0.001, 0.1, 0.5, 0.999])

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import json
 import math
 import os
@@ -17,14 +18,22 @@ import pytest
 import torch
 from bm25s.stopwords import STOPWORDS_EN
 from conftest import ANSWERS, PAIRS
+from evaluation.beir_folder import save_encoder
+from evaluation.encoders import KINDS, make_encoder
+from scores.test_scoring import make_cross_encoder
+from sentence_transformers import CrossEncoder
 from typer.testing import CliRunner
 
+from st_m3se import build_distillation_dataset
 from st_m3se.candidates import BM25, find_candidates
-from st_m3se.candidates.bm25 import _best
+from st_m3se.candidates.bm25 import _best, bigrams
+from st_m3se.candidates.find import _merged
+from st_m3se.candidates.job import Found, Job, Pairs
 from st_m3se.cli import app
 from st_m3se.evaluation.search import search
-from st_m3se.scores import TeacherScores
+from st_m3se.scores import FormatError, TeacherScores, score_candidates
 from st_m3se.scores.formats import Reading, read_run
+from st_m3se.texts import Texts
 
 if TYPE_CHECKING:
     from sentence_transformers import SentenceTransformer
@@ -126,6 +135,42 @@ def test_bm25_counts_a_word_of_the_query_as_often_as_it_stands_there(find: Calla
     assert found["once"] != found["twice"]
 
 
+CHINESE = {
+    "a": "东京是日本的首都。人口约一千四百万。",
+    "b": "京都是日本的古都。 BM25 也能搜索英文 words",
+    "c": "長崎は坂の多い町です",
+    "d": "서울은 대한민국의 수도이다",
+    "e": "กรุงเทพมหานครเป็นเมืองหลวงของประเทศไทย",
+    "f": "An English text about Tokyo, the capital",
+}
+
+
+def test_scripts_without_blanks_are_searched_by_bigrams(
+    find: Callable[..., Lists], caplog: pytest.LogCaptureFixture
+) -> None:
+    """Prevents no hit and no word for a whole language: each sentence would be a word of its own."""
+    queries = {"1": "日本首都", "2": "坂の町", "3": "대한민국 수도", "4": "เมืองหลวง", "5": "capital words"}
+    found = find("bm25", queries=queries, corpus=CHINESE)
+    assert {query: pairs for query, pairs in found.items() if pairs} == {"5": found["5"]}
+    assert "Chinese, Japanese, Korean" in caplog.text
+    assert "--tokens bigrams" in caplog.text
+    caplog.clear()
+    found = find(BM25(tokens="bigrams"), queries=queries, corpus=CHINESE)
+    assert [pairs[0][0] for pairs in found.values()] == ["a", "c", "d", "e", found["5"][0][0]]
+    assert {key for key, _ in found["1"]} == {"a", "b"}
+    assert {key for key, _ in found["5"]} == {"b", "f"}
+    assert "bigrams" not in caplog.text
+    assert bigrams("東京都 is 京").split() == ["東京", "京都", "is", "京"]
+    with pytest.raises(ValueError, match='tokens must be "words" or "bigrams"'):
+        BM25(tokens="letters")
+
+
+def test_english_is_not_warned_of(find: Callable[..., Lists], caplog: pytest.LogCaptureFixture) -> None:
+    find(BM25(tokens="bigrams"))
+    assert find("bm25") == find(BM25(tokens="bigrams"))
+    assert "Chinese" not in caplog.text
+
+
 def test_bm25_in_many_blocks(find: Callable[..., Lists], monkeypatch: pytest.MonkeyPatch) -> None:
     """Prevents queries that are lost or exchanged where the work is divided among threads."""
     whole = find("bm25")
@@ -192,6 +237,35 @@ def test_dense_search_is_the_full_matrix(
     assert_same_lists(find(model, corpus=corpus, chunk_size=chunk_size), oracle, tolerance=1e-3)
 
 
+@pytest.mark.parametrize("kind", KINDS)
+def test_a_source_is_loaded_as_what_it_is(
+    kind: str, checkpoint: Path, tmp_path: Path, find: Callable[..., Lists]
+) -> None:
+    """Prevents plausible numbers of a sparse or multi-vector encoder's trunk, loaded as a bi-encoder."""
+    folder = save_encoder(kind, checkpoint, tmp_path / kind)
+    model = make_encoder(kind, checkpoint)
+    corpus = dict(zip(CORPUS, ANSWERS, strict=False))
+    scores = model.similarity(model.encode_query(list(QUERIES.values())), model.encode_document(list(corpus.values())))
+    oracle = {query: dict(zip(corpus, row, strict=True)) for query, row in zip(QUERIES, scores.tolist(), strict=True)}
+    for source in (str(folder), folder, model):
+        found = find(source, corpus=corpus, depth=20, chunk_size=5)
+        assert {query: pytest.approx(row, abs=1e-4) for query, row in oracle.items()} == {
+            query: dict(pairs) for query, pairs in found.items()
+        }
+        assert all(pairs == sorted(pairs, key=lambda pair: -pair[1]) for pairs in found.values())
+    described = TeacherScores.open(tmp_path / "run").manifest["source"]["candidates"]
+    assert described[0]["kind"] == {"dense": "bi-encoder"}.get(kind, f"{kind} encoder")
+
+
+def test_a_cross_encoder_is_no_source(checkpoint: Path, tmp_path: Path, find: Callable[..., Lists]) -> None:
+    """Prevents candidates by the mean of a cross-encoder's token embeddings."""
+    folder = make_cross_encoder(checkpoint, tmp_path / "judge")
+    with pytest.raises(ValueError, match="is a cross-encoder: it scores pairs and cannot search"):
+        find(str(folder))
+    with pytest.raises(TypeError, match=r"a source is .*score the candidates with it"):
+        find(CrossEncoder(str(folder), device="cpu"))
+
+
 def test_equal_scores_keep_the_order_of_the_corpus() -> None:
     """Random scores with many ties, against a stable sort of everything."""
     generator = torch.Generator().manual_seed(0)
@@ -225,6 +299,25 @@ def test_several_sources_are_merged_by_reciprocal_rank(
     merged = find("bm25", model, depth=6)
     assert_same_lists(merged, expected, tolerance=1e-7)
     assert any(merged[query] != lists[0][query] for query in QUERIES)
+
+
+def test_the_same_ranks_in_another_order_of_the_sources_are_a_tie() -> None:
+    """Prevents sums that differ in the last digit of a double, and not in what is stored, from deciding the order."""
+    corpus, nothing = Texts.open(dict.fromkeys(map(str, range(30)), "x")), Pairs(*np.zeros((2, 0), np.int64))
+    job = Job(Texts.open({"q": "x"}, "queries"), corpus, 30, nothing, np.zeros(30, bool), nothing, 1, 1, False)
+    uneven = 0
+    for first, second, third in itertools.permutations(range(12), 3):
+        ranks = [(first, second, third), (third, first, second), (second, third, first)]  # of documents 0, 1, 2
+        rows = np.arange(3, 15, dtype=np.int32) * np.ones((3, 1, 1), np.int32)
+        for document, places in enumerate(ranks):
+            for source, place in enumerate(places):
+                rows[source, 0, place] = document
+        found = [Found(one, np.zeros((1, 12), np.float32), np.zeros(0, np.float32)) for one in rows]
+        best, scores = _merged(job, found, 0)
+        assert [document for document in best if document < 3] == [0, 1, 2]
+        assert scores == sorted(np.float32(scores).tolist(), reverse=True)
+        uneven += len({sum(1 / (61 + place) for place in places) for places in ranks}) > 1
+    assert uneven > 10, "every sum comes out even: nothing is compared"
 
 
 def without(lists: Lists, banned: Callable[[Any, Any], bool]) -> Lists:
@@ -317,7 +410,7 @@ def test_what_cannot_be_done_is_said_before_the_work(
 ) -> None:
     for options, message in [
         ({"depth": 0}, "depth, chunk_size and batch_size must be at least 1"),
-        ({"positives": {"q1": {"d0": 1, "lost": 1}}}, r"positives: 1 of 2 ids are not in the corpus .* first 'lost'"),
+        ({"positives": {"q1": {"lost": 1}}}, r"positives: 1 of 1 ids are not in the corpus .* first 'lost'"),
         ({"exclude": {1: ["d0"]}}, r"none of the 1 queries of exclude, first 1 \(int\), is among"),
         ({"exclude_documents": ["lost"]}, r"exclude_documents: 1 of 1 ids are not in the corpus"),
         ({"corpus": {"d1": "? !"}}, "no text of .* has a word of two letters"),
@@ -344,6 +437,73 @@ def test_what_cannot_be_done_is_said_before_the_work(
     with pytest.raises(ValueError, match="similarities that are not finite"):
         find(broken, overwrite=True)
     assert len(TeacherScores.open(tmp_path / "run")) == len(QUERIES)
+
+
+def test_what_evaluation_goes_on_with_stops_nobody_else(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """One policy, one switch: an id twice, an empty text, a pair judged twice, an absent document or query."""
+    monkeypatch.setattr("datasets.config.HF_DATASETS_CACHE", tmp_path / "cache")
+    data = tmp_path / "data"
+    (data / "qrels").mkdir(parents=True)
+    documents = [("d1", "an old boat"), ("d2", "a green boat"), ("d3", ""), ("d1", "a blue boat"), ("d4", "a tree")]
+    for name, texts in (("corpus", documents), ("queries", [("q1", "boat"), ("q2", "tree")])):
+        lines = [json.dumps({"_id": key, "text": text}) for key, text in texts]
+        (data / f"{name}.jsonl").write_text("\n".join(lines))
+    judged = [
+        ("q1", "d2", 1),
+        ("q1", "d1", 0),
+        ("q1", "d1", 1),
+        ("q1", "lost", 1),
+        ("q2", "d4", 1),
+        ("nobody", "d1", 1),
+    ]
+    path = data / "qrels" / "train.tsv"
+    path.write_text("qid\tpid\trelevance\n" + "".join(f"{q}\t{d}\t{grade}\n" for q, d, grade in judged))
+    expected = {
+        "documents whose id repeats": "the last text counts",
+        "empty documents": "kept",
+        "contradictory judgements": "the last one in the file counts",
+        "judgements of absent documents": "1 of them are relevant",
+    }
+
+    def told() -> str:
+        said = "\n".join(record.getMessage() for record in caplog.records if record.levelname == "WARNING")
+        caplog.clear()
+        return said
+
+    command = ["candidates", "--data", str(data), "--split", "train", "--include-positives", str(tmp_path / "run")]
+    refused = CliRunner().invoke(app, [*command, "--strict"])
+    assert refused.exit_code == 1
+    assert "documents whose id repeats: 1 (d1); " in refused.output
+    assert "judgements of absent queries: 1 (nobody)" in refused.output
+    assert not (tmp_path / "run").exists()
+    made = CliRunner().invoke(app, command)
+    assert made.exit_code == 0, made.output
+    assert "2 of 2 queries are judged in" in made.output  # not 3 of 2
+    found = told()
+    assert all(f"candidates: {kind}: 1 (" in found and effect in found for kind, effect in expected.items()), found
+    assert "judgements of absent queries: 1 (nobody); left out" in found
+    run = TeacherScores.open(tmp_path / "run")
+    assert {row.query_id: set(row.document_ids) for row in run} == {"q1": {"d1", "d2"}, "q2": {"d4"}}
+
+    def judge(pairs: list[tuple[str, str]]) -> list[float]:
+        assert not any("old" in text for _, text in pairs)
+        return [float(len(text)) for _, text in pairs]
+
+    lists = {row.query_id: [*row.document_ids, "d3"] for row in run}
+    inputs = lists, data / "queries.jsonl", data / "corpus.jsonl"
+    with pytest.raises(FormatError, match="documents whose id repeats: 1"):
+        score_candidates(judge, *inputs, tmp_path / "scores", strict=True)
+    scores = score_candidates(judge, *inputs, tmp_path / "scores", show_progress_bar=False)
+    assert "score_candidates: documents whose id repeats: 1 (d1)" in told()
+    with pytest.raises(FormatError, match=r"contradictory judgements: 1 \(q1 d1\)"):
+        build_distillation_dataset(scores, data, data, path, strict=True)
+    dataset = build_distillation_dataset(scores, data, data, path)
+    found = told()
+    assert all(f"{kind}: 1 (" in found and effect in found for kind, effect in expected.items()), found
+    assert set(dataset[0]["relevant_ids"]) == {"d1", "d2"}
+    assert "a blue boat" in dataset[0]["documents"]
 
 
 def test_a_missing_package_names_the_extra(tmp_path: Path) -> None:
@@ -388,7 +548,7 @@ def test_the_help_says_what_it_does() -> None:
     out = " ".join(run("--help")[0].split())
     for option in ("data", "queries", "corpus", "source", "depth", "split", "qrels", "include-positives", "exclude"):
         assert f"--{option}" in out
-    assert "bm25, or the name or folder of a SentenceTransformer" in out
+    assert "bm25, or the name or folder of a bi-encoder" in out
 
 
 def test_the_command_line_finds_what_the_function_finds(
@@ -460,10 +620,8 @@ def test_what_is_wrong_is_said_in_a_line(tmp_path: Path, folder: Path) -> None:
         in run(*["--queries", folder, "--corpus", folder, "--split", "x", out], code=2)[1]
     )
     assert "needs --split or --qrels" in run("--data", folder, "--include-positives", out, code=2)[1]
-    assert "there is no such file" in run("--data", folder, "--split", "dev", out, code=1)[1]
+    assert "no judgements for the split 'dev'" in run("--data", folder, "--split", "dev", out, code=1)[1]
     assert "there is no such file or folder" in run("--data", tmp_path / "lost", out, code=1)[1]
-    (folder / "corpus.jsonl").write_text('{"_id": "1", "text": "x"}\n{"_id": "1", "text": "y"}\n')
-    assert f"error: {folder / 'corpus.jsonl'}:2: the id '1' stands here" in run("--data", folder, out, code=1)[1]
     (tmp_path / "bad").write_text("d1\nq1 d2\n")
     error = run(
         "--queries",

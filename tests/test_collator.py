@@ -64,8 +64,9 @@ def _plain(model: Any, rows: list[dict[str, Any]]) -> list[str]:
 
 
 def test_the_types_and_shapes_of_the_label(collator: DistillationCollator) -> None:
-    label = collator([row(), row(documents=[ANSWERS[5]], scores=[1])])["label"]
-    assert list(label) == ["scores", "positives", "mask", "index"]
+    label = dict(collator([row(), row(documents=[ANSWERS[5]], scores=[1])])["label"])
+    known = label.pop("known")
+    assert all(value.dtype == torch.int64 for value in known.values())
     assert {key: value.dtype for key, value in label.items()} == {
         "scores": torch.float32,
         "positives": torch.bool,
@@ -239,6 +240,94 @@ def test_tasks_go_to_the_model_and_on_to_the_loss(model: Any) -> None:
     batch = DistillationCollator(preprocess_fn=preprocess, router_mapping=mapping)([row()])
     assert seen == ["query", "document"]
     assert [features["task"] for features in split(batch).features] == ["query", "document"]
+
+
+@pytest.mark.parametrize("given", [{"prompts": {}}, {"prompts": {"query": "find: "}}, {}])
+def test_texts_are_read_as_the_model_reads_them_in_search(make_model: Any, given: dict[str, Any]) -> None:
+    """Prevents a model that is trained on other texts than it is searched with: its own prompts, lengths and tasks."""
+    model = make_model(prompts={"query": "query: ", "passage": "never", "document": "text: "})
+    model[0].query_length, model[0].document_length = 6, 9
+    batch = DistillationCollator(preprocess_fn=model.preprocess, **given)([row(query="sort objects by several keys")])
+    seen = []
+    forward = model.forward
+    model.forward = lambda features, **_: seen.append(dict(features)) or forward(features)
+    queries = {} if not given else {"prompt": given["prompts"].get("query", "")}
+    model.encode_query(["sort objects by several keys"], **queries)
+    model.encode_document(row()["documents"], **({} if not given else {"prompt": ""}))
+    for features, column in zip(seen, ("query", "document"), strict=True):
+        assert texts_of(model, batch, column) == _unsorted(model, batch, column, features["input_ids"])
+        assert f"{column}_task" not in batch, "no module of the model reads it"
+    assert batch["query_input_ids"].shape[1] == 6
+
+
+def _unsorted(model: Any, batch: dict[str, Any], column: str, ids: torch.Tensor) -> list[str]:
+    """encode sorts by length; the texts are a set."""
+    found = model.tokenizer.batch_decode(ids, skip_special_tokens=True)
+    return sorted(found, key=texts_of(model, batch, column).index)
+
+
+def test_prompts_of_another_dataset_leave_the_models_own(make_model: Any) -> None:
+    model = make_model(prompts={"query": "query: "})
+    prompts = {"pairs": {"anchor": "same: "}, "code": {"query": "code: "}}
+    collator = DistillationCollator(preprocess_fn=model.preprocess, prompts=prompts)
+    for name, prompt in (("docs", "query:"), ("code", "code:")):
+        (text,) = texts_of(model, collator([row(dataset_name=name)]), "query")
+        assert text.startswith(_decoded(model, [prompt])[0])
+    with pytest.raises(ValueError, match="nested dictionary"):
+        collator([row()])
+
+
+def test_a_prompt_that_stands_in_the_texts_already_is_refused(make_model: Any) -> None:
+    """Prevents "query: query: ...": many write a model's prompt into their texts, as its trainer gives it none."""
+    model = make_model(prompts={"query": "query: "})
+    rows = [row(query="query: sort objects"), row(query="query: copy a file")]
+    with pytest.raises(ValueError, match=r"begin with the model's own prompt 'query: '.*twice.*prompts=\{\}"):
+        DistillationCollator(preprocess_fn=model.preprocess)(rows)
+    DistillationCollator(preprocess_fn=model.preprocess, prompts={})(rows)
+    DistillationCollator(preprocess_fn=model.preprocess)([rows[0], row()])
+
+
+def test_a_length_beyond_the_positions_is_refused(model: Any) -> None:
+    """Prevents an index error in the middle of a run."""
+    for length in (65, {"query": 8, "document": 65}):
+        with pytest.raises(ValueError, match=r"max_length=65 is beyond the model's 64 positions"):
+            DistillationCollator(preprocess_fn=model.preprocess, max_length=length)([row()])
+
+
+def test_a_mapping_by_dataset_needs_its_names(model: Any) -> None:
+    """The host takes it for no mapping at all."""
+    mapping = {"docs": {"query": "query", "documents": "document"}}
+    collator = DistillationCollator(preprocess_fn=model.preprocess, router_mapping=mapping)
+    assert collator([row(dataset_name="docs")])["query_task"] == "query"
+    with pytest.raises(ValueError, match="by dataset, and this dataset has no name"):
+        collator([row()])
+
+
+# Rows of ordinary datasets
+
+
+@pytest.mark.parametrize(
+    "other",
+    [
+        {"anchor": "sort objects", "positive": ANSWERS[7]},
+        {"query": "sort objects", "document_1": ANSWERS[7], "document_2": ANSWERS[1], "scores": [2.0, 1.0]},
+        {"sentence1": "one", "sentence2": "two", "score": 0.5},
+    ],
+)
+def test_rows_without_lists_go_the_hosts_way(model: Any, collator: DistillationCollator, other: dict[str, Any]) -> None:
+    """One trainer has one collator: lists beside pairs could not be trained."""
+    rows, stock = [other, other], SentenceTransformerDataCollator(preprocess_fn=model.preprocess)
+    batch, expected = collator(rows), stock(rows)
+    assert batch.keys() == expected.keys()
+    for key, value in expected.items():
+        assert torch.equal(batch[key], value) if isinstance(value, torch.Tensor) else batch[key] == value
+
+
+def test_a_misspelt_column_of_lists_does_not_go_the_hosts_way(collator: DistillationCollator) -> None:
+    """Prevents lists from being tokenised as one text."""
+    other = {"query": "sort objects", "docs": list(ANSWERS[:2]), "scores": [2.0, 1.0]}
+    with pytest.raises(ValueError, match=r"lacks \['documents'\]"):
+        collator([other])
 
 
 # Workers

@@ -120,10 +120,10 @@ def test_everything_where_the_list_has_no_size(build: Make) -> None:
 
 def test_the_ids_and_all_candidates_can_be_seen(build: Make) -> None:
     row = build().with_format(None)[3]
-    assert row["query_id"] == "q3"
-    assert row["document_ids"][0] == "d3"
+    assert row["qid"] == "q3"
+    assert row["candidate_ids"][0] == "d3"
     assert row["num_positives"] == 1
-    assert row["teacher_scores"] == sorted(row["teacher_scores"], reverse=True)
+    assert row["scores"] == sorted(row["scores"], reverse=True)
 
 
 def test_integer_ids(rows_of: Any, tmp_path: Path) -> None:
@@ -230,7 +230,7 @@ def test_copies_of_a_text_leave_one(rows_of: Any, tmp_path: Path) -> None:
     corpus = CORPUS | {"copy0": CORPUS["d0"], "copy1": CORPUS["d1"]}
     store = rows_of(("q0", ["copy0", "d1", "d0", "copy1", "d2"], [8.0, 1.0, 7.0, 2.0, 0.0]))
     dataset = build_distillation_dataset(store, QUERIES, corpus, {"q0": {"d0": 1}}, cache_dir=tmp_path / "c")
-    assert dataset.with_format(None)[0]["document_ids"] == ["d0", "copy1", "d2"]
+    assert dataset.with_format(None)[0]["candidate_ids"] == ["d0", "copy1", "d2"]
     DistillationCollator(preprocess_fn=lambda texts, **_: {"input_ids": torch.zeros(len(texts), 1)})([dataset[0]])
     assert "2 candidates repeat" in dataset.info.description
 
@@ -255,6 +255,19 @@ def test_what_is_left_out_is_counted_and_said(rows_of: Any, tmp_path: Path, capl
     columns = build_distillation_dataset(store, layout="columns", list_size=3, **given)
     assert [row["query"] for row in columns] == [QUERIES["q4"]]
     assert "1 with fewer than 2 negatives" in columns.info.description
+
+
+def test_a_sigmoid_is_named_each_time(rows_of: Any, tmp_path: Path, caplog: Any) -> None:
+    """Also where the joined lists are found again; cosines of a bi-encoder are what they are."""
+    rows = [("q0", ["d0", "d1", "d2"], [0.999, 0.5, 0.001])]
+    for _ in range(2):
+        caplog.clear()
+        build_distillation_dataset(rows_of(*rows), QUERIES, CORPUS, QRELS, cache_dir=tmp_path / "cache")
+        assert [r.getMessage() for r in caplog.records if "all scores lie in [0, 1], as a sigmoid's" in r.getMessage()]
+    caplog.clear()
+    cosines = TeacherScores.from_rows(rows, tmp_path / "cosines", manifest={"activation": "cosine similarity"})
+    build_distillation_dataset(cosines, QUERIES, CORPUS, QRELS, cache_dir=tmp_path / "cache")
+    assert caplog.records == []
 
 
 def test_a_judged_document_outside_the_corpus_marks_nobody_else(rows_of: Any, tmp_path: Path) -> None:
@@ -519,12 +532,26 @@ def test_gradient_accumulation_counts_the_same_epochs(make_model: Any, arguments
     assert rest == whole[5:]
 
 
-def test_no_duplicates_fills_its_batches(make_model: Any, arguments: Arguments, build: Make) -> None:
-    """Equal flags of two rows are no duplicate: batches of one query each would train for sixteen steps an epoch."""
-    steps = train(make_model, build(list_size=4), arguments(**LONG, batch_sampler="no_duplicates"))
-    assert [len(step) for step in steps] == [4] * 12
-    model, other = make_model(), build(list_size=4)
-    assert epochs(steps)[2] == expected_lists(model, other, 2)
+@pytest.mark.parametrize("layout", ["lists", "columns"])
+def test_no_duplicates_fills_its_batches(
+    make_model: Any, arguments: Arguments, rows_of: Any, tmp_path: Path, layout: str
+) -> None:
+    """Equal flags, scores or relevant documents of two rows are no duplicate: their batches would hold one row each."""
+    documents = [(0, row + 1) if layout == "lists" else (2 * row, 2 * row + 1) for row in range(8)]
+    store = rows_of(*[(f"q{row}", [f"d{one}", f"d{two}"], [3.0, 1.0]) for row, (one, two) in enumerate(documents)])
+    qrels = {f"q{row}": {f"d{one}": 1} for row, (one, _) in enumerate(documents)}
+    dataset = build_distillation_dataset(
+        store, QUERIES, CORPUS, qrels, list_size=2, layout=layout, cache_dir=tmp_path / "cache"
+    )
+    model = make_model()
+    trainer = SentenceTransformerTrainer(
+        model=model,
+        args=arguments(batch_sampler="no_duplicates"),
+        train_dataset=dataset,
+        loss=M3SELoss(model, scale=3.0),
+        data_collator=DistillationCollator(preprocess_fn=model.preprocess) if layout == "lists" else None,
+    )
+    assert [len(batch["query_input_ids"]) for batch in trainer.get_train_dataloader()] == [4, 4]
 
 
 def test_columns_with_the_stock_collator(make_model: Any, arguments: Arguments, build: Make) -> None:
@@ -533,6 +560,26 @@ def test_columns_with_the_stock_collator(make_model: Any, arguments: Arguments, 
     model, other = make_model(), build(list_size=4, max_positives=1)
     for epoch, found in enumerate(epochs(steps)):
         assert found == expected_lists(model, other, epoch)
+
+
+@pytest.mark.parametrize("name", ["ListNetLoss", "LambdaLoss", "MarginMSELoss"])
+def test_a_cross_encoder_as_the_student(checkpoint: Path, tmp_path: Path, build: Make, name: str) -> None:
+    """Two layouts are all that its losses take: lists with their scores, and columns."""
+    from sentence_transformers import CrossEncoder
+    from sentence_transformers.cross_encoder import CrossEncoderTrainer, CrossEncoderTrainingArguments, losses
+
+    dataset = build(list_size=3, layout="columns" if name == "MarginMSELoss" else "reranker")
+    assert next(iter(dataset[0])) == "query"
+    assert list(dataset[0])[-1] == "label"
+    model = CrossEncoder(str(checkpoint), num_labels=1, device="cpu")
+    before = {key: value.clone() for key, value in model.state_dict().items()}
+    args = CrossEncoderTrainingArguments(
+        output_dir=str(tmp_path / "run"), max_steps=1, per_device_train_batch_size=4, report_to="none", use_cpu=True,
+        save_strategy="no", disable_tqdm=True,
+    )  # fmt: skip
+    loss = getattr(losses, name)(model)
+    CrossEncoderTrainer(model=model, args=args, train_dataset=dataset, loss=loss).train()
+    assert any(not before[key].equal(value) for key, value in model.state_dict().items())
 
 
 def test_columns_with_model_fit(make_model: Any, build: Make, tmp_path: Path) -> None:

@@ -10,6 +10,7 @@ import subprocess
 import sys
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
 os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
@@ -18,6 +19,9 @@ import pytest
 import torch
 from datasets import Dataset
 from sentence_transformers import (
+    MultiVectorEncoder,
+    MultiVectorEncoderTrainer,
+    MultiVectorEncoderTrainingArguments,
     SentenceTransformer,
     SentenceTransformerTrainer,
     SentenceTransformerTrainingArguments,
@@ -39,10 +43,11 @@ class Case:
     tokens: int | None = None
     in_batch: bool = False
     gather: bool = False
+    student: str = "dense"
 
     def __str__(self) -> str:
         flags = (f"tokens={self.tokens}", f"in_batch={self.in_batch}", f"gather={self.gather}")
-        return "-".join([self.loss, *flags])
+        return "-".join([self.student, self.loss, *flags])
 
 
 EQUAL = [
@@ -54,23 +59,31 @@ EQUAL = [
     Case("M3SELoss", tokens=40, in_batch=True, gather=True),
     Case("SoftmaxCrossEntropyLoss", in_batch=True, gather=True),
     Case("RankDistilLoss", tokens=40, in_batch=True, gather=True),
+    Case("M3SELoss", in_batch=True, gather=True, student="multi-vector"),
+    Case("SoftmaxCrossEntropyLoss", tokens=40, in_batch=True, gather=True, student="multi-vector"),
 ]
 UNEQUAL = Case("SoftmaxCrossEntropyLoss", in_batch=True)
 """Each process has its own negatives only: another training, and the guard that the comparison sees a difference."""
 
 
+def load(case: Case, folder: Path) -> Any:
+    kind = SentenceTransformer if case.student == "dense" else MultiVectorEncoder
+    return kind(str(folder / case.student), device="cpu")
+
+
 def train(case: Case, folder: Path, processes: int) -> Tensor:
     """Train from the saved model with the real trainer; returns all parameters, flattened."""
-    model = SentenceTransformer(str(folder / "model"), device="cpu")
+    model = load(case, folder)
     rows = torch.load(folder / "rows.pt")
     loss = getattr(st_m3se, case.loss)(
         model,
-        scale=3.0,
+        scale=3.0 if case.student == "dense" else 0.3,  # a query has ten tokens or so, and as many cosines
         mini_batch_num_tokens=case.tokens,
         in_batch_negatives=case.in_batch,
         gather_across_devices=case.gather and processes > 1,
     )
-    args = SentenceTransformerTrainingArguments(
+    dense = case.student == "dense"
+    args = (SentenceTransformerTrainingArguments if dense else MultiVectorEncoderTrainingArguments)(
         output_dir=str(folder / "run"),
         use_cpu=True,
         max_steps=STEPS,
@@ -84,7 +97,7 @@ def train(case: Case, folder: Path, processes: int) -> Tensor:
         save_strategy="no",
         disable_tqdm=True,
     )
-    trainer = SentenceTransformerTrainer(
+    trainer = (SentenceTransformerTrainer if dense else MultiVectorEncoderTrainer)(
         model=model,
         args=args,
         train_dataset=Dataset.from_list(rows),
@@ -102,12 +115,16 @@ def folder(tmp_path_factory: pytest.TempPathFactory, checkpoint: Path) -> Path:
     from conftest import DIMENSION, _row
     from sentence_transformers.base.modules import Transformer
     from sentence_transformers.sentence_transformer.modules import Pooling
+    from students import multi_vector_student
 
     folder = tmp_path_factory.mktemp("distributed")
     no_dropout = {"hidden_dropout_prob": 0.0, "attention_probs_dropout_prob": 0.0}
     transformer = Transformer(str(checkpoint), config_kwargs=no_dropout)
     SentenceTransformer(modules=[transformer, Pooling(DIMENSION, "mean")], device="cpu").save_pretrained(
-        str(folder / "model")
+        str(folder / "dense")
+    )
+    multi_vector_student(checkpoint, {"strategy": "fixed", "attend": False, "length": 14}).save_pretrained(
+        str(folder / "multi-vector")
     )
     # Of unlike lengths, so that the processes' batches differ in width, and with documents shared between them.
     torch.save(
@@ -137,7 +154,7 @@ def result(folder: Path, case: Case) -> Tensor:
 def test_two_processes_end_where_one_does(folder: Path, case: Case) -> None:
     """Prevents gradients that are lost, doubled or averaged wrongly between processes: training would still run."""
     expected = train(case, folder, processes=1)
-    start = SentenceTransformer(str(folder / "model"), device="cpu")
+    start = load(case, folder)
     moved = (expected - torch.cat([parameter.flatten() for parameter in start.parameters()])).abs().max()
     assert moved > 1e-3, "nothing was trained: the comparison would say nothing"
     assert (result(folder, case) - expected).abs().max() < 1e-5

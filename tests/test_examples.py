@@ -31,7 +31,7 @@ from sentence_transformers import SentenceTransformer  # noqa: E402
 
 from st_m3se.scores import TeacherScores  # noqa: E402
 
-SYSTEMS = {"BM25", "student before", "student after", "teacher", "teacher + guide", "guide"}
+SYSTEMS = {"BM25", "student before", "student without a teacher", "student after", "teacher", "teacher + guide"}
 
 
 @pytest.fixture(scope="module")
@@ -61,7 +61,7 @@ def command(models, tmp_path):
 def check_results(folder: Path) -> dict:
     """results.json is complete and sane, and the saved model loads and encodes."""
     results = json.loads((folder / "results.json").read_text())
-    assert set(results["systems"]) - {"student warmed up"} == SYSTEMS
+    assert set(results["systems"]) == SYSTEMS
     for values in results["systems"].values():
         assert set(values) == {"MRR@10", "nDCG@10"}
         assert all(0 <= value <= 1 for value in values.values())
@@ -75,13 +75,13 @@ def check_results(folder: Path) -> dict:
 
 
 def test_command_line_on_a_beir_folder(beir, command, tmp_path):
-    """The real command, with M3SE: it trains (the weights change), saves, and prints the table."""
+    """The real command, with its own recipe: it trains, with and without a teacher, saves, draws, prints the table."""
     environment = {**os.environ, "HF_HUB_OFFLINE": "1", "OMP_NUM_THREADS": "1"}
     done = subprocess.run(
         [
             sys.executable,
             str(EXAMPLES / "distill_msmarco.py"),
-            *command("--data", beir, "--pseudo-queries", "10", "--warm-up", "1"),
+            *command("--data", beir),
         ],
         capture_output=True,
         text=True,
@@ -93,14 +93,20 @@ def test_command_line_on_a_beir_folder(beir, command, tmp_path):
     for words in ("MRR@10", "student after", "re-ranks candidates", "whole corpus", "Model saved in", "Check"):
         assert words in done.stdout
     results = check_results(tmp_path / "out")
-    assert results["arguments"]["loss"] == "m3se"
+    assert results["arguments"]["loss"] == "combined"
     assert results["queries"] == {"train": 16, "dev": 16, "test": 16}
     assert results["teacher_pairs_per_second"] > 0
-    assert results["training_lists"] > 10  # queries and pseudo-queries
-    assert results["warm_up_pairs"] == 26
-    assert "student warmed up" in results["systems"]
+    assert results["training_lists"] <= 16
+    assert set(results["dev_curves"]) == {"student without a teacher", "student after"}
+    starts = {tuple(curve[0]) for curve in results["dev_curves"].values()}
+    assert len(starts) == 1, "both start from the same student"
+    for curve in results["dev_curves"].values():
+        assert curve[0][0] == 0.0
+        assert curve[-1][0] == 1.0
+    if find_spec("matplotlib") is not None:
+        assert Path(tmp_path / results["figure"]).stat().st_size > 5_000
     # What is there of one run must not stop another in the same folder.
-    assert distill_msmarco.main(command("--data", beir, "--pseudo-queries", "5", "--loss", "margin-mse")) == 0
+    assert distill_msmarco.main(command("--data", beir, "--loss", "margin-mse")) == 0
     assert check_results(tmp_path / "out")["arguments"]["loss"] == "margin-mse"
 
 
@@ -108,7 +114,7 @@ def test_command_line_on_a_beir_folder(beir, command, tmp_path):
 def lessons(beir, models, tmp_path):
     guide = SentenceTransformer(str(models["student"]), device="cpu")
     data = load_beir(beir)
-    return teaching.Lessons(data, tmp_path / "out", guide, None, teaching.PseudoQueries.of(data.corpus, 6, 0))
+    return teaching.Lessons(data, tmp_path / "out", guide, None)
 
 
 def by_length(pairs):
@@ -118,27 +124,14 @@ def by_length(pairs):
 
 def test_every_loss_trains(lessons, models, tmp_path):
     scores = lessons.scored("train", 4, lambda: by_length, "by length")
-    lists, of_queries = lessons.training_lists(scores, 4, True, 20.0, 0)
-    assert (of_queries, len(lists)) == (16, 22)
-    for name in training.LOSSES:
+    lists = lessons.training_lists(scores, 4, True, 0)
+    assert len(lists) == 16
+    for name in [*training.LOSSES, "combined", "contrastive"]:
         student = SentenceTransformer(str(models["student"]), device="cpu")
         before = student.encode("red cat")
         options = {"loss": name, "scale": 5.0, "epochs": 1, "batch_size": 8, "learning_rate": 1e-2, "seed": 0}
         training.train_student(student, lists, options, tmp_path)
         assert abs(student.encode("red cat") - before).max() > 1e-4, name
-
-
-def test_warm_up_brings_a_query_to_its_document(models, tmp_path):
-    student = SentenceTransformer(str(models["student"]), device="cpu")
-    pairs = [
-        (f"{colour} {animal}", f"{animal} the {colour}") for colour in ("red", "green") for animal in ("cat", "dog")
-    ]
-
-    def accuracy():
-        return (student.similarity(*(student.encode(side) for side in zip(*pairs, strict=True))).argmax(1)).tolist()
-
-    training.warm_up(student, pairs, tmp_path, 60, 1e-2, 0)
-    assert accuracy() == [0, 1, 2, 3]
 
 
 def test_ready_scores_in_place_of_a_teacher(beir, command, tmp_path):
@@ -224,22 +217,12 @@ def test_lists_are_filtered_by_the_known_positive(lessons):
     lists = {query: [*relevant, "d00", "d11"] for query, relevant in list(lessons.data.qrels["train"].items())[4:6]}
     rows = [(query, ids, [3.0, 5.0, 1.0]) for query, ids in lists.items()]
     scores = TeacherScores.from_rows(rows, lessons.folder / "made")
-    kept, count = lessons.training_lists(scores, 3, True, 20.0, 0)
-    assert count == 2
+    kept = lessons.training_lists(scores, 3, True, 0)
+    assert len(kept) == 2
     assert kept[0]["scores"] == [3.0, 5.0, 1.0]
-    filtered, _ = lessons.training_lists(scores, 3, False, 20.0, 0)
+    filtered = lessons.training_lists(scores, 3, False, 0)
     assert filtered[0]["scores"] == [3.0, 1.0]
     assert filtered[0]["positives"] == [True, False]
-
-
-def test_pseudo_queries_are_scored_by_the_guide(lessons):
-    """Each sentence's document is shown without it, and has the guide's score of the whole."""
-    scores = lessons.scored("train", 4, lambda: by_length, "by length")
-    lists, of_queries = lessons.training_lists(scores, 4, True, 20.0, 0)
-    for row in lists.select(range(of_queries, len(lists))):
-        assert row["query"] not in row["documents"][0]
-        assert row["positives"] == [True] + [False] * (len(row["documents"]) - 1)
-        assert all(-20.0 <= score <= 20.001 for score in row["scores"])
 
 
 def test_metrics_by_hand():

@@ -21,6 +21,8 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 from st_m3se.functional import (
+    all_margins_mse_loss,
+    contrastive_loss,
     coupled_rank_distil_loss,
     m3se_loss,
     margin_mse_loss,
@@ -112,6 +114,15 @@ def on_scores(function: Callable[..., Tensor], **options: Any) -> Callable[..., 
     return call
 
 
+def without_teacher(function: Callable[..., Tensor]) -> Callable[..., Tensor]:
+    """A loss of student scores and positives in the common form."""
+
+    def call(student: Tensor, teacher: Tensor, positives: Tensor | None, mask: Tensor | None, reduction: Any) -> Tensor:
+        return function(student, positives=positives, mask=mask, reduction=reduction)
+
+    return call
+
+
 def seeded_coupled(top_k: int | None) -> Callable[..., Tensor]:
     """The sampled loss in the common form, with the same noise at each call."""
 
@@ -185,6 +196,18 @@ MARGIN_MSE = Loss("margin_mse", on_positives(margin_mse_loss), oracles.margin_ms
 SCORE_MSE = Loss("score_mse", on_scores(score_mse_loss), without_positives(oracles.score_mse), squares=True)
 SOFTMAX = softmax_case("softmax")
 WARM_SOFTMAX = softmax_case("softmax-0.5-2.0", student_temperature=0.5, teacher_temperature=2.0)
+ALL_MARGINS = Loss(
+    "all_margins_mse", on_scores(all_margins_mse_loss), without_positives(oracles.all_margins_mse), squares=True
+)
+TOP_MARGINS = Loss(
+    "all_margins_mse-3.0",
+    on_scores(all_margins_mse_loss, top_temperature=3.0),
+    without_positives(oracles.all_margins_mse, top_temperature=3.0),
+    squares=True,
+)
+CONTRASTIVE = Loss(
+    "contrastive", without_teacher(contrastive_loss), oracles.contrastive, uses_positives=True, uses_teacher=False
+)
 BINARY = rank_distil_case("binary", top_k=2)
 SCORE = rank_distil_case("score", top_k=2)
 COUPLED = coupled_case(None)
@@ -192,6 +215,9 @@ LOSSES = [
     M3SE,
     MARGIN_MSE,
     SCORE_MSE,
+    ALL_MARGINS,
+    TOP_MARGINS,
+    CONTRASTIVE,
     SOFTMAX,
     WARM_SOFTMAX,
     BINARY,
@@ -342,6 +368,29 @@ HAND_VALUES: dict[str, tuple[Loss, list[list[float]], list[list[float]], set[int
     ),
     "score_mse": (SCORE_MSE, [[5, 3, 1]], [[4, 1, 2]], {0}, (1**2 + 2**2 + 1**2) / 3),
     "score_mse-unscored": (SCORE_MSE, [[5, NAN, 1]], [[4, 1, 2]], {0}, (1**2 + 1**2) / 2),
+    "all_margins_mse": (
+        ALL_MARGINS,
+        [[5, 3, 1]],
+        [[4, 1, 2]],
+        {0},
+        (((5 - 3) - (4 - 1)) ** 2 + ((5 - 1) - (4 - 2)) ** 2 + ((3 - 1) - (1 - 2)) ** 2) / 3**2,
+    ),
+    "all_margins_mse-unscored": (ALL_MARGINS, [[5, NAN, 1]], [[4, 1, 2]], {0}, ((5 - 1) - (4 - 2)) ** 2 / 2**2),
+    "all_margins_mse-top": (
+        TOP_MARGINS,
+        [[3 * LN3, 0]],
+        [[0, 1]],
+        {0},
+        (1 / 2 + 3 / 4) / 2 * (1 / 2 + 1 / 4) / 2 * (3 * LN3 + 1) ** 2,
+    ),
+    "contrastive": (CONTRASTIVE, [[0, 0, 0]], [[LN2, LN3, 0]], {0}, math.log((2 + 3 + 1) / 2)),
+    "contrastive-positives": (
+        CONTRASTIVE,
+        [[0, 0, 0]],
+        [[LN2, LN3, 0]],
+        {0, 1},
+        (math.log((2 + 1) / 2) + math.log((3 + 1) / 3)) / 2,
+    ),
     "softmax": (SOFTMAX, [[LN3, 0]], [[0, LN2]], {0}, 3 / 4 * LN3 + 1 / 4 * math.log(3 / 2)),
     "softmax-temperatures": (
         WARM_SOFTMAX,
@@ -609,10 +658,30 @@ NOTHING_LEFT: dict[str, tuple[list[float], set[int], set[int], set[str]]] = {
     "one-positive-only": ([3.0, 2.0, 1.0], {0}, {0}, {"score_mse", "rank_distil"}),
     "one-negative-only": ([3.0, 2.0, 1.0], {0}, {1}, {"score_mse", "rank_distil"}),
     "one-unscored-only": ([NAN, 2.0, 1.0], {0}, {0}, set()),
-    "no-negative": ([3.0, 2.0, 1.0], {0, 1, 2}, {0, 1, 2}, {"score_mse", "softmax", "rank_distil", "coupled"}),
-    "no-positive": ([3.0, 2.0, 1.0], set(), {0, 1, 2}, {"m3se", "score_mse", "softmax", "rank_distil", "coupled"}),
-    "masked-positive": ([3.0, 2.0, 1.0], {0}, {1, 2}, {"m3se", "score_mse", "softmax", "rank_distil", "coupled"}),
-    "unscored-positive": ([NAN, 2.0, 1.0], {0}, {0, 1, 2}, {"m3se", "score_mse", "softmax", "rank_distil", "coupled"}),
+    "no-negative": (
+        [3.0, 2.0, 1.0],
+        {0, 1, 2},
+        {0, 1, 2},
+        {"score_mse", "all_margins_mse", "softmax", "rank_distil", "coupled"},
+    ),
+    "no-positive": (
+        [3.0, 2.0, 1.0],
+        set(),
+        {0, 1, 2},
+        {"m3se", "score_mse", "all_margins_mse", "softmax", "rank_distil", "coupled"},
+    ),
+    "masked-positive": (
+        [3.0, 2.0, 1.0],
+        {0},
+        {1, 2},
+        {"m3se", "score_mse", "all_margins_mse", "softmax", "rank_distil", "coupled"},
+    ),
+    "unscored-positive": (
+        [NAN, 2.0, 1.0],
+        {0},
+        {0, 1, 2},
+        {"m3se", "score_mse", "all_margins_mse", "softmax", "rank_distil", "coupled"},
+    ),
     "unscored-positive-one-negative": (
         [NAN, 2.0, 1.0],
         {0},
@@ -720,7 +789,7 @@ def assert_same(actual: tuple[Tensor, Tensor], expected: tuple[Tensor, Tensor]) 
 @PROPERTY
 @given(data=st.data())
 @pytest.mark.parametrize("shifted", ["student", "teacher"])
-@each([M3SE, MARGIN_MSE, SOFTMAX, WARM_SOFTMAX])
+@each([M3SE, MARGIN_MSE, ALL_MARGINS, TOP_MARGINS, SOFTMAX, WARM_SOFTMAX])
 def test_shift_of_a_query_changes_nothing(loss: Loss, shifted: str, data: st.DataObject) -> None:
     """Prevents a hinge against t_j*: teacher and student scales differ, and the loss would only pull them together."""
     batch = data.draw(batches(loss))
@@ -907,6 +976,7 @@ I23 = torch.zeros(2, 3, dtype=torch.int64)
 FUNCTIONS: dict[str, Callable[..., Tensor]] = {
     "m3se": m3se_loss,
     "margin_mse": margin_mse_loss,
+    "all_margins_mse": all_margins_mse_loss,
     "score_mse": score_mse_loss,
     "softmax": softmax_cross_entropy_loss,
     "rank_distil": partial(rank_distil_loss, top_k=1, match="binary"),
@@ -975,6 +1045,7 @@ BAD_OPTIONS: dict[str, tuple[Callable[[], Tensor], tuple[str, ...]]] = {
     "coupled-top_k-0": (lambda: coupled_rank_distil_loss(S23, S23, top_k=0), ("top_k", "0")),
     "coupled-num_samples-0": (lambda: coupled_rank_distil_loss(S23, S23, num_samples=0), ("num_samples", "0")),
     "plackett_luce-top_k-0": (lambda: plackett_luce_loss(S23, I23, top_k=0), ("top_k", "0")),
+    "top_temperature-0": (lambda: all_margins_mse_loss(S23, S23, top_temperature=0.0), ("top_temperature", "0")),
     "student_temperature-0": (
         lambda: softmax_cross_entropy_loss(S23, S23, student_temperature=0.0),
         ("student_temperature", "0"),

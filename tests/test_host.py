@@ -6,6 +6,7 @@ Nothing here is mocked: small real models are trained for a few steps, and must 
 from __future__ import annotations
 
 import copy
+import re
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -25,9 +26,22 @@ from conftest import (
     gradients,
 )
 from datasets import Dataset, DatasetDict
-from sentence_transformers import InputExample, SentenceTransformer, SentenceTransformerTrainer
-from sentence_transformers.base.modules import Dense, Router, Transformer
-from sentence_transformers.sentence_transformer.losses import AdaptiveLayerLoss, Matryoshka2dLoss, MatryoshkaLoss
+from sentence_transformers import (
+    InputExample,
+    MultiVectorEncoder,
+    SentenceTransformer,
+    SentenceTransformerTrainer,
+    util,
+)
+from sentence_transformers.base.modules import Dense, Normalize, Router, Transformer
+from sentence_transformers.multi_vector_encoder import MultiVectorEncoderTrainingArguments
+from sentence_transformers.multi_vector_encoder.modules import MultiVectorMask
+from sentence_transformers.sentence_transformer.losses import (
+    AdaptiveLayerLoss,
+    Matryoshka2dLoss,
+    MatryoshkaLoss,
+    MultipleNegativesRankingLoss,
+)
 from sentence_transformers.sentence_transformer.modules import Pooling
 from torch.utils.data import DataLoader
 
@@ -157,9 +171,28 @@ def test_workers_that_persist(model: Any, arguments: Arguments, ragged_rows: Row
     train(model, args, M3SELoss(model, scale=3.0), ragged_rows)
 
 
-def test_no_duplicates_sampling_over_lists(model: Any, arguments: Arguments, ragged_rows: Rows) -> None:
-    """The host's sampler compares the rows' values, which are lists here."""
-    train(model, arguments(batch_sampler="no_duplicates"), M3SELoss(model, scale=3.0), ragged_rows)
+@pytest.mark.parametrize("sampler", ["no_duplicates", "no_duplicates_hashed"])
+def test_no_duplicates_counts_texts_alone(model: Any, arguments: Arguments, ragged_rows: Rows, sampler: str) -> None:
+    """Prevents equal flags, ids or scores of two rows from putting each row into a batch of its own.
+
+    The host's sampler compares every column that the collator does not declare to be a label. Equal texts still count.
+    """
+    rows = [
+        row
+        | {
+            "scores": [2.0, 1.0, 0.0][: len(row["documents"])] + [-1.0] * (len(row["documents"]) - 3),
+            "positives": [place == 0 for place in range(len(row["documents"]))],
+            "document_ids": list(range(len(row["documents"]))),
+            "relevant_ids": [0],
+            "query_id": 7,
+        }
+        for row in ragged_rows
+    ]
+    loss, collator = M3SELoss(model, scale=3.0), DistillationCollator(preprocess_fn=model.preprocess)
+    trainer = train(model, arguments(max_steps=1, batch_sampler=sampler), loss, rows, data_collator=collator)
+    assert [len(batch["label"]["scores"]) for batch in trainer.get_train_dataloader()] == [4] * 4
+    twice = train(model, arguments(max_steps=1, batch_sampler=sampler), loss, rows[:2] * 2, data_collator=collator)
+    assert [len(batch["label"]["scores"]) for batch in twice.get_train_dataloader()] == [2] * 2
 
 
 def test_a_streamed_dataset(model: Any, arguments: Arguments, ragged_rows: Rows) -> None:
@@ -501,6 +534,179 @@ def test_a_router_over_columns(routed: Any, arguments: Arguments, even_rows: Row
         assert_changed(before, routed, tower)
 
 
+def test_a_router_needs_no_mapping_over_lists_and_heeds_the_arguments(
+    routed: Any, arguments: Arguments, ragged_rows: Rows
+) -> None:
+    """Prevents both columns from taking the default route, which leaves the query tower as it was."""
+    before = weights(routed)
+    train(routed, arguments(), M3SELoss(routed, scale=3.0), ragged_rows)
+    assert_changed(before, routed, "query.0")
+    assert_changed(before, routed, "document.2")
+    before = weights(routed)
+    both = arguments(router_mapping={"query": "document", "documents": "document"})
+    train(routed, both, M3SELoss(routed, scale=3.0), ragged_rows)
+    assert all(torch.equal(value, weights(routed)[name]) for name, value in before.items() if "query.0" in name)
+
+
+def test_a_partial_mapping_of_columns_is_refused(routed: Any, arguments: Arguments, even_rows: Rows) -> None:
+    """The host trains the unmapped query through the document tower without a word."""
+    mapping = {f"document_{place}": "document" for place in (1, 2, 3)}
+    dataset = Dataset.from_list(as_columns(even_rows))
+    with pytest.raises(ValueError, match=r"text column 0 of the batch has no task.*router_mapping"):
+        train(routed, arguments(router_mapping=mapping), M3SELoss(routed), dataset, data_collator=None)
+
+
+def test_a_route_that_the_model_lacks_is_named(checkpoint: Path, ragged_rows: Rows) -> None:
+    tower = [Transformer(str(checkpoint)), Pooling(DIMENSION, "mean")]
+    model = SentenceTransformer(modules=[Router({"code": tower, "prose": tower})], device="cpu")
+    with pytest.raises(ValueError, match=r"no route for the column 'query'.*router_mapping=\{'query': ROUTE"):
+        DistillationCollator(preprocess_fn=model.preprocess)(ragged_rows[:2])
+    mapping = {"query": "code", "documents": "prose"}
+    collate(model, ragged_rows[:2], router_mapping=mapping)
+
+
+@pytest.mark.parametrize("workers", [0, 1])
+def test_prompts_of_the_training_arguments_reach_the_lists(
+    make_model: Any, arguments: Arguments, ragged_rows: Rows, workers: int
+) -> None:
+    """Prevents prompts that a trainer takes, and hands only to a collator of its own making."""
+    prompts = {"query": "find: ", "documents": "text: "}
+    prompted = [
+        row | {"query": "find: " + row["query"], "documents": [f"text: {text}" for text in row["documents"]]}
+        for row in ragged_rows[:4]
+    ]
+    model = make_model()
+    loss = M3SELoss(model, scale=3.0)
+    expected = value_of(loss, model, prompted)
+    args = arguments(max_steps=1, learning_rate=1e-9, prompts=prompts, dataloader_num_workers=workers)
+    trainer = train(model, args, loss, ragged_rows[:4], eval_dataset=Dataset.from_list(ragged_rows[:4]))
+    assert trainer.state.log_history[0]["loss"] == pytest.approx(expected, rel=1e-3)
+    assert trainer.evaluate()["eval_loss"] == pytest.approx(expected, rel=1e-3)
+
+    collator = DistillationCollator(preprocess_fn=model.preprocess, prompts={"query": "other: "})
+    with pytest.raises(ValueError, match=r"arguments have prompts=\{'query': 'find: '.*collator has prompts=\{'query'"):
+        train(model, args, M3SELoss(model), ragged_rows, data_collator=collator)
+    with pytest.raises(ValueError, match=r"prompts names the column\(s\) \['document_1'\]"):
+        train(model, arguments(prompts={"document_1": "text: "}), M3SELoss(model), ragged_rows)
+
+
+def test_an_evaluation_before_training_says_that_it_knows_no_arguments(
+    model: Any, arguments: Arguments, ragged_rows: Rows, caplog: pytest.LogCaptureFixture
+) -> None:
+    """A trainer hands its arguments to nobody before it trains."""
+    rows = Dataset.from_list(ragged_rows)
+    for given, count in (({}, 1), ({"prompts": {}}, 0)):
+        caplog.clear()
+        collator = DistillationCollator(preprocess_fn=model.preprocess, **given)
+        trainer = SentenceTransformerTrainer(
+            model=model, args=arguments(), eval_dataset=rows, loss=M3SELoss(model), data_collator=collator
+        )
+        trainer.evaluate()
+        texts = [record.getMessage() for record in caplog.records if record.name == "st_m3se.collator"]
+        assert len(texts) == count
+        assert all("have no effect on the lists" in text for text in texts)
+
+
+def test_prompts_and_lengths_of_the_model_that_columns_do_not_get_are_named(
+    make_model: Any, arguments: Arguments, even_rows: Rows, caplog: pytest.LogCaptureFixture
+) -> None:
+    """The host's own collator knows neither; a task brings the lengths, and the arguments bring prompts."""
+    model = make_model(prompts={"query": "find: "})
+    model[0].query_length = 16
+    dataset = Dataset.from_list(as_columns(even_rows))
+    train(model, arguments(), M3SELoss(model, scale=3.0), dataset, data_collator=None)
+    texts = [record.getMessage() for record in caplog.records if record.name.startswith("st_m3se")]
+    assert [("prompts of its own, {'query': 'find: '}" in t, "query_length=16" in t) for t in texts] == [
+        (True, False),
+        (False, True),
+    ]
+    caplog.clear()
+    mapping = {"query": "query"} | {f"document_{place}": "document" for place in (1, 2, 3)}
+    args = arguments(prompts={"query": "find: "}, router_mapping=mapping)
+    train(model, args, M3SELoss(model, scale=3.0), dataset, data_collator=None)
+    train(model, arguments(), M3SELoss(model, scale=3.0), even_rows)
+    assert [record for record in caplog.records if record.name.startswith("st_m3se")] == []
+
+
+def test_a_multi_vector_model_gets_its_tasks_markers_and_lengths(checkpoint: Path, ragged_rows: Rows) -> None:
+    """Prevents queries from being cut and masked as documents: what differs between the two hangs on the task."""
+    transformer = Transformer(str(checkpoint), query_length=5, document_length=7)
+    model = MultiVectorEncoder(modules=[transformer, MultiVectorMask()], device="cpu", prompts={"query": "find: "})
+    batch = collate(model, ragged_rows[:3])
+    assert [features["task"] for features in batch.features] == ["query", "document"]
+    assert [features["input_ids"].shape[1] for features in batch.features] == [5, 7]
+    args = MultiVectorEncoderTrainingArguments(
+        output_dir="unused", max_length={"query": 4, "document": 6}, use_cpu=True
+    )
+    model.model_card_data.all_hyperparameters = args.to_dict()  # as the trainer does when training starts
+    assert [features["input_ids"].shape[1] for features in collate(model, ragged_rows[:3]).features] == [4, 6]
+
+
+def test_lists_beside_an_ordinary_dataset(model: Any, arguments: Arguments, ragged_rows: Rows) -> None:
+    """A trainer has one collator for all its datasets."""
+    pairs = [{"anchor": row["query"], "positive": row["documents"][0]} for row in ragged_rows]
+    datasets = DatasetDict({"lists": Dataset.from_list(ragged_rows), "pairs": Dataset.from_list(pairs)})
+    losses = {"lists": M3SELoss(model, scale=3.0), "pairs": MultipleNegativesRankingLoss(model)}
+    args = arguments(max_steps=4, prompts={"lists": {"query": "find: "}, "pairs": {"anchor": "same: "}})
+    train(model, args, losses, datasets, eval_dataset=copy.deepcopy(datasets)).evaluate()
+
+
+# What would train nothing, or something else
+
+
+@CACHING
+def test_lists_of_one_document_stop_the_run(
+    model: Any, arguments: Arguments, ragged_rows: Rows, tokens: int | None
+) -> None:
+    """Prevents a run that ends well with every weight as it was."""
+    rows = [row | {"documents": row["documents"][:1], "scores": row["scores"][:1]} for row in ragged_rows]
+    with pytest.raises(ValueError, match=r"nothing to learn.*Of its 4 lists 4 lack a second document"):
+        train(model, arguments(), M3SELoss(model, mini_batch_num_tokens=tokens), rows)
+
+
+@pytest.mark.parametrize("kept", [True, False], ids=["kept", "vanished"])
+def test_positives_that_vanished_are_noticed(
+    model: Any, arguments: Arguments, ragged_rows: Rows, caplog: pytest.LogCaptureFixture, kept: bool
+) -> None:
+    """``Dataset.from_list`` keeps the columns of its first row: flags of later rows are lost, and document 0 is it."""
+    rows = []
+    for place, row in enumerate(row for row in ragged_rows * 8 if len(row["documents"]) > 2):
+        turn = [*row["documents"][1:], row["documents"][0]], [*row["scores"][1:], row["scores"][0]]
+        flags = [False] * (len(row["scores"]) - 1) + [True]
+        rows.append({"query": row["query"], "documents": turn[0], "scores": turn[1], "positives": flags})
+        if place == 0 and not kept:
+            del rows[0]["positives"]
+    train(model, arguments(max_steps=24), M3SELoss(model, scale=3.0), rows)
+    texts = [record.getMessage() for record in caplog.records if record.name == "st_m3se.losses.checks"]
+    assert len(texts) == (not kept)
+    assert all(re.search(r"above \d\d% of the negatives.*`positives`.*Dataset.from_list", text) for text in texts)
+
+
+def test_a_student_in_16_bits_is_named(
+    model: Any, arguments: Arguments, ragged_rows: Rows, caplog: pytest.LogCaptureFixture
+) -> None:
+    """A folder saved in bfloat16 is loaded in bfloat16, in which AdamW changes a few of the weights."""
+    args = arguments(max_steps=1, learning_rate=0.1)
+    train(model.bfloat16(), args, SoftmaxCrossEntropyLoss(model, scale=3.0), ragged_rows)
+    (text,) = [record.getMessage() for record in caplog.records if record.name == "st_m3se.losses.checks"]
+    assert "weights are torch.bfloat16" in text
+    assert "'dtype': torch.float32" in text
+
+
+@CACHING
+def test_a_dot_product_student_is_no_matryoshka(make_model: Any, ragged_rows: Rows, tokens: int | None) -> None:
+    """The wrapper normalises the full embedding too: it would be taught as a cosine, and searched by dot product."""
+    model = make_model(similarity_fn_name="dot")
+    batch = collate(model, ragged_rows[:4])
+    wrapped = MatryoshkaLoss(model, M3SELoss(model, mini_batch_num_tokens=tokens), [DIMENSION, 8])
+    with pytest.raises(ValueError, match=r"MatryoshkaLoss normalises every embedding.*Normalize module"):
+        wrapped(batch.fresh(), batch.labels)
+    normalised = SentenceTransformer(modules=[*model, Normalize()], device="cpu", similarity_fn_name="dot")
+    for student, similarity in ((normalised, None), (model, lambda one, other: util.cos_sim(one, other))):
+        loss = M3SELoss(student, similarity, mini_batch_num_tokens=tokens)
+        MatryoshkaLoss(student, loss, [DIMENSION, 8])(batch.fresh(), batch.labels)
+
+
 # Save, reload, and the card
 
 
@@ -571,6 +777,6 @@ def test_every_loss_is_covered() -> None:
     """Prevents a new loss from coming in without these tests."""
     import st_m3se
 
-    names = {name for name in st_m3se.__all__ if name.endswith("Loss")} - {"DistillationLoss"}
+    names = {name for name in st_m3se.__all__ if name.endswith("Loss")} - {"DistillationLoss", "SpladeLoss"}
     assert {spec.name for spec in LOSSES} == names
     assert M3SE.name == "M3SELoss"

@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 import math
 import re
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -21,12 +22,12 @@ from conftest import (
     collate_columns,
     gradients,
 )
-from sentence_transformers import util
+from sentence_transformers import CrossEncoder, SentenceTransformer, util
 from sentence_transformers.base.losses.merged_forward import column_merging_disabled
 from sentence_transformers.sentence_transformer.losses import MultipleNegativesRankingLoss
 from torch import Tensor
 
-from st_m3se import CoupledRankDistilLoss, M3SELoss, RankDistilLoss, SoftmaxCrossEntropyLoss
+from st_m3se import CoupledRankDistilLoss, M3SELoss, RankDistilLoss, ScoreMSELoss, SoftmaxCrossEntropyLoss
 from st_m3se.functional import softmax_cross_entropy_loss
 
 NAN, INF = math.nan, math.inf
@@ -285,10 +286,20 @@ def test_a_batch_of_lists_has_the_mean_gradient_of_its_lists(model: Any, ragged_
     assert_same_gradients(together, mean)
 
 
-def test_an_unscored_positive_or_lone_document_gives_zero_and_no_nan(model: Any, spec: LossSpec) -> None:
-    """Prevents one list without anything to learn from turning the weights into NaN."""
+@pytest.mark.parametrize("tokens", [None, 40])
+def test_a_run_that_trains_nothing_stops_and_a_batch_without_anything_gives_zero(
+    model: Any, ragged_rows: list[dict[str, Any]], spec: LossSpec, tokens: int | None
+) -> None:
+    """Prevents a happy end of a run with unchanged weights, and one empty batch from turning the weights into NaN."""
     rows = [{"query": "sort objects", "documents": ["a key function"], "scores": [None]}]
-    value, grads = gradients(spec.build(model), model, collate(model, rows))
+    loss, empty = spec.build(model, mini_batch_num_tokens=tokens), collate(model, rows)
+    message = r"nothing to learn from the first training batch.*1 lists 1 lack a second document, 1 lack .*Score more"
+    with pytest.raises(ValueError, match=rf"{spec.name} has {message}"):
+        gradients(loss, model, empty)
+    with torch.no_grad():
+        assert loss(empty.fresh(), empty.labels) == 0.0
+    gradients(loss, model, collate(model, ragged_rows[:4]))
+    value, grads = gradients(loss, model, empty)
     assert value == 0.0
     assert all((grad == 0.0).all() for grad in grads.values())
 
@@ -411,7 +422,7 @@ def test_a_bfloat16_model_is_scored_in_single_precision(static_model: Any, even_
     assert queries.dtype == torch.bfloat16
     student = 0.5 * (queries.float() @ documents.float().T).gather(1, batch.labels["index"])
     expected = M3SE.functional(student, batch.labels["scores"], batch.labels["positives"])
-    actual = M3SELoss(model, lambda a, b: a @ b.T, scale=0.5)(batch.fresh(), batch.labels)
+    actual = M3SELoss(model, scale=0.5, similarity_fct=lambda a, b: a @ b.T)(batch.fresh(), batch.labels)
     torch.testing.assert_close(actual, expected, rtol=1e-5, atol=0.0)
 
 
@@ -506,10 +517,24 @@ def test_list_labels_beside_document_columns_are_refused(model: Any, even_rows: 
         M3SELoss(model)(lists.fresh(), short)
 
 
+@pytest.mark.parametrize("kind", ["cross-encoder", "trunk", "name", "no pooling", "none"])
+def test_a_student_without_embeddings_is_refused_when_the_loss_is_made(checkpoint: Path, model: Any, kind: str) -> None:
+    """Prevents an AttributeError or KeyError deep in the first step, and says what to do."""
+    wrong, message = {
+        "cross-encoder": (lambda: CrossEncoder(str(checkpoint), device="cpu"), r"CrossEncoder reads both together"),
+        "trunk": (lambda: model[0].model, r"got BertModel\. Wrap the trunk"),
+        "name": (lambda: str(checkpoint), r"got str\. Wrap the trunk"),
+        "no pooling": (lambda: SentenceTransformer(modules=[model[0]]), r"\['token_embeddings'\] only: append a Pool"),
+        "none": (lambda: None, r"as the student, .* got NoneType\.$"),
+    }[kind]
+    with pytest.raises(ValueError, match=rf"^M3SELoss .*{message}"):
+        M3SELoss(wrong())
+
+
 def test_lists_of_other_queries_are_refused(model: Any, even_rows: list[dict[str, Any]]) -> None:
     """Prevents labels of a larger or smaller batch from pairing lists with the wrong queries."""
     lists = collate(model, even_rows[:4])
-    short = {key: value[:3] for key, value in lists.labels.items()}
+    short = {key: value[:3] for key, value in lists.labels.items() if key != "known"}
     with pytest.raises(ValueError, match=r"3|4"):
         M3SELoss(model)(lists.fresh(), short)
 
@@ -533,11 +558,20 @@ def test_a_list_without_a_positive_is_fine_where_none_is_needed(
     assert LossSpec(name).build(model)(batch.fresh(), batch.labels) > 0.0
 
 
-@pytest.mark.parametrize("scale", [0, 0.0, -1.0, NAN, INF, None, "20", True])
+@pytest.mark.parametrize("scale", [0, 0.0, -1.0, NAN, INF, "20", True])
 def test_a_bad_scale_is_refused(model: Any, spec: LossSpec, scale: Any) -> None:
     """Prevents a sign or a NaN that turns the ranking round, or every weight to NaN."""
     with pytest.raises(ValueError, match=r"scale must be a positive finite number, got"):
         spec.build(model, scale=scale)
+
+
+def test_a_student_whose_lengths_are_beyond_its_positions_is_refused(make_model: Any) -> None:
+    """Prevents an index error in the middle of a run, at the first text that is long enough."""
+    model = make_model()
+    M3SELoss(model)
+    model.max_seq_length = 65
+    with pytest.raises(ValueError, match=r"max_seq_length=65 is beyond the model's 64 positions.*to 64 at most"):
+        M3SELoss(model)
 
 
 @pytest.mark.parametrize("tokens", [0, -5, 1.5, True, "64"])
@@ -629,7 +663,7 @@ def test_each_loss_warns_for_itself_in_both_forms(
 ) -> None:
     """Prevents the second loss of a dict of losses from being silent because the first one spoke."""
     batch = form(model, [row | {"scores": [12.0, 1.0, -3.0]} for row in even_rows[:4]])
-    for loss in (M3SELoss(model), M3SELoss(model), M3SELoss(model, mini_batch_num_tokens=40)):
+    for loss in (M3SELoss(model, 1.0), M3SELoss(model, 1.0), M3SELoss(model, 1.0, mini_batch_num_tokens=40)):
         loss(batch.fresh(), batch.labels)
         loss(batch.fresh(), batch.labels)
     assert len(_warnings(caplog)) == 3
@@ -665,7 +699,7 @@ def test_an_unscored_batch_does_not_end_the_check(
 ) -> None:
     """Lists of which at most one document is scored have no margin, and say nothing about the scale."""
     empty = collate(model, [row | {"scores": [5.0] + [None] * (len(row["scores"]) - 1)} for row in ragged_rows[:4]])
-    loss = M3SELoss(model)
+    loss = ScoreMSELoss(model, scale=1.0)
     for _ in range(8):
         loss(empty.fresh(), empty.labels)
     assert _warnings(caplog) == []
@@ -687,6 +721,77 @@ def test_evaluation_does_not_use_up_the_check(
     model.train()
     loss(batch.fresh(), batch.labels)
     assert len(_warnings(caplog)) == 1
+
+
+def _scaled_to_unit(rows: list[dict[str, Any]]) -> list[dict[str, Any]]:
+    return [row | {"scores": [1 / (1 + math.exp(-3 * score)) for score in row["scores"]]} for row in rows]
+
+
+@pytest.mark.parametrize(
+    "build",
+    [
+        lambda model: M3SELoss(model),
+        lambda model: M3SELoss(model, scale=15.0),
+        lambda model: M3SELoss(model, 15.0, similarity_fct=lambda one, two: util.cos_sim(one, two)),
+        lambda model: SoftmaxCrossEntropyLoss(model),
+    ],
+    ids=["default", "scale 15", "a cosine by another name", "softmax"],
+)
+def test_sigmoid_scores_are_noticed(
+    model: Any, ragged_rows: list[dict[str, Any]], build: Any, caplog: pytest.LogCaptureFixture
+) -> None:
+    """Prevents the commonest mistake: probabilities, as CrossEncoder.predict gives them, for logits."""
+    loss = build(model)
+    batch = collate(model, _scaled_to_unit(ragged_rows[4:8]))
+    for _ in range(6):
+        loss(batch.fresh(), batch.labels)
+    messages = _warnings(caplog)
+    assert len(messages) == 1
+    assert "sigmoid" in messages[0]
+    assert "Identity" in messages[0]
+
+
+@pytest.mark.parametrize(
+    ("by", "temperature", "word"),
+    [(1e-3, 1.0, "equally likely"), (1e3, 1.0, "exactly 0"), (1.0, 1.0, None), (1e3, 1e3, None)],
+)
+def test_targets_of_a_softmax_that_teach_nothing_are_noticed(
+    model: Any,
+    ragged_rows: list[dict[str, Any]],
+    by: float,
+    temperature: float,
+    word: str | None,
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    """Prevents hours of training towards a flat target, or towards one document alone."""
+    loss = SoftmaxCrossEntropyLoss(model, teacher_temperature=temperature)
+    batch = _stretched(model, [row | {"scores": [2 * s for s in row["scores"]]} for row in ragged_rows[4:8]], by)
+    for _ in range(3):
+        loss(batch.fresh(), batch.labels)
+    messages = _warnings(caplog)
+    if word is None:
+        assert messages == []
+        return
+    assert len(messages) == 1
+    assert word in messages[0]
+    named = re.search(r"teacher_temperature=([0-9.e+-]*[0-9])", messages[0])
+    assert named, messages[0]
+    caplog.clear()
+    SoftmaxCrossEntropyLoss(model, teacher_temperature=float(named[1]))(batch.fresh(), batch.labels)
+    assert _warnings(caplog) == []
+
+
+def test_the_default_scale_suits_the_similarity(model: Any, make_model: Any) -> None:
+    """20 wherever similarities are cosines, by whatever name; 1 for a dot product, which has no bound."""
+    from sentence_transformers.sentence_transformer.modules import Normalize
+
+    assert M3SELoss(model).scale == 20.0
+    assert M3SELoss(model, similarity_fct=util.dot_score).scale == 1.0
+    dot = make_model(similarity_fn_name="dot")
+    assert SoftmaxCrossEntropyLoss(dot).scale == 1.0
+    dot.append(Normalize())
+    assert SoftmaxCrossEntropyLoss(dot).scale == 20.0
+    assert M3SELoss(dot, 7).scale == 7.0
 
 
 # What the loss says of itself

@@ -7,12 +7,13 @@ from typing import Any
 import pytest
 import torch
 from conftest import ANSWERS, assert_same_gradients, collate, gradients
+from students import trunk_config, untrained
 from torch import Tensor
-from transformers import CONFIG_MAPPING, AutoConfig, AutoModel
+from transformers import AutoModel, T5EncoderModel
 
 from st_m3se import M3SELoss, encoding
 from st_m3se.encoding import encode
-from st_m3se.packing import TRUNKS, Packed
+from st_m3se.packing import BY_PLACE, TRUNKS, Packed
 from st_m3se.rows import in_order
 
 TEXTS = ["a key", "blanks", *ANSWERS[:8], "; ".join(ANSWERS[:3])]
@@ -25,43 +26,61 @@ def ordered(model: Any, texts: list[str] = TEXTS, **options: Any) -> Any:
 
 def with_trunk(model: Any, kind: str, **more: Any) -> Any:
     """The model with an untrained trunk of another architecture."""
-    sizes = {"hidden_size": 32, "num_hidden_layers": 2, "num_attention_heads": 2, "intermediate_size": 64}
-    if kind == "eurobert":
-        sizes |= {"num_key_value_heads": 1, "bos_token_id": 2, "eos_token_id": 3, "mask_token_id": 4}
-    if kind == "distilbert":
-        sizes = {"dim": 32, "n_layers": 2, "n_heads": 2, "hidden_dim": 64}
-    if kind not in CONFIG_MAPPING:
-        pytest.skip(f"this version of transformers has no {kind}")
-    config = AutoConfig.for_model(
-        kind, vocab_size=len(model.tokenizer), pad_token_id=model.tokenizer.pad_token_id, **sizes, **more
-    )
-    model[0].model = AutoModel.from_config(config)
+    auto = T5EncoderModel if kind in ("t5", "mt5") else AutoModel
+    model[0].model = untrained(auto, trunk_config(kind, model.tokenizer, **more))
     return model.eval()
 
 
-@pytest.mark.parametrize("kind", sorted(TRUNKS))
-def test_every_packed_trunk_keeps_its_embeddings_and_gradients(
-    model: Any, monkeypatch: pytest.MonkeyPatch, kind: str
+CASES = [(kind, {}) for kind in sorted(TRUNKS)] + [("gemma3_text", {"use_bidirectional_attention": True})]
+
+
+def embeddings_and_gradients(model: Any, encode_all: Any) -> tuple[Tensor, dict[str, Tensor]]:
+    """With a weight per text: a row that came back in another place gets another text's gradient."""
+    model.zero_grad()
+    embeddings = encode_all()
+    (embeddings * torch.arange(1.0, len(embeddings) + 1)[:, None].to(embeddings)).sum().backward()
+    return embeddings.detach(), {n: p.grad.clone() for n, p in model.named_parameters() if p.grad is not None}
+
+
+def distance(one: Tensor, other: Tensor) -> float:
+    """How far apart two tensors are, relative to their length."""
+    assert one.norm() > 1e-2
+    return float((one - other).norm() / one.norm())
+
+
+def assert_as_plain(model: Any, padded: Any, tolerance: float) -> None:
+    """Packed rows have the embeddings and gradients of the padded batch in one piece."""
+    expected = embeddings_and_gradients(model, lambda: model(dict(padded))["sentence_embedding"])
+    features, place = in_order(model, dict(padded))
+    assert isinstance(features, Packed)
+    found = embeddings_and_gradients(model, lambda: torch.cat(encode(model, features))[place])
+    assert expected[1].keys() == found[1].keys()
+    assert distance(expected[0], found[0]) <= tolerance
+    both = (torch.cat([grads[name].flatten() for name in expected[1]]) for grads in (expected[1], found[1]))
+    assert distance(*both) <= tolerance
+
+
+@pytest.mark.parametrize(("kind", "options"), CASES, ids=str)
+def test_every_packed_trunk_has_the_gradients_of_the_plain_way(
+    model: Any, monkeypatch: pytest.MonkeyPatch, kind: str, options: dict[str, Any]
 ) -> None:
-    """Prevents tokens of one row from seeing another row's, and positions that do not start anew."""
-    model = with_trunk(model, kind)
+    """Prevents tokens of one row from seeing another row's, or a window, an order or a bias from being lost."""
+    model = with_trunk(model, kind, **options)
+    model[1].pooling_mode = "lasttoken" if kind in ("qwen3", "llama") else "mean"
     monkeypatch.setattr(encoding, "CHUNK_TOKENS", 100)
-    results: list[tuple[Tensor, dict[str, Tensor]]] = []
-    for packs in (True, False):
-        if not packs:
-            monkeypatch.setattr("st_m3se.rows.packable", lambda *_: False)
-        features = ordered(model)
-        assert isinstance(features, Packed) == packs
-        model.zero_grad()
-        embeddings = torch.cat(encode(model, features))
-        (embeddings * torch.arange(1.0, len(TEXTS) + 1)[:, None]).sum().backward()
-        results.append((embeddings, {n: p.grad.clone() for n, p in model.named_parameters() if p.grad is not None}))
-    torch.testing.assert_close(results[0][0], results[1][0], rtol=1e-4, atol=1e-5)
-    assert_same_gradients(results[0][1], results[1][1], 1e-4)
-    assert model[0].model.config._attn_implementation == "sdpa"
+    before = model[0].model.config._attn_implementation
+    assert_as_plain(model, model.preprocess(TEXTS), 1e-6)
+    # Gemma's norms are computed in single precision.
+    assert_as_plain(model.double(), model.preprocess(TEXTS), 1e-6 if "gemma" in kind else 1e-12)
+    assert model[0].model.config._attn_implementation == before
+    model.tokenizer.padding_side = "left"
+    if kind in BY_PLACE:
+        assert not isinstance(ordered(model), Packed)
+    else:  # angles are computed in single precision, and a shifted one is another number
+        assert_as_plain(model, model.preprocess(TEXTS), 1e-5)
 
 
-@pytest.mark.parametrize("kind", ["bert", "nomic_bert"])
+@pytest.mark.parametrize("kind", ["bert", "mpnet", "nomic_bert"])
 def test_dropped_attention_under_autocast_is_that_of_full_precision(model: Any, kind: str) -> None:
     """Prevents the backward pass from meeting two dtypes: rotary positions leave queries and keys in float32."""
     model = with_trunk(model, kind, attention_probs_dropout_prob=0.3, hidden_dropout_prob=0.0).train()

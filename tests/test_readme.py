@@ -4,9 +4,12 @@ from __future__ import annotations
 
 import re
 from pathlib import Path
+from typing import Any
 
 import pytest
 from example_fixtures import make_beir, make_student, make_teacher
+from students import trunk_config, untrained
+from transformers import AutoModel, AutoModelForMaskedLM, AutoTokenizer
 from typer.testing import CliRunner
 
 from st_m3se.cli import app
@@ -51,6 +54,32 @@ def test_block_runs(block: str, checkpoint: Path, tmp_path: Path, monkeypatch: p
     before = namespace["SentenceTransformer"](str(checkpoint)).state_dict()
     after = namespace["model"].state_dict()
     assert any(not before[name].equal(value.cpu()) for name, value in after.items())
+
+
+@pytest.mark.parametrize(
+    ("name", "kind", "auto"),
+    [
+        ("distilbert/distilbert-base-uncased", "distilbert", AutoModelForMaskedLM),
+        ("answerdotai/ModernBERT-base", "modernbert", AutoModel),
+    ],
+)
+def test_other_students_train_on_the_first_block_s_rows(
+    checkpoint: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, name: str, kind: str, auto: Any
+) -> None:
+    """In 15 lines each, with a tiny model of the kind that is named."""
+    monkeypatch.chdir(tmp_path)
+    tokenizer = AutoTokenizer.from_pretrained(checkpoint)
+    untrained(auto, trunk_config(kind, tokenizer)).save_pretrained("tiny")
+    tokenizer.save_pretrained("tiny")
+    namespace: dict = {}
+    exec(compile(BLOCKS[0].replace(MODEL, str(checkpoint)), "README.md", "exec"), namespace)
+    (block,) = [block for block in PYTHON if name in block]
+    assert len(block.splitlines()) <= 16
+    code, _, training = block.replace(name, "tiny").partition("trainer.train()")
+    exec(compile(code, "README.md", "exec"), namespace)
+    before = {key: value.clone() for key, value in namespace["model"].state_dict().items()}
+    exec(compile(f"trainer.train(){training}", "README.md", "exec"), namespace)
+    assert any(not before[key].equal(value.cpu()) for key, value in namespace["model"].state_dict().items())
 
 
 def test_the_score_commands_and_code_run(

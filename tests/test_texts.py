@@ -237,7 +237,7 @@ def test_bad_parquet_rows_have_a_place(tmp_path: Path) -> None:
 def test_bad_sources_are_refused(tmp_path: Path) -> None:
     with pytest.raises(FormatError, match="no such file"):
         Texts.open(tmp_path / "lost.jsonl")
-    with pytest.raises(FormatError, match=r"has none of queries\.jsonl, queries\.jsonl\.gz"):
+    with pytest.raises(FormatError, match=r"the folder has no queries: expected queries\.jsonl"):
         Texts.open(tmp_path, "queries")
     with pytest.raises(FormatError, match="the mapping of corpus is empty"):
         Texts.open({})

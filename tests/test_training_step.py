@@ -42,3 +42,23 @@ def test_all_ways_take_the_same_lists(benchmark: Any, monkeypatch: pytest.Monkey
     assert profiles["columns"] == ["operator", *benchmark.PROFILED]
     whole = profiles["rows"][-1]
     assert whole[1:] == pytest.approx([sum(row[place] for row in profiles["rows"][:-1]) for place in (1, 2, 3)])
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(("student", "trunk"), [("sparse", "bert"), ("multi-vector", "modernbert")])
+def test_other_students_have_ways_of_their_own(
+    benchmark: Any, monkeypatch: pytest.MonkeyPatch, tmp_path: Path, student: str, trunk: str
+) -> None:
+    """Prevents a comparison of two students, or of two gradients."""
+    output = tmp_path / "step.json"
+    sizes = ["--queries", "2", "--documents", "3", "--max-length", "32", "--repeats", "1", "--sets", "msmarco-like"]
+    kind = ["--student", student, "--trunk", trunk, "--model", "random", "--device", "cpu", "--skip-memory"]
+    own = [way for way in benchmark.ways_of(student) if "Distil" not in way and "cached" not in way]
+    where = ["--data", str(tmp_path), "--output", str(output), "--ways", *own]
+    monkeypatch.setattr(sys, "argv", ["training_step.py", *sizes, *kind, *where])
+    benchmark.main()
+    steps, checks = json.loads(output.read_text())["tables"]
+    assert [row[0] for row in steps["rows"]] == own
+    assert sum(way.startswith("host") for way in own) == sum(way.startswith("st-m3se") for way in own) == 2
+    (difference,) = (row[1] for row in checks["rows"] if row[0].startswith("gradients"))
+    assert float(difference) < 1e-4

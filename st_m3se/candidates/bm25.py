@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import itertools
+import logging
 import os
+import re
 from collections import Counter
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, dataclass
 from typing import Any
@@ -17,6 +20,18 @@ from st_m3se.scores.errors import FormatError
 
 __all__ = ["BM25", "load_bm25", "search_bm25"]
 
+logger = logging.getLogger(__name__)
+
+WORD = r"(?u)\b\w\w+\b"  # bm25s' own
+UNSPACED = (
+    "[\u0e00-\u0eff\u1000-\u109f\u1100-\u11ff\u1780-\u17ff\u3005-\u3007\u3040-\u30ff\u3130-\u318f\u31f0-\u31ff"
+    "\u3400-\u4dbf\u4e00-\u9fff\ua960-\ua97f\uac00-\ud7ff\uf900-\ufaff\uff66-\uffdc\U00020000-\U0003ffff]"
+)
+"""Letters of scripts that are written without blanks between words, or with blanks between whole phrases (Korean)."""
+RUN = re.compile(f"{UNSPACED}+")
+LOOKED_AT = 100
+SHARE = 0.1  # of texts, from which BM25's words are the wrong ones
+
 POSTINGS = 1 << 22  # what one thread looks at together: some 50 MB
 BLOCK_QUERIES = 256
 
@@ -26,19 +41,30 @@ class BM25:
     """BM25 in Lucene's form, by bm25s.
 
     A term's score is ``log(1 + (N - df + 0.5) / (df + 0.5)) * tf / (tf + k1 * (1 - b + b * length / mean_length))``;
-    terms are lower-cased words of two letters or more.
+    terms are lower-cased words of two letters or more, unless ``tokens`` says otherwise.
 
     Args:
         k1: How slowly repetition of a term saturates; bm25s' default.
         b: How far long documents are discounted; bm25s' default.
         stopwords: A language whose stop words are dropped ("english", "german", ...), or None.
         stemmer: A language of the Snowball stemmers, or None. With it "scores" matches "scoring".
+        tokens: "words"; or "bigrams", for scripts without blanks between words: of Chinese, Japanese, Korean, Thai,
+            Lao, Khmer and Burmese each two neighbouring letters are a term, as in Lucene's CJKAnalyzer, and a letter
+            alone is one too. Words of other scripts in such texts remain words.
+
+    Raises:
+        ValueError: If ``tokens`` is neither.
     """
 
     k1: float = 1.5
     b: float = 0.75
     stopwords: str | None = "english"
     stemmer: str | None = "english"
+    tokens: str = "words"
+
+    def __post_init__(self) -> None:
+        if self.tokens not in ("words", "bigrams"):
+            raise ValueError(f'tokens must be "words" or "bigrams", got {self.tokens!r}.')
 
     @property
     def description(self) -> dict[str, Any]:
@@ -114,15 +140,49 @@ def _index(settings: BM25, job: Job) -> tuple[Any, list[list[str]]]:
     """The index of the corpus, and the queries' words."""
     bm25s, stemmer = load_bm25(settings)
     options = {"stopwords": settings.stopwords or [], "stemmer": stemmer}
+    prepare: Callable[[str], str] = str
+    if settings.tokens == "bigrams":
+        prepare = bigrams
+        options["token_pattern"] = f"{WORD}|{UNSPACED}+"
+    else:
+        _warn_of_unspaced(job)
     documents = bm25s.tokenize(
-        (text for _, texts in job.corpus.batches() for text in texts), show_progress=job.show_progress_bar, **options
+        (prepare(text) for _, texts in job.corpus.batches() for text in texts),
+        show_progress=job.show_progress_bar,
+        **options,
     )
     if not documents.vocab:
         raise FormatError(f"no text of {job.corpus!r} has a word of two letters, so BM25 has nothing to index.")
     index = bm25s.BM25(k1=settings.k1, b=settings.b, method="lucene", backend="numpy")
     index.index(documents, show_progress=job.show_progress_bar)
-    queries = (text for _, texts in job.queries.batches() for text in texts)
+    queries = (prepare(text) for _, texts in job.queries.batches() for text in texts)
     return index, bm25s.tokenize(queries, return_ids=False, show_progress=False, **options)
+
+
+def bigrams(text: str) -> str:
+    """The text with each run of letters of scripts without blanks as its overlapping pairs, blanks between them."""
+
+    def pairs(run: re.Match[str]) -> str:
+        letters = run.group()
+        if len(letters) == 1:
+            return f" {letters} "
+        return f" {' '.join(map(''.join, itertools.pairwise(letters)))} "
+
+    return RUN.sub(pairs, text)
+
+
+def _warn_of_unspaced(job: Job) -> None:
+    """Say it where the words of a language cannot be told apart by blanks."""
+    for texts in (job.queries, job.corpus):
+        _, some = next(texts.batches(LOOKED_AT), ([], []))
+        found = sum(bool(RUN.search(text)) for text in some)
+        if found > SHARE * len(some):
+            logger.warning(
+                f"BM25: {found} of the first {len(some)} {texts.name} have Chinese, Japanese, Korean, Thai, Lao, Khmer "
+                "or Burmese letters, whose words no blanks separate: whole sentences are taken for words and match "
+                'nothing. Use BM25(tokens="bigrams"), or --tokens bigrams.'
+            )
+            return
 
 
 def _blocks(postings: Sequence[int]) -> Iterator[range]:

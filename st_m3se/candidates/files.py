@@ -1,4 +1,4 @@
-"""Judgements and exclusions from files, with ids of the types that the queries and the corpus have."""
+"""Exclusions from files, with ids of the types that the queries and the corpus have."""
 
 from __future__ import annotations
 
@@ -6,31 +6,12 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from st_m3se.scores.errors import FormatError
-from st_m3se.scores.formats.reading import INTEGER, IdType, Reading
-from st_m3se.scores.formats.trec import Qrels, read_qrels
+from st_m3se.scores.formats.reading import Reading
+from st_m3se.scores.judgements import is_parquet, read_judgements, typed_id
 from st_m3se.scores.rows import Id
 from st_m3se.texts import Texts
 
-__all__ = ["read_exclusions", "read_judgements"]
-
-
-def read_judgements(path: str | Path, queries: Texts, corpus: Texts) -> Qrels:
-    """Read TREC or BEIR qrels.
-
-    Raises:
-        FormatError: If a line is none, or an id cannot be one of the queries' or the corpus' type.
-    """
-    judged = read_qrels(path)
-    if not judged:
-        raise FormatError("the file has no judgement.", file=str(path))
-    if queries.id_type == corpus.id_type == "str":
-        return judged
-    return {
-        _typed(query, queries.id_type, path): {
-            _typed(document, corpus.id_type, path): grade for document, grade in grades.items()
-        }
-        for query, grades in judged.items()
-    }
+__all__ = ["read_exclusions"]
 
 
 def read_exclusions(paths: Sequence[str | Path], queries: Texts, corpus: Texts) -> tuple[dict[Id, set[Id]], list[Id]]:
@@ -44,16 +25,18 @@ def read_exclusions(paths: Sequence[str | Path], queries: Texts, corpus: Texts) 
     """
     pairs: dict[Id, set[Id]] = {}
     documents: list[Id] = []
-    for path in paths:
-        reading = Reading(Path(path))
-        first = next(reading.lines(), None)
-        if first is None:
-            raise FormatError("the file excludes nothing.", file=str(path))
-        if len(first[1].split()) > 1:
-            for query, grades in read_judgements(path, queries, corpus).items():
+    for path in map(Path, paths):
+        first = None
+        if not path.is_dir() and not is_parquet(path):
+            first = next(Reading(path).lines(), None)
+            if first is None:
+                raise FormatError("the file excludes nothing.", file=str(path))
+        if first is None or any(character in first[1].strip() for character in " \t,{"):
+            judged, _ = read_judgements(path, query_ids=queries.id_type, document_ids=corpus.id_type)
+            for query, grades in judged.items():
                 pairs.setdefault(query, set()).update(grades)
             continue
-        for number, line in reading.lines():
+        for number, line in Reading(path).lines():
             if len(line.split()) != 1:
                 raise FormatError(
                     "expected one document id, as on the first line; pairs of query and document go into a file of "
@@ -61,17 +44,5 @@ def read_exclusions(paths: Sequence[str | Path], queries: Texts, corpus: Texts) 
                     file=str(path),
                     line=number,
                 )
-            documents.append(_typed(line.strip(), corpus.id_type, path))
+            documents.append(typed_id(line.strip(), corpus.id_type, path))
     return pairs, documents
-
-
-def _typed(value: Id, kind: IdType, path: str | Path) -> Id:
-    if kind == "str":
-        return value
-    if isinstance(value, str) and INTEGER.fullmatch(value) and len(value) < 20 and str(int(value)) == value:
-        return int(value)
-    raise FormatError(
-        f"the id {value!r:.80} is not an integer, as those of the texts are. Open the texts with str ids "
-        '(id_type="str", --ids str).',
-        file=str(path),
-    )

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Collection, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -11,14 +12,18 @@ import pyarrow as pa
 
 from st_m3se.candidates.bm25 import BM25, load_bm25, search_bm25
 from st_m3se.candidates.job import Found, Job, Pairs, rows_of
-from st_m3se.scores.rows import Id, short
+from st_m3se.collection import absent_documents, open_texts
+from st_m3se.encoders import describe_encoder, encoder_name, load_encoder
+from st_m3se.scores.findings import found as found_unusual
+from st_m3se.scores.findings import report
+from st_m3se.scores.rows import Id
 from st_m3se.scores.store import TeacherScores
 from st_m3se.scores.writer import TeacherScoresWriter
 from st_m3se.texts import Texts
 
 if TYPE_CHECKING:
     from datasets import Dataset
-    from sentence_transformers import SentenceTransformer
+    from sentence_transformers import MultiVectorEncoder, SentenceTransformer, SparseEncoder
 
 __all__ = ["find_candidates"]
 
@@ -29,17 +34,20 @@ WRITTEN_TOGETHER = 4_096
 def find_candidates(
     queries: Texts | Mapping[Any, Any] | Dataset | str | Path,
     corpus: Texts | Mapping[Any, Any] | Dataset | str | Path,
-    sources: Sequence[str | Path | BM25 | SentenceTransformer],
+    sources: Sequence[str | Path | BM25 | SentenceTransformer | SparseEncoder | MultiVectorEncoder],
     output: str | Path,
     *,
     depth: int = 50,
     positives: Mapping[Any, Mapping[Any, int]] | None = None,
+    judged: Mapping[Any, Collection[Id]] | None = None,
     exclude: Mapping[Any, Collection[Id]] | None = None,
     exclude_documents: Collection[Id] = (),
     exclude_same_id: bool = False,
     device: str | None = None,
+    trust_remote_code: bool = False,
     batch_size: int = 32,
     chunk_size: int = 16_384,
+    strict: bool = False,
     show_progress_bar: bool = True,
     overwrite: bool = False,
 ) -> TeacherScores:
@@ -61,27 +69,33 @@ def find_candidates(
     Args:
         queries: Whatever :meth:`Texts.open` takes.
         corpus: Likewise.
-        sources: "bm25" or :class:`BM25`, which need the extra ``candidates``; and SentenceTransformers, or their names
-            or folders. They encode with ``encode_query`` and ``encode_document`` and thus with their own prompts, and
-            search exactly, with their own similarity.
+        sources: "bm25" or :class:`BM25`, which need the extra ``candidates``; and SentenceTransformers, SparseEncoders
+            and MultiVectorEncoders, or their names or folders, whose configuration says what they are. They encode with
+            ``encode_query`` and ``encode_document`` and thus with their own prompts, and search exactly, with their own
+            similarity.
         output: The folder to make.
         depth: Documents per query, at most.
         positives: Relevance judgements, query id to document id to relevance. A query's documents above 0 that are not
             in its list come at its end, so that it grows beyond ``depth``; with the score that the one source gives
             them, or with several sources the 0.0 of a document that none ranked.
+        judged: The documents that are judged for each query, for ``exclude_same_id``. None is those of ``positives``.
         exclude: Documents by query that shall not be in its list, as positives neither.
         exclude_documents: Documents that shall be in no list.
-        exclude_same_id: Leave out the document that has the query's own id, where queries are documents as well.
+        exclude_same_id: Leave out the document that has the query's own id, where queries are documents as well, unless
+            it is judged for the query.
         device: Where sources that are given by name or folder run. None is what there is.
+        trust_remote_code: Let models by name run code of their own.
         batch_size: Texts that a model encodes at once.
         chunk_size: Documents whose embeddings are held at a time. Memory is that of one chunk, of the queries'
             embeddings, and of the result.
+        strict: Refuse what is unusual: ids that repeat, empty texts, judged or excluded documents that are absent. Else
+            this is reported and dealt with as in evaluation, see :func:`~st_m3se.evaluation.open_set`.
         show_progress_bar: Show progress.
         overwrite: Replace a store that is there.
 
     Raises:
-        FormatError: If a document of ``positives`` or of the exclusions is not in the corpus, or none of their queries
-            is among the queries.
+        FormatError: If none of the documents of ``positives`` or of the exclusions is in the corpus, none of their
+            queries is among the queries, or in strict mode.
         FileExistsError: If ``output`` exists and ``overwrite`` is False.
         ImportError: If BM25 is asked for without its packages.
     """
@@ -94,15 +108,28 @@ def find_candidates(
     keys = [BM25() if source == "bm25" else str(source) if isinstance(source, Path) else source for source in sources]
     if len(set(keys)) < len(keys):
         raise ValueError(f"a source is named twice in {sources!r}: it would only count twice.")
-    chosen = [_chosen(source, device) for source in keys]
-    queries, corpus = Texts.open(queries, "queries"), Texts.open(corpus, "corpus")
+    chosen = [_chosen(source, device, trust_remote_code) for source in keys]
+    queries, findings = open_texts(queries, "queries")
+    corpus, unusual = open_texts(corpus, "corpus")
+    findings += unusual + absent_documents(positives or {}, corpus, "they are in no list")
+    excluded_pairs = {query: dict.fromkeys(documents, 0) for query, documents in (exclude or {}).items()}
+    findings += [
+        finding._replace(kind="exclusions of absent documents", effect="there is nothing to leave out")
+        for finding in absent_documents(excluded_pairs, corpus, "")
+    ]
+    banned = corpus.find(list(exclude_documents))
+    if len(banned) and (banned < 0).all():
+        rows_of(exclude_documents, corpus, "exclude_documents")
+    absent = [document for document, row in zip(exclude_documents, banned.tolist(), strict=True) if row < 0]
+    findings += found_unusual("excluded documents that are absent", absent, "there is nothing to leave out")
+    report("candidates", findings, strict=strict)
 
     wanted = Pairs.of(_relevant(positives or {}), queries, corpus, "positives")
     excluded = Pairs.of(exclude or {}, queries, corpus, "exclude")
     if exclude_same_id:
-        excluded = excluded.with_pairs(Pairs.of_same_ids(queries, corpus))
+        excluded = excluded.with_pairs(Pairs.of_same_ids(queries, corpus, judged or positives or {}))
     everywhere = np.zeros(len(corpus), dtype=bool)
-    everywhere[rows_of(exclude_documents, corpus, "exclude_documents")] = True
+    everywhere[banned[banned >= 0]] = True
 
     manifest = {
         "source": {
@@ -121,24 +148,24 @@ def find_candidates(
     return TeacherScores.open(output)
 
 
-def _chosen(source: Any, device: str | None) -> tuple[BM25 | SentenceTransformer, dict[str, Any]]:
+def _chosen(source: Any, device: str | None, trust_remote_code: bool) -> tuple[Any, dict[str, Any]]:
     """A source, loaded, and what the manifest says of it."""
     if isinstance(source, BM25):
         load_bm25(source)
         return source, source.description
-    from sentence_transformers import SentenceTransformer
-
-    from st_m3se.candidates.dense import describe_model, model_name
-
     if isinstance(source, str):
-        model = SentenceTransformer(source, device=device)
-        return model, describe_model(model, str(source))
-    if isinstance(source, SentenceTransformer):
-        return source, describe_model(source, model_name(source))
-    raise TypeError(f'a source is "bm25", BM25(...), a SentenceTransformer or its name, got {short(source)}.')
+        model = load_encoder(source, device=device, trust_remote_code=trust_remote_code)
+        return model.eval(), describe_encoder(model, source)
+    try:
+        return source, describe_encoder(source, encoder_name(source))
+    except (TypeError, AttributeError):
+        raise TypeError(
+            f'a source is "bm25", BM25(...), or an encoder or its name, got {type(source).__name__}. A cross-encoder '
+            "cannot search: score the candidates with it."
+        ) from None
 
 
-def _search(source: BM25 | SentenceTransformer, name: str, job: Job) -> Found:
+def _search(source: Any, name: str, job: Job) -> Found:
     if isinstance(source, BM25):
         return search_bm25(source, job)
     from st_m3se.candidates.dense import search_dense
@@ -152,15 +179,18 @@ def _relevant(qrels: Mapping[Any, Mapping[Any, int]]) -> dict[Any, list[Id]]:
 
 def _merged(job: Job, found: Sequence[Found], query: int) -> tuple[list[int], list[float]]:
     """One query's list, with the positives that it should have."""
-    scores: dict[int, float] = {}
+    parts: dict[int, list[float]] = {}
     for one in found:
         rows = one.rows[query]
         rows = rows[rows >= 0].tolist()
-        if len(found) == 1:
-            scores = dict(zip(rows, one.scores[query].tolist(), strict=False))
-        else:
-            for rank, row in enumerate(rows, start=1):
-                scores[row] = scores.get(row, 0.0) + 1 / (RRF_K + rank)
+        values = (
+            one.scores[query].tolist() if len(found) == 1 else [1 / (RRF_K + 1 + place) for place in range(len(rows))]
+        )
+        for row, value in zip(rows, values, strict=False):
+            parts.setdefault(row, []).append(value)
+    # Exact sums, and as they will be stored: the same ranks in another order of the sources are a tie, and ties stand
+    # in the order of the corpus.
+    scores = {row: float(np.float32(math.fsum(values))) for row, values in parts.items()}
     best = sorted(scores, key=lambda row: (-scores[row], row))[: job.depth]
     pairs = job.wanted.range(query)
     if pairs.stop > pairs.start:

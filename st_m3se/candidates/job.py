@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Mapping
+from collections.abc import Collection, Container, Mapping
 from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 
 from st_m3se.scores.errors import FormatError
+from st_m3se.scores.judgements import is_own_document
 from st_m3se.scores.rows import Id, short
 from st_m3se.texts import Texts
 
@@ -38,7 +39,7 @@ class Pairs:
 
     @classmethod
     def of(cls, lists: Mapping[Any, Collection[Id]], queries: Texts, corpus: Texts, name: str) -> Pairs:
-        """The pairs whose query is among the queries: lists for more queries than these do no harm."""
+        """The pairs whose query is among the queries and whose document is in the corpus: others do no harm."""
         known = [query for query in lists if query in queries]
         if lists and not known:
             first = next(iter(lists))
@@ -47,14 +48,20 @@ class Pairs:
                 f"{queries!r}: they would have no effect."
             )
         ids = [document for query in known for document in lists[query]]
-        documents = rows_of(ids, corpus, name)
+        documents = corpus.find(ids)
+        if len(ids) and (documents < 0).all():
+            rows_of(ids, corpus, name)
         rows = np.repeat(queries.rows(known), [len(lists[query]) for query in known])
-        return cls(*np.unique(np.stack([rows, documents]), axis=1))
+        return cls(*np.unique(np.stack([rows, documents])[:, documents >= 0], axis=1))
 
     @classmethod
-    def of_same_ids(cls, queries: Texts, corpus: Texts) -> Pairs:
-        """Each query and the document that has its id, where there is one."""
-        pairs = [(row, value) for row, value in enumerate(queries) if value in corpus]
+    def of_same_ids(cls, queries: Texts, corpus: Texts, judged: Mapping[Any, Container[Any]]) -> Pairs:
+        """Each query and the document that has its id, where there is one and it is not judged for the query."""
+        pairs = [
+            (row, value)
+            for row, value in enumerate(queries)
+            if value in corpus and is_own_document(value, value, judged.get(value, ()))
+        ]
         return cls(np.array([row for row, _ in pairs], dtype=np.int64), corpus.rows([value for _, value in pairs]))
 
 

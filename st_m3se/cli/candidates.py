@@ -33,8 +33,8 @@ def candidates(
         typer.Option(
             "--source",
             metavar="SOURCE",
-            help="bm25, or the name or folder of a SentenceTransformer. Repeat it to merge several by reciprocal rank "
-            "fusion. Without it: bm25.",
+            help="bm25, or the name or folder of a bi-encoder, sparse or multi-vector encoder. Repeat it to merge "
+            "several by reciprocal rank fusion. Without it: bm25.",
         ),
     ] = None,
     depth: Annotated[int, typer.Option("--depth", min=1, help="Documents per query, at most.")] = 50,
@@ -60,7 +60,8 @@ def candidates(
         ),
     ] = None,
     exclude_same_id: Annotated[
-        bool, typer.Option("--exclude-same-id", help="Leave out the document with the query's own id.")
+        bool,
+        typer.Option("--exclude-same-id", help="Leave out the document with the query's own id, unless it is judged."),
     ] = False,
     stemmer: Annotated[
         str, typer.Option("--stemmer", help="Snowball stemmer for bm25: english, german, ..., or none.")
@@ -68,13 +69,23 @@ def candidates(
     stopwords: Annotated[
         str, typer.Option("--stopwords", help="Stop words for bm25: english, german, ..., or none.")
     ] = "english",
+    tokens: Annotated[
+        str,
+        typer.Option("--tokens", help="What bm25 takes for words: words, or bigrams for Chinese, Japanese, Korean."),
+    ] = "words",
     batch_size: Annotated[int, typer.Option("--batch-size", min=1, help="Texts that a model encodes at once.")] = 32,
     device: Annotated[
         str | None, typer.Option("--device", help="Device of the models: cuda, cpu, ... Without it: the best there is.")
     ] = None,
+    trust_remote_code: Annotated[
+        bool, typer.Option("--trust-remote-code", help="Let models by name run code of their own.")
+    ] = False,
     ids: Annotated[
         IdsChoice, typer.Option("--ids", help="Keep the ids as they are (TSV: str), or make them str or int.")
     ] = IdsChoice.KEEP,
+    strict: Annotated[
+        bool, typer.Option("--strict", help="Refuse empty texts, ids that repeat, absent documents and so on.")
+    ] = False,
     overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace OUT.")] = False,
 ) -> None:
     """Find candidate documents for each query, for a teacher to score.
@@ -93,41 +104,62 @@ def candidates(
         raise typer.BadParameter("--include-positives needs --split or --qrels: they say which documents those are.")
 
     from st_m3se.candidates import BM25, find_candidates
-    from st_m3se.candidates.files import read_exclusions, read_judgements
+    from st_m3se.candidates.files import read_exclusions
+    from st_m3se.collection import absent_queries, open_texts
+    from st_m3se.evaluation.data import qrels_of
+    from st_m3se.scores.findings import found, report
+    from st_m3se.scores.judgements import read_judgements
+    from st_m3se.text_sources import choose_file
     from st_m3se.texts import Texts
 
     try:
         id_type: IdType | None = None if ids is IdsChoice.KEEP else "int" if ids is IdsChoice.INT else "str"
-        asked = Texts.open(data or queries, "queries", id_type=id_type)
-        documents = Texts.open(data or corpus, "corpus", id_type=id_type)
         if data is not None and split is not None:
-            qrels = data / "qrels" / f"{split}.tsv"
-        judged = None if qrels is None else read_judgements(qrels, asked, documents)
-        if judged is not None:
+            qrels, used = qrels_of(data, split)
+            if used != split:
+                raise FormatError(f"the folder has no split {split!r} but one other, {used!r}.", file=str(data))
+        folder = None if data is None else [choose_file(data, name, split) for name in ("queries", "corpus")]
+        asked, findings = open_texts(folder[0] if folder else queries, "queries", id_type=id_type)
+        documents, unusual = open_texts(folder[1] if folder else corpus, "corpus", id_type=id_type)
+        findings += unusual
+        judged = None
+        if qrels is not None:
+            judged, unusual = read_judgements(qrels, query_ids=asked.id_type, document_ids=documents.id_type)
+            absent = set(absent_queries(judged, asked))
+            effect = "left out: there is no text to search with"
+            findings += unusual
+            findings += found("judgements of absent queries", [query for query in judged if query in absent], effect)
+            judged = {query: grades for query, grades in judged.items() if query not in absent}
             typer.echo(f"{len(judged):,} of {len(asked):,} queries are judged in {qrels}")
             asked = Texts.open(dict(zip(judged, asked.take(list(judged)), strict=True)), "queries")
+        report("candidates", findings, strict=strict)
         pairs, banned = read_exclusions(exclude or [], asked, documents)
         bm25 = BM25(
-            stopwords=None if stopwords == "none" else stopwords, stemmer=None if stemmer == "none" else stemmer
+            stopwords=None if stopwords == "none" else stopwords,
+            stemmer=None if stemmer == "none" else stemmer,
+            tokens=tokens,
         )
-        found = find_candidates(
+        made = find_candidates(
             asked,
             documents,
             [bm25 if name == "bm25" else name for name in source or ["bm25"]],
             output,
             depth=depth,
             positives=judged if include_positives else None,
+            judged=judged,
             exclude=pairs,
             exclude_documents=banned,
             exclude_same_id=exclude_same_id,
             device=device,
+            trust_remote_code=trust_remote_code,
             batch_size=batch_size,
+            strict=strict,
             overwrite=overwrite,
         )
     except (FormatError, ImportError, ValueError, OSError) as error:
         typer.echo(f"error: {error}", err=True)
         raise typer.Exit(1) from None
-    lengths = [count for table in found.tables() for count in pc.list_value_length(table["document_ids"]).to_pylist()]
+    lengths = [count for table in made.tables() for count in pc.list_value_length(table["document_ids"]).to_pylist()]
     typer.echo(f"wrote {output}: {len(lengths):,} queries, {sum(lengths):,} candidates")
     if empty := lengths.count(0):
         typer.echo(f"note: {empty:,} queries have no candidate")

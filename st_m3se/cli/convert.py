@@ -71,6 +71,9 @@ def convert(
     teacher: Annotated[
         str | None, typer.Option("--teacher", help="The teacher's name, for the store's manifest.")
     ] = None,
+    tag: Annotated[
+        str | None, typer.Option("--tag", help="Of a TREC run. Default: the name of OUT without its endings.")
+    ] = None,
     overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace OUT.")] = False,
 ) -> None:
     """Convert teacher scores from any known format to a store or another format.
@@ -95,6 +98,7 @@ def convert(
             qrels=qrels,
             columns=columns,
             manifest=None if teacher is None else {"teacher": teacher},
+            tag=tag,
             overwrite=overwrite,
         )
     except (FormatError, ValueError, OSError) as error:

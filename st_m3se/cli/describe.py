@@ -9,7 +9,8 @@ from typing import Annotated, Any
 import typer
 
 from st_m3se.scores.errors import FormatError
-from st_m3se.scores.formats import Qrels, read_qrels
+from st_m3se.scores.formats import IdType
+from st_m3se.scores.judgements import Qrels, read_qrels
 from st_m3se.scores.store import TeacherScores
 
 __all__ = ["describe"]
@@ -56,19 +57,8 @@ def describe(
 
 def _judgements(path: Path, scores: TeacherScores) -> Qrels:
     """The qrels with ids of the store's types."""
-    query_type, document_type = scores.id_types
-    qrels = read_qrels(path)
-    try:
-        return {
-            query_type(query): {document_type(document): grade for document, grade in grades.items()}
-            for query, grades in qrels.items()
-        }
-    except ValueError as error:
-        raise FormatError(
-            f"the store has {query_type.__name__} query ids and {document_type.__name__} document ids, and these "
-            f"judgements are of others: {error}.",
-            file=str(path),
-        ) from None
+    kinds: list[IdType] = ["int" if kind is int else "str" for kind in scores.id_types]
+    return read_qrels(path, id_type=kinds[0], document_id_type=kinds[1])
 
 
 def _lines(name: str, value: Any) -> list[str]:

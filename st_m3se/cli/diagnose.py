@@ -95,9 +95,13 @@ def diagnose(
         bool,
         typer.Option(
             "--exclude-same-id/--keep-same-id",
-            help="Leave out the document with the query's own id, unless it is judged relevant.",
+            help="Leave out the document with the query's own id, unless it is judged for it.",
         ),
     ] = True,
+    strict: Annotated[
+        bool,
+        typer.Option("--strict", help="Refuse empty texts, ids that repeat, absent documents and so on."),
+    ] = False,
     resamples: Annotated[int, typer.Option("--resamples", min=1, help="Bootstrap draws for the intervals.")] = 1000,
     seed: Annotated[int, typer.Option("--seed", help="For these draws and for --max-queries.")] = 0,
     max_length: Annotated[
@@ -113,6 +117,13 @@ def diagnose(
         str | None, typer.Option("--device", help="Such as cuda:1 or cpu. Default: a GPU, where there is one.")
     ] = None,
     backend: Annotated[BackendChoice, typer.Option("--backend", help="What runs the models.")] = BackendChoice.TORCH,
+    label: Annotated[
+        int | None,
+        typer.Option("--label", min=0, help="Of cross-encoders with several labels, the one that is the score."),
+    ] = None,
+    trust_remote_code: Annotated[
+        bool, typer.Option("--trust-remote-code", help="Let models by name run code of their own.")
+    ] = False,
 ) -> None:
     """Show how far scorers separate relevant documents from others, over the same lists.
 
@@ -158,17 +169,19 @@ def diagnose(
         if names is not None and (unknown := [name for name in names if name not in scorers]):
             raise typer.BadParameter(f"{unknown[0]!r} is none of {', '.join(scorers)}.", param_hint="--gap")
         if data is not None:
-            opened = open_set(data, split=split or "test", run=candidates, qrels=qrels)
+            opened = open_set(data, split=split or "test", run=candidates, qrels=qrels, strict=strict)
             name = f"{opened.name} {opened.split}"
         else:
             name = qrels.stem if qrels is not None else ""
-            opened = qrels_set(qrels or "", name=name, run=candidates, queries=queries, corpus=corpus)
+            opened = qrels_set(qrels or "", name=name, run=candidates, queries=queries, corpus=corpus, strict=strict)
         options: dict[str, Any] = {
             "max_length": max_length,
             "dtype": None if dtype is DtypeChoice.AUTO else dtype.value,
             "batch_tokens": batch_tokens,
             "device": device,
             "backend": backend.value,
+            "label": label,
+            "trust_remote_code": trust_remote_code,
         }
         found = look(
             scorers,

@@ -55,7 +55,7 @@ def evaluate(
         typer.Option(
             "--candidates",
             metavar="FILE",
-            help="Re-rank this run (TREC, MS MARCO's top1000, or a store) instead of searching the corpus.",
+            help="Re-rank this run (likewise, or MS MARCO's top1000) instead of searching the corpus.",
         ),
     ] = None,
     queries: Annotated[
@@ -78,7 +78,8 @@ def evaluate(
         typer.Option(
             "--run",
             metavar="[NAME=]FILE",
-            help="A finished run: a TREC file or a store. Repeatable. NAME=FILE1,FILE2 are seeds of one system.",
+            help="A finished run: TREC, ColBERT, any file that st-m3se convert reads, or a store. Repeatable. "
+            "NAME=FILE1,FILE2 are seeds of one system.",
         ),
     ] = None,
     rerank: Annotated[
@@ -121,6 +122,19 @@ def evaluate(
             "--max-length", metavar="[NAME=]N", help="Tokens of a text; for a re-ranker's pairs name it: NAME=N."
         ),
     ] = None,
+    label: Annotated[
+        list[str] | None,
+        typer.Option(
+            "--label", metavar="[NAME=]N", help="Of a cross-encoder with several labels, the one that is the score."
+        ),
+    ] = None,
+    trust_remote_code: Annotated[
+        bool, typer.Option("--trust-remote-code", help="Let models by name run code of their own.")
+    ] = False,
+    tokens: Annotated[
+        str,
+        typer.Option("--tokens", help="What bm25 takes for words: words, or bigrams for Chinese, Japanese, Korean."),
+    ] = "words",
     dtype: Annotated[
         DtypeChoice, typer.Option("--dtype", help="Precision of the models. Auto leaves encoders as they come.")
     ] = DtypeChoice.AUTO,
@@ -148,7 +162,7 @@ def evaluate(
         bool,
         typer.Option(
             "--exclude-same-id/--no-exclude-same-id",
-            help="BEIR's rule: a document with the query's own id is no result.",
+            help="BEIR's rule: a document with the query's own id is no result, unless it is judged for the query.",
         ),
     ] = True,
     strict: Annotated[
@@ -242,7 +256,10 @@ def evaluate(
                 "query-prompt": query_prompt or [],
                 "document-prompt": document_prompt or [],
                 "max-length": max_length or [],
+                "label": label or [],
             },
+            trust_remote_code=trust_remote_code,
+            tokens=tokens,
         )
         unscored = any(finding.kind == "candidates without scores" for each in sets for finding in each.findings)
         systems = read_systems(given, candidates=candidates is not None, unscored=unscored)

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from st_m3se.evaluation.systems import EncoderKind
+    from st_m3se.encoders import EncoderKind
 
 __all__ = ["Given", "read_systems"]
 
@@ -31,8 +31,10 @@ class Given:
         rerank_depth: Documents that they re-rank.
         first_stages: Names of what they re-rank; none is every system that searches, or else every run.
         dtype: Of all models.
-        options: "kind", "query-prompt", "document-prompt" and "max-length": each ``VALUE`` for all encoders or
-            ``NAME=VALUE`` for one model.
+        options: "kind", "query-prompt", "document-prompt", "max-length" and "label": each ``VALUE`` for all models that
+            it suits or ``NAME=VALUE`` for one.
+        trust_remote_code: Of all models.
+        tokens: What BM25 takes for words.
     """
 
     systems: Sequence[str]
@@ -42,21 +44,23 @@ class Given:
     first_stages: Sequence[str]
     dtype: Any
     options: Mapping[str, Sequence[str]]
+    trust_remote_code: bool = False
+    tokens: str = "words"
 
     def option(self, option: str, name: str, *, for_all: bool = True) -> str | None:
         """The value of an option for a system: its own, or else the one for all."""
         values = dict(_split(text) for text in self.options[option])
         return values.get(name, values.get(None) if for_all else None)
 
-    def length(self, name: str, *, for_all: bool = True) -> int | None:
-        """The maximum length.
+    def number(self, option: str, name: str, *, for_all: bool = True) -> int | None:
+        """The number of "max-length" or "label" for a system.
 
         Raises:
-            ValueError: If it is no number.
+            ValueError: If it is none.
         """
-        value = self.option("max-length", name, for_all=for_all)
-        if value is not None and not (value.isdecimal() and int(value) > 0):
-            raise ValueError(f"--max-length must be a number of tokens, got {value!r}.")
+        value = self.option(option, name, for_all=for_all)
+        if value is not None and (not value.isdecimal() or (option == "max-length" and int(value) < 1)):
+            raise ValueError(f"--{option} must be a number, got {value!r}.")
         return None if value is None else int(value)
 
     def check(self, names: Collection[str]) -> None:
@@ -84,8 +88,10 @@ def read_systems(given: Given, *, candidates: bool, unscored: bool) -> dict[str,
     Raises:
         ValueError: If names clash or are missing.
     """
+    from st_m3se.candidates import BM25
     from st_m3se.evaluation.systems import Encoder, GivenRun, file_stem
 
+    bm25 = BM25(tokens=given.tokens)
     systems: dict[str, list[Any]] = {"candidates": [GivenRun()]} if candidates and not unscored else {}
     for option, texts in (("--system", given.systems), ("--run", given.runs)):
         taken = set(systems)  # by systems of another kind, of which this is no seed
@@ -104,7 +110,7 @@ def read_systems(given: Given, *, candidates: bool, unscored: bool) -> dict[str,
             if option == "--run":
                 sources: list[Any] = [GivenRun(file) for file in parts]
             else:
-                sources = ["bm25" if model == "bm25" else Encoder(model, **_encoder(given, name)) for model in parts]
+                sources = [bm25 if model == "bm25" else Encoder(model, **_encoder(given, name)) for model in parts]
             systems.setdefault(name, []).extend(sources)
     given.check([*systems, *(_split(text)[0] or _last_part(text) for text in given.rerank)])
     _add_rerankers(systems, given, candidates)
@@ -125,7 +131,12 @@ def _add_rerankers(systems: dict[str, list[Any]], given: Given, candidates: bool
     for text in given.rerank:
         own, value = _split(text)
         name = own or _last_part(value)
-        options = {"dtype": given.dtype, "max_length": given.length(name, for_all=False)}
+        options = {
+            "dtype": given.dtype,
+            "max_length": given.number("max-length", name, for_all=False),
+            "label": given.number("label", name),
+            "trust_remote_code": given.trust_remote_code,
+        }
         for stage in stages:
             label = name if stage is None else f"{stage}+{name}"
             if label in systems:
@@ -144,8 +155,9 @@ def _encoder(given: Given, name: str) -> dict[str, Any]:
         "kind": None if kind is None else KINDS[kind],
         "query_prompt": given.option("query-prompt", name),
         "document_prompt": given.option("document-prompt", name),
-        "max_length": given.length(name),
+        "max_length": given.number("max-length", name),
         "dtype": given.dtype,
+        "trust_remote_code": given.trust_remote_code,
     }
 
 

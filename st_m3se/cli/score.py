@@ -43,7 +43,8 @@ def score(
         typer.Option(
             "--teacher",
             metavar="NAME",
-            help="A cross-encoder, or a bi-encoder, by its name on the hub or its path. Repeat it for several.",
+            help="A cross-encoder, or a dense, sparse or multi-vector encoder, by its name on the hub or its path. "
+            "Repeat it for several.",
         ),
     ],
     candidates: Annotated[
@@ -97,6 +98,11 @@ def score(
     trust_remote_code: Annotated[
         bool, typer.Option("--trust-remote-code", help="Let the teacher run code of its own from the hub.")
     ] = False,
+    label: Annotated[
+        int | None,
+        typer.Option("--label", min=0, help="Of a cross-encoder with several labels, the one that is the score."),
+    ] = None,
+    strict: Annotated[bool, typer.Option("--strict", help="Refuse empty texts and ids that repeat.")] = False,
 ) -> None:
     """Score each query's candidates with a teacher, into a store of raw logits.
 
@@ -125,6 +131,8 @@ def score(
         "backend": backend.value,
         "revision": revision,
         "trust_remote_code": trust_remote_code,
+        "label": label,
+        "strict": strict,
     }
     inputs = candidates, data or queries, data or corpus, output
     try:

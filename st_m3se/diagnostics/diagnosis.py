@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from st_m3se.collection import open_texts
 from st_m3se.diagnostics.gap import ClosedShare, closed_share
 from st_m3se.diagnostics.lists import JudgedLists
 from st_m3se.diagnostics.scoring import describe_scorer, folder_names, score_lists
@@ -21,6 +22,7 @@ from st_m3se.evaluation.systems import ReRanker, check_model
 from st_m3se.files import atomic_file, read_checked_json, write_checked_json
 from st_m3se.markdown import cell
 from st_m3se.scores.errors import FormatError
+from st_m3se.scores.findings import report
 from st_m3se.scores.store import TeacherScores
 from st_m3se.texts import Texts
 
@@ -191,7 +193,7 @@ def diagnose(
             over the first the second has closed, see :func:`~st_m3se.diagnostics.closed_share`.
         measure: What the lead is measured in, re-ranking the lists; any name of ir_measures.
         min_relevance: The relevance from which a document is a positive. TREC's deep learning tracks mean 2.
-        exclude_same_id: Leave out the document that has the query's own id, unless it is judged relevant.
+        exclude_same_id: Leave out the document that has the query's own id, unless it is judged for it.
         max_queries: Look at so many queries, drawn at random; None is all.
         n_resamples: Bootstrap draws for the intervals.
         confidence: What share of them an interval holds.
@@ -227,9 +229,11 @@ def diagnose(
         max_queries=max_queries,
         seed=seed,
     )
-    texts = None if queries is None else Texts.open(queries, "queries"), None if corpus is None else Texts.open(corpus)
+    asked, documents = _opened(queries, "queries"), _opened(corpus, "corpus")
     output.mkdir(parents=True, exist_ok=True)
-    stores = score_lists(lists, scorers, *texts, output / "scores", show_progress_bar=show_progress_bar, **options)
+    stores = score_lists(
+        lists, scorers, asked, documents, output / "scores", show_progress_bar=show_progress_bar, **options
+    )
     judged = [[query, document, 1] for query, relevant in lists.qrels().items() for document in relevant]
     write_csv(output / "qrels.tsv", ["query-id", "corpus-id", "score"], judged, delimiter="\t")
     statistics: dict[str, Any] = {"n_resamples": n_resamples, "confidence": confidence, "seed": seed}
@@ -250,6 +254,14 @@ def diagnose(
     )
     found.save(output)
     return found
+
+
+def _opened(source: Any, name: str) -> Texts | None:
+    if source is None:
+        return None
+    texts, findings = open_texts(source, name)
+    report("diagnose", findings)
+    return texts
 
 
 def _rounded(*arrays: np.ndarray) -> list[list[float]]:

@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 
 from st_m3se.scores.errors import FormatError
+from st_m3se.scores.judgements import is_own_document
 from st_m3se.scores.rows import Id, short
 from st_m3se.scores.store import TeacherScores
 
@@ -56,8 +57,8 @@ class JudgedLists:
             scored_by: Stores of scores that are there already, by name. A document that one of them has not scored is
                 left out for every scorer.
             min_relevance: The relevance from which a document is a positive. TREC's deep learning tracks mean 2.
-            exclude_same_id: Leave out the document that has the query's own id, unless it is judged relevant: where
-                queries are documents as well, it would be a negative that every scorer puts first.
+            exclude_same_id: Leave out the document that has the query's own id, unless it is judged for the
+                query: where queries are documents as well, it would be a negative that every scorer puts first.
             max_queries: Take so many queries, drawn at random; None takes all.
             seed: For that draw.
 
@@ -88,11 +89,12 @@ class JudgedLists:
         )
         kept: list[tuple[Id, list[Id], list[bool]]] = []
         for query, listed in rows:
-            relevant = {document for document, grade in qrels.get(query, {}).items() if grade >= min_relevance}
+            judged = qrels.get(query, {})
+            relevant = {document for document, grade in judged.items() if grade >= min_relevance}
             if not relevant:
                 left_out["queries without a relevant document in the judgements"] += 1
                 continue
-            documents = [d for d in listed if not exclude_same_id or d != query or d in relevant]
+            documents = [d for d in listed if not (exclude_same_id and is_own_document(query, d, judged))]
             left_out["documents with the id of their query"] += len(listed) - len(documents)
             for name, store in stores.items():
                 known = set(store[query].document_ids) if query in store else set()

@@ -12,8 +12,10 @@ from typing import TYPE_CHECKING, Any, NamedTuple, TypeVar
 
 import numpy as np
 
-from st_m3se.candidates.files import read_judgements
+from st_m3se.collection import open_texts
 from st_m3se.scores.errors import FormatError
+from st_m3se.scores.findings import report
+from st_m3se.scores.judgements import read_judgements
 from st_m3se.scores.rows import Id
 from st_m3se.scores.store import TeacherScores
 from st_m3se.texts import Texts
@@ -73,9 +75,13 @@ def track(
         raise ValueError("num_queries, num_positives and num_negatives must be at least 1.")
     if isinstance(candidates, (str, Path)):
         candidates = TeacherScores.open(candidates)
-    queries, corpus = Texts.open(queries, "queries"), Texts.open(corpus, "corpus")
+    queries, findings = open_texts(queries, "queries")
+    corpus, unusual = open_texts(corpus, "corpus")
+    findings += unusual
     if isinstance(qrels, (str, Path)):
-        qrels = read_judgements(qrels, queries, corpus)
+        qrels, unusual = read_judgements(qrels, query_ids=queries.id_type, document_ids=corpus.id_type)
+        findings += unusual
+    report("track", findings)
     rows = (
         ((row.query_id, row.document_ids) for row in candidates)
         if isinstance(candidates, TeacherScores)

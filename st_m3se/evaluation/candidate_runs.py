@@ -6,29 +6,38 @@ import json
 import logging
 import shutil
 from collections.abc import Iterable, Iterator, Sequence
-from contextlib import closing
+from contextlib import closing, suppress
 from hashlib import blake2b
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from st_m3se.evaluation.findings import EXAMPLES, Finding, found
 from st_m3se.files import checked_json, digest, place_folder, read_checked_json, replace_folder, scratch_folder, sweep
+from st_m3se.scores.convert import read_rows
 from st_m3se.scores.errors import FormatError
+from st_m3se.scores.findings import EXAMPLES, Finding, found
 from st_m3se.scores.formats.grouping import Pair, TextStore, group_pairs
-from st_m3se.scores.formats.reading import INTEGER, Reading
-from st_m3se.scores.formats.trec import read_run, run_layout
-from st_m3se.scores.rows import ScoredList
+from st_m3se.scores.formats.reading import INTEGER, Reading, open_binary
+from st_m3se.scores.formats.records import parts_of
+from st_m3se.scores.formats.sniffing import HEAD, head_lines, sniff
+from st_m3se.scores.formats.trec import is_ranking
+from st_m3se.scores.rows import ScoredList, check_score
 from st_m3se.scores.store import TeacherScores
-from st_m3se.scores.writer import MANIFEST, TeacherScoresWriter
+from st_m3se.scores.writer import MANIFEST, UNFINISHED, TeacherScoresWriter
 from st_m3se.texts import Texts
 
 __all__ = ["candidates_digest", "is_passage_run", "open_candidates", "texts_of_passage_run"]
 
 logger = logging.getLogger(__name__)
 
-CACHE_VERSION = 2  # part of every name in the cache: raise it when what is kept there changes
+CACHE_VERSION = 3  # part of every name in the cache: raise it when what is kept there changes
+PASSAGES = "passages"
+EXPECTED = (
+    "Expected `query Q0 document rank score tag`, with tabs `qid pid rank`, `qid pid rank score` or `qid pid query "
+    "passage`, or another file that `st-m3se convert` reads; where it cannot tell, convert it with --from and take the "
+    "store."
+)
 ASIDE = "left out: there is nothing to evaluate them with"
 NO_TEXT = "left out: there is no text to score"
 FILES = "files.json"  # what a folder of texts in the cache holds, and its checksums
@@ -45,8 +54,8 @@ def open_candidates(
     source, queries and corpus stay the same, opening it again only opens the store.
 
     Args:
-        run: A TREC run; MS MARCO's ``qid<TAB>pid<TAB>rank``, or its ``qid<TAB>pid<TAB>query<TAB>passage``, which has
-            no scores; or a store.
+        run: A TREC run; ``qid pid rank``, with or without a score, with tabs; MS MARCO's ``qid pid query passage``
+            with tabs, which has no scores; any other file that :func:`~st_m3se.scores.convert` reads; or a store.
         query_ids: The evaluated queries.
         corpus: The documents that exist; None lets all pass.
         cache_dir: Where to keep the store.
@@ -55,7 +64,7 @@ def open_candidates(
         FormatError: If it is none of these, or has nothing for any of the queries.
     """
     store = _as_store(run)
-    stamps = _stamps(store.files if store is not None else [Path(str(run))])
+    stamps = _stamps(store.files if store is not None else parts_of(Path(str(run))))
     chosen = "" if store is None else blake2b("\n".join(map(str, store.query_ids().to_pylist())).encode()).hexdigest()
     known = [CACHE_VERSION, stamps, chosen, list(query_ids), None if corpus is None else corpus.fingerprint]
     target = cache_dir / f"candidates-{_key(known)}"
@@ -87,7 +96,9 @@ def candidates_digest(candidates: TeacherScores) -> str:
 
 def is_passage_run(run: Any) -> bool:
     """Whether it is MS MARCO's ``qid<TAB>pid<TAB>query<TAB>passage``, which brings its own texts."""
-    return isinstance(run, (str, Path)) and Path(run).is_file() and _as_store(run) is None and _kind(Path(run)) == 4
+    return (
+        isinstance(run, (str, Path)) and Path(run).is_file() and _as_store(run) is None and _kind(Path(run)) == PASSAGES
+    )
 
 
 def texts_of_passage_run(run: Path, cache_dir: Path) -> tuple[Path, Path]:
@@ -145,7 +156,14 @@ def _as_store(run: str | Path | TeacherScores) -> TeacherScores | None:
     if isinstance(run, TeacherScores):
         return run
     path = Path(run)
-    return TeacherScores.open(path) if path.is_dir() or path.suffix == ".parquet" else None
+    if not path.is_dir():
+        return None
+    try:
+        return TeacherScores.open(path)
+    except FormatError:
+        if (path / MANIFEST).is_file() or (path / UNFINISHED).is_file():
+            raise
+        return None  # a folder of parts in another layout is read as a file is
 
 
 def _stamps(files: Iterable[Path]) -> list[tuple[str, int, int]]:
@@ -164,40 +182,61 @@ def _key(known: Any) -> str:
 # Readers.
 
 
-def _kind(path: Path) -> int:
-    """The number of columns of MS MARCO's forms, 3 or 4; 0 for a TREC run."""
-    for _, line in Reading(path).lines():
-        fields = line.split("\t")
-        if len(fields) == 4:  # before the run, which has more columns and which a passage of numbers may resemble
-            return 4
-        if len(fields) == 3 and INTEGER.fullmatch(fields[2]):
-            return 3
-        if run_layout(line) is not None:
-            return 0
+def _kind(path: Path) -> str:
+    """What a run is: "passages" for MS MARCO's top1000, or a format that is converted.
+
+    Raises:
+        FormatError: If it is none, or could be two.
+    """
+    try:
+        head = b""
+        if not path.is_dir():
+            with open_binary(path) as file:
+                head = file.read(HEAD)
+        if head and not head.startswith(b"PAR1"):
+            with suppress(FormatError):
+                rows = [line.split("\t") for line in head_lines(head)]
+                if is_ranking(rows) or _is_ranks(rows):  # GPL's margins, which these could be by form, are no run
+                    return "ranking"
+                if 2 * sum(len(row) == 4 and not _is_number(row[3]) for row in rows) > len(rows):
+                    return PASSAGES
+        kind = sniff(path)
+    except FormatError as error:
+        raise FormatError(f"this is no run: {error.message} {EXPECTED}", file=str(path)) from None
+    if kind == "gpl":
         raise FormatError(
-            "this is no run: expected `query Q0 document rank score tag`, or with tabs `qid pid rank` or "
-            f"`qid pid query passage`; the first line is {line!r:.100}.",
+            "this could be a ranking (query, document, rank, score), texts, or GPL's margins, which are no run. "
+            f"{EXPECTED}",
             file=str(path),
         )
-    raise FormatError("the run is empty.", file=str(path))
+    return kind
+
+
+def _is_ranks(rows: Sequence[Sequence[str]]) -> bool:
+    """Whether these are lines of ``qid pid rank`` in any order, and no judgements: no rank twice for a query."""
+    if not all(len(row) == 3 and INTEGER.fullmatch(row[2]) and len(row[2]) < 9 for row in rows):
+        return False
+    return len({(row[0], row[2]) for row in rows}) == len(rows)
+
+
+def _is_number(text: str) -> bool:
+    try:
+        check_score(text)
+    except FormatError:
+        return False
+    return True
 
 
 def _read(path: Path) -> Iterator[ScoredList]:
     reading = Reading(path, id_type="str")
     kind = _kind(path)
-    if kind == 0:
-        yield from read_run(reading)
+    if kind != PASSAGES:
+        yield from read_rows(reading, kind)
         return
 
     def pair(line: str, number: int) -> Pair:
-        if kind == 4:
-            query, document, _, _ = _passage(line, number)
-            return Pair(reading.query_id(query), reading.document_id(document), None, 0.0, False, number)
-        fields = line.split("\t")
-        if len(fields) != 3 or not INTEGER.fullmatch(fields[2]) or len(fields[2]) > 8:
-            raise FormatError(f"expected `qid<TAB>pid<TAB>rank` as on the first line, got {line!r:.100}.")
-        rank = -float(int(fields[2]))
-        return Pair(reading.query_id(fields[0]), reading.document_id(fields[1]), None, rank, False, number)
+        query, document, _, _ = _passage(line, number)
+        return Pair(reading.query_id(query), reading.document_id(document), None, 0.0, False, number)
 
     yield from group_pairs(reading.parsed(pair), reading)
 

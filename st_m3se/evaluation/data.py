@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import re
 from collections.abc import Collection, Mapping
 from dataclasses import dataclass
 from functools import cached_property
@@ -10,6 +9,7 @@ from hashlib import blake2b
 from pathlib import Path
 from typing import Any, Literal
 
+from st_m3se.collection import absent_documents, absent_queries, text_findings
 from st_m3se.evaluation.candidate_runs import (
     candidates_digest,
     is_passage_run,
@@ -17,16 +17,16 @@ from st_m3se.evaluation.candidate_runs import (
     texts_of_passage_run,
 )
 from st_m3se.evaluation.download import BEIR_SETS, default_cache, download_set
-from st_m3se.evaluation.findings import Finding, found, refuse
-from st_m3se.evaluation.judgements import Judgements, check_judgements, read_judgements
 from st_m3se.scores.errors import FormatError
+from st_m3se.scores.findings import Finding, found, refuse
+from st_m3se.scores.judgements import Judgements, check_judgements, read_judgements
 from st_m3se.scores.store import TeacherScores
+from st_m3se.text_sources import SHARD, choose_file, parquet_of_split
 from st_m3se.texts import Texts
 
-__all__ = ["EvaluationSet", "Finding", "open_set", "qrels_set"]
+__all__ = ["EvaluationSet", "Finding", "open_set", "qrels_of", "qrels_set"]
 
 PACKED = ("", ".gz", ".zst")
-SHARD = re.compile(r"-\d+-of-\d+$")
 
 
 @dataclass(frozen=True)
@@ -151,7 +151,7 @@ def open_set(
         raise FormatError("this is a file: name the folder that holds corpus, queries and qrels.", file=str(source))
     notes: list[Finding] = []
     if qrels is None:
-        qrels, used = _qrels_of(folder, split)
+        qrels, used = qrels_of(folder, split)
         if used != split:
             effect = f"the copy has no split {split!r} but one other, which is used"
             split, notes = used, found("another split", [used], effect)
@@ -159,8 +159,8 @@ def open_set(
         name or folder.resolve().name,
         split,
         qrels,
-        _texts_of(folder, "queries", (f"queries.{split}", f"queries.{split}.small", "queries"), split),
-        _texts_of(folder, "corpus", ("corpus", "collection"), split),
+        choose_file(folder, "queries", split),
+        choose_file(folder, "corpus", split),
         run,
         strict,
         cache,
@@ -232,8 +232,8 @@ def _assemble(
     if isinstance(qrels, Mapping):
         judged = check_judgements(qrels)
     else:
-        judged, unusual = read_judgements(Path(qrels))
-        findings = findings + unusual
+        read, unusual = read_judgements(qrels)
+        judged, findings = check_judgements(read), findings + unusual
     asked: Texts | None = None
     documents: Texts | None = None
     candidates: TeacherScores | None = None
@@ -263,108 +263,38 @@ def _open_queries(
 ) -> tuple[Texts, Judgements, list[Finding]]:
     """The judged queries' texts, the judgements of those that have one, and what is unusual."""
     queries = Texts.open(source, "queries", id_type="str", duplicates="last", cache_dir=cache)
-    there = dict(zip(judged, (queries.find(list(judged)) >= 0).tolist(), strict=True))
-    present = [query for query, known in there.items() if known]
-    if not present:
-        raise FormatError(
-            f"none of the {len(judged)} judged queries, such as {next(iter(judged))!r:.80}, is among {queries!r}, such "
-            f"as {next(iter(queries))!r:.80}: queries and judgements belong to different sets."
-        )
+    absent = set(absent_queries(judged, queries))
+    present = [query for query in judged if query not in absent]
     texts = dict(zip(present, queries.take(present), strict=True))
-    findings = [
-        *found(
-            "queries whose id repeats",
-            [query for query in queries.repeated if query in texts],
-            "the last text counts, as in BEIR",
-        ),
-        *found(
-            "empty queries",
-            [query for query, text in texts.items() if not text or text.isspace()],
-            "kept: they are searched as the empty text, and count",
-        ),
-    ]
+    findings = text_findings(queries, texts)
     if from_run:  # a query that the run has nothing for: its text is not known, nor needed, and it counts 0
         texts = {query: texts.get(query, "") for query in judged}
     else:
-        absent = [query for query, known in there.items() if not known]
-        findings += found(
-            "judgements of absent queries", absent, "these queries are not evaluated: there is no text to search with"
-        )
+        effect = "these queries are not evaluated: there is no text to search with"
+        findings += found("judgements of absent queries", [query for query in judged if query in absent], effect)
     return Texts.open(texts, "queries"), {query: judged[query] for query in texts}, findings
 
 
 def _open_corpus(source: Any, judged: Judgements, from_run: bool, cache: Path) -> tuple[Texts, list[Finding]]:
     """The documents, and what is unusual about them and about the judgements of them."""
     corpus = Texts.open(source, "corpus", id_type="str", duplicates="last", cache_dir=cache)
-    blank = corpus.blank()
-    pairs = [(query, document, grade) for query, grades in judged.items() for document, grade in grades.items()]
-    missing = (corpus.find([document for _, document, _ in pairs]) < 0).nonzero()[0].tolist()
-    relevant = sum(pairs[place][2] > 0 for place in missing)
+    missing = absent_documents(judged, corpus, "recall, AP and the ideal DCG count these, and no system can find them")
     shared = [query for query, row in zip(judged, corpus.find(list(judged)), strict=True) if row >= 0]
-    itself = sum(judged[query].get(query, 0) > 0 for query in shared)
+    itself = sum(query in judged[query] for query in shared)
     findings = [
-        *found("documents whose id repeats", corpus.repeated, "the last text counts, as in BEIR"),
-        *(
-            finding._replace(count=len(blank))
-            for finding in found(
-                "empty documents",
-                [corpus.ids[row].as_py() for row in blank[:3].tolist()],
-                "kept, as in BEIR: they are indexed as the empty text",
-            )
-        ),
-        *found(
-            "judged documents outside the run" if from_run else "judgements of absent documents",
-            [f"{pairs[place][0]} {pairs[place][1]}" for place in missing],
-            f"{relevant} of them are relevant: recall, AP and the ideal DCG count these, and no system can find them",
-        ),
+        *text_findings(corpus),
+        *(finding._replace(kind="judged documents outside the run") if from_run else finding for finding in missing),
         *found(
             "query ids that are document ids",
             shared,
             "with exclude_same_id, BEIR's rule, that document is left out of its query's results"
-            + (f"; for {itself} of them it is relevant and can then not be found" if itself else ""),
+            + (f"; {itself} of them are judged for their query and stay" if itself else ""),
         ),
     ]
     return corpus, findings
 
 
-# Where a folder keeps what.
-
-
-def _texts_of(folder: Path, kind: str, names: tuple[str, ...], split: str) -> Path:
-    """The file, or folder of Parquet files, of the queries or the corpus."""
-    for name in names:
-        for ending in (".jsonl", ".tsv"):
-            for packed in PACKED:
-                if (file := folder / f"{name}{ending}{packed}").is_file():
-                    return file
-        if (file := folder / f"{name}.parquet").is_file():
-            return file
-        if any((folder / name).glob("*.parquet")):
-            return _of_split(folder / name, split)
-    raise FormatError(
-        f"the folder has no {kind}: expected {names[-1] if kind == 'queries' else names[0]}.jsonl, .tsv (plain, .gz or "
-        ".zst) or .parquet, or a folder of Parquet files of that name.",
-        file=str(folder),
-    )
-
-
-def _of_split(folder: Path, split: str) -> Path:
-    """The Parquet files of a folder as on the hub: of its only split, or of the one that is asked for."""
-    files: dict[str, list[Path]] = {}
-    for file in sorted(folder.glob("*.parquet")):
-        files.setdefault(SHARD.sub("", file.stem), []).append(file)
-    if len(files) == 1:
-        return folder
-    if len(files.get(split, [])) == 1:
-        return files[split][0]
-    raise FormatError(
-        f"the folder holds {', '.join(files)}: choose one with split, which now is {split!r}"
-        + (", of several files. Move them to a folder of their own." if split in files else "."),
-        file=str(folder),
-    )
-
-
-def _qrels_of(folder: Path, split: str) -> tuple[Path, str]:
+def qrels_of(folder: Path, split: str) -> tuple[Path, str]:
     """The judgements of a split, and the split's name: another one only where a hub copy has no other."""
     inside = folder / "qrels"
     names = [inside / f"{split}{ending}" for ending in (".tsv", ".txt", ".trec", ".qrels", ".jsonl")]
@@ -379,7 +309,7 @@ def _qrels_of(folder: Path, split: str) -> tuple[Path, str]:
         shards.setdefault(SHARD.sub("", file.stem), []).append(file)
     if split in shards or len(shards) == 1:
         used = split if split in shards else next(iter(shards))
-        return (inside if len(shards) == 1 else _of_split(inside, used)), used
+        return (inside if len(shards) == 1 else parquet_of_split(inside, used)), used
     there = sorted({file.name.split(".")[0] for file in inside.glob("*.*")} if inside.is_dir() else set())
     raise FormatError(
         f"the folder has no judgements for the split {split!r}, such as qrels/{split}.tsv"

@@ -11,15 +11,18 @@ from typing import Any, NamedTuple
 
 import numpy as np
 import torch
-from sentence_transformers import SentenceTransformer
+from sentence_transformers import MultiVectorEncoder, SentenceTransformer, SparseEncoder
 from sentence_transformers.base.evaluation import BaseEvaluator
 from torch import Tensor
 
+from st_m3se.encoders import embed_documents, embed_queries, take_rows
 from st_m3se.markdown import check_name
 
 __all__ = ["DistillationEvaluator"]
 
 logger = logging.getLogger(__name__)
+
+Encoder = SentenceTransformer | SparseEncoder | MultiVectorEncoder
 
 
 class _List(NamedTuple):
@@ -31,8 +34,9 @@ class _List(NamedTuple):
 class DistillationEvaluator(BaseEvaluator):
     """Compare a student's scores with its teacher's on held-out lists.
 
-    Pass it as ``evaluator=`` to a trainer, or call it on a model. Each distinct text is encoded once. The measures are
-    means over the queries whose teacher scores differ at all; documents that the teacher did not score are left out.
+    Pass it as ``evaluator=`` to the trainer of a SentenceTransformer, SparseEncoder or MultiVectorEncoder, or call it
+    on a model. Each distinct text is encoded once. The measures are means over the queries whose teacher scores differ
+    at all; documents that the teacher did not score are left out.
 
     ``kendall_tau``
         Kendall's tau-b between the two scores of a list's documents: 1 is the teacher's order, -1 its reverse. A
@@ -53,15 +57,15 @@ class DistillationEvaluator(BaseEvaluator):
         samples: Rows of ``query``, ``documents`` and ``scores``, as for :class:`~st_m3se.DistillationCollator`: dicts
             or a ``datasets.Dataset``; other columns are ignored. A dataset of
             :func:`~st_m3se.build_distillation_dataset` is read here, once. None or NaN is an unscored document.
-        similarity_fct: From query embeddings ``[1, dim]`` and document embeddings ``[D, dim]`` to ``[1, D]``; None is
-            the model's own similarity.
+        similarity_fct: From query embeddings ``[1, dim]`` and document embeddings ``[D, dim]`` to ``[1, D]``; those of
+            a MultiVectorEncoder are lists of ``[tokens, dim]``. None is the model's own similarity.
         scale: What the loss multiplies the similarity with. Only the margin measures depend on it.
         at_k: The cut-off of nDCG.
         name: Goes in front of the metrics' names.
         batch_size: Texts that are encoded together.
         show_progress_bar: Whether to show one for the encoding.
         write_csv: Whether to add a line to ``DistillationEvaluator_<name>_results.csv`` in the output folder.
-        truncate_dim: Cut the embeddings to this dimension; None is the model's own.
+        truncate_dim: Cut dense embeddings to this dimension; None is the model's own.
 
     Raises:
         ValueError: If a sample is not of this form, with its place, or no list has two documents that the teacher tells
@@ -79,7 +83,7 @@ class DistillationEvaluator(BaseEvaluator):
         self,
         samples: Iterable[Mapping[str, Any]],
         *,
-        similarity_fct: Callable[[Tensor, Tensor], Tensor] | None = None,
+        similarity_fct: Callable[[Any, Any], Tensor] | None = None,
         scale: float = 1.0,
         at_k: int = 10,
         name: str = "",
@@ -126,7 +130,7 @@ class DistillationEvaluator(BaseEvaluator):
         self.queries, self.documents = list(queries), list(documents)
 
     def __call__(  # type: ignore[override]
-        self, model: SentenceTransformer, output_path: str | None = None, epoch: float = -1, steps: int = -1
+        self, model: Encoder, output_path: str | None = None, epoch: float = -1, steps: int = -1
     ) -> dict[str, float]:
         """Evaluate ``model``; the trainer gives the other arguments."""
         when = (
@@ -149,25 +153,24 @@ class DistillationEvaluator(BaseEvaluator):
         self.store_metrics_in_model_card_data(model, metrics, epoch, steps)  # type: ignore[arg-type]
         return metrics
 
-    def compute_metrics(self, model: SentenceTransformer) -> dict[str, float]:
+    def compute_metrics(self, model: Encoder) -> dict[str, float]:
         """The measures, by name."""
         rows = [list_metrics(each.teacher, student, self.scale, self.at_k) for each, student in self._scored(model)]
         tau, ndcg, mae, mse = np.mean(np.array(rows, dtype=np.float64), axis=0).tolist()
         return {"kendall_tau": tau, f"ndcg@{self.at_k}": ndcg, "margin_mae": mae, "margin_rmse": math.sqrt(mse)}
 
-    def _scored(self, model: SentenceTransformer) -> Iterable[tuple[_List, np.ndarray]]:
+    def _scored(self, model: Encoder) -> Iterable[tuple[_List, np.ndarray]]:
         options: dict[str, Any] = {
             "batch_size": self.batch_size,
             "show_progress_bar": self.show_progress_bar,
             "truncate_dim": self.truncate_dim,
         }
-        queries = model.encode_query(self.queries, convert_to_tensor=True, **options)
-        documents = model.encode_document(self.documents, convert_to_tensor=True, **options)
+        queries = embed_queries(model, self.queries, **options)
+        documents = embed_documents(model, self.documents, **options)
         similarity = self.similarity_fct or model.similarity
         for each in self.lists:
-            rows = torch.from_numpy(each.documents).to(documents.device)
             with torch.no_grad():
-                student = similarity(queries[each.query][None], documents[rows])
+                student = similarity(take_rows(queries, [each.query]), take_rows(documents, each.documents.tolist()))
             yield each, student[0].double().cpu().numpy()
 
     @property

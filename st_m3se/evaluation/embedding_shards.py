@@ -10,7 +10,7 @@ from zipfile import BadZipFile
 import numpy as np
 import torch
 
-from st_m3se.evaluation.similarity import Kind
+from st_m3se.encoders import Kind
 from st_m3se.files import atomic_file, damage, read_checked_json, seal, write_checked_json
 from st_m3se.scores.errors import FormatError
 

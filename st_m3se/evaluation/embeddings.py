@@ -11,6 +11,7 @@ from typing import Any
 import numpy as np
 from filelock import FileLock
 
+from st_m3se.encoders import Kind, embed_queries, encode_texts, encoding_options, model_kind
 from st_m3se.evaluation.embedding_shards import (
     PLAN,
     VERSION,
@@ -26,12 +27,11 @@ from st_m3se.evaluation.embedding_shards import (
     write_plan,
 )
 from st_m3se.evaluation.fingerprint import content_hash, model_fingerprint
-from st_m3se.evaluation.similarity import Kind
 from st_m3se.files import sweep
 from st_m3se.scores.errors import FormatError
 from st_m3se.texts import Texts
 
-__all__ = ["CorpusEmbeddings", "embed_corpus", "embed_documents", "embed_queries", "model_kind"]
+__all__ = ["CorpusEmbeddings", "embed_corpus", "embed_queries"]
 
 logger = logging.getLogger(__name__)
 
@@ -144,7 +144,7 @@ def embed_corpus(
     kind = model_kind(model)
     if dtype not in ("float32", "float16"):
         raise ValueError(f'dtype must be "float32" or "float16", got {dtype!r}.')
-    encoding = _options(model, kind, "document", prompt_name, prompt, truncate_dim)
+    encoding = encoding_options(model, kind, "document", prompt_name, prompt, truncate_dim)
     known = {
         "model": model_fingerprint(model),
         "corpus": corpus.fingerprint,
@@ -232,94 +232,9 @@ def _encode_shards(
             if shard not in todo:
                 continue
             start = time.perf_counter()
-            embeddings = _encode(model.encode_document, texts, kind, batch_size, False, encoding)
+            embeddings = encode_texts(model.encode_document, texts, kind, batch_size, False, encoding)
             arrays, plan["dimension"] = shard_arrays(kind, embeddings, plan["dtype"])
             save_shard(folder, plan, shard, arrays)
             plan["seconds"] += time.perf_counter() - start
             write_plan(folder, plan)
             bar.update(len(texts))
-
-
-def embed_queries(
-    model: Any,
-    queries: Sequence[str],
-    *,
-    batch_size: int = 32,
-    prompt_name: str | None = None,
-    prompt: str | None = None,
-    truncate_dim: int | None = None,
-    show_progress_bar: bool = False,
-) -> Any:
-    """The embeddings of queries, by ``encode_query``, on the model's device, as :func:`search` takes them.
-
-    Args:
-        model: A SentenceTransformer, SparseEncoder or MultiVectorEncoder.
-        queries: Their texts.
-        batch_size: Texts that are encoded at once.
-        prompt_name: The name of one of the model's prompts. None is what ``encode_query`` takes itself.
-        prompt: The prompt itself.
-        truncate_dim: The dimension to cut dense embeddings to. None is the model's own.
-        show_progress_bar: Show progress.
-    """
-    kind = model_kind(model)
-    encoding = _options(model, kind, "query", prompt_name, prompt, truncate_dim)
-    return _encode(model.encode_query, list(queries), kind, batch_size, show_progress_bar, encoding)
-
-
-def embed_documents(
-    model: Any,
-    documents: Sequence[str],
-    *,
-    batch_size: int = 32,
-    prompt_name: str | None = None,
-    prompt: str | None = None,
-    truncate_dim: int | None = None,
-    show_progress_bar: bool = False,
-) -> Any:
-    """The same for documents, by ``encode_document``: a chunk of a corpus that is not kept."""
-    kind = model_kind(model)
-    encoding = _options(model, kind, "document", prompt_name, prompt, truncate_dim)
-    return _encode(model.encode_document, list(documents), kind, batch_size, show_progress_bar, encoding)
-
-
-def model_kind(model: Any) -> Kind:
-    """The kind of embeddings that a model makes.
-
-    Raises:
-        TypeError: If it makes none.
-    """
-    from sentence_transformers import MultiVectorEncoder, SentenceTransformer, SparseEncoder
-
-    kinds: tuple[tuple[Any, Kind], ...] = (
-        (SparseEncoder, "sparse"),
-        (MultiVectorEncoder, "multi-vector"),
-        (SentenceTransformer, "dense"),
-    )
-    for host, kind in kinds:
-        if isinstance(model, host):
-            return kind
-    raise TypeError(
-        "the model must be a SentenceTransformer, SparseEncoder or MultiVectorEncoder of sentence-transformers, got "
-        f"{type(model).__name__}. A CrossEncoder has no embeddings: it re-ranks."
-    )
-
-
-def _options(
-    model: Any, kind: Kind, task: str, prompt_name: str | None, prompt: str | None, truncate_dim: int | None
-) -> dict[str, Any]:
-    """What ``encode_query`` or ``encode_document`` gets beside the texts."""
-    options: dict[str, Any] = {"prompt_name": prompt_name, "prompt": prompt}
-    if prompt_name is not None and prompt is None and prompt_name not in model.prompts:
-        raise ValueError(f"the model has no prompt {prompt_name!r}; it has {list(model.prompts)}.")
-    if kind == "dense":
-        options |= {"truncate_dim": truncate_dim}
-    elif truncate_dim is not None:
-        raise ValueError(f"truncate_dim={truncate_dim} is for dense embeddings; the {task} embeddings here are {kind}.")
-    return options
-
-
-def _encode(
-    encode: Any, texts: list[str], kind: Kind, batch_size: int, show_progress_bar: bool, options: dict[str, Any]
-) -> Any:
-    tensors = {"convert_to_tensor": True} if kind != "multi-vector" else {}
-    return encode(texts, batch_size=batch_size, show_progress_bar=show_progress_bar, **tensors, **options)

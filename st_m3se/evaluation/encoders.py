@@ -9,24 +9,21 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 import torch
-from sentence_transformers import MultiVectorEncoder, SentenceTransformer, SparseEncoder
 
+from st_m3se import encoders
 from st_m3se.candidates.job import Pairs
-from st_m3se.evaluation.embeddings import embed_corpus, embed_documents, embed_queries
+from st_m3se.encoders import embed_documents, embed_queries, encoder_kind, model_kind, take_rows
+from st_m3se.evaluation.embeddings import embed_corpus
 from st_m3se.evaluation.fingerprint import model_fingerprint
 from st_m3se.evaluation.search import search
-from st_m3se.evaluation.systems import Encoder, EncoderKind, detect_kind
+from st_m3se.evaluation.systems import Encoder
 from st_m3se.evaluation.tasks import Task, best_first, ids_of, score_pairs
+from st_m3se.positions import check_length
 from st_m3se.scores.rows import ScoredList
 from st_m3se.texts import Texts
 
 __all__ = ["EncoderRanker", "load_encoder", "pair_scorer"]
 
-CLASSES: dict[EncoderKind, Any] = {
-    "sparse encoder": SparseEncoder,
-    "multi-vector encoder": MultiVectorEncoder,
-    "bi-encoder": SentenceTransformer,
-}
 PAIRS = 4_096  # compared together
 
 
@@ -35,7 +32,7 @@ class EncoderRanker:
 
     def __init__(self, source: Encoder, name: str, device: str | None) -> None:
         model = self._model = load_encoder(source, device)
-        self.kind: str = next(kind for kind, known in CLASSES.items() if isinstance(model, known))
+        self.kind: str = encoder_kind(model)
         self.description: dict[str, Any] = {
             "model": str(source.model) if isinstance(source.model, (str, Path)) else name,
             "revision": getattr(model.config, "_commit_hash", None) or source.revision,
@@ -67,7 +64,7 @@ class EncoderRanker:
         task.seconds["encode corpus"] = embeddings.seconds
         with task.timed("encode queries"):
             encoded = embed_queries(self._model, [text for _, texts in queries.batches() for text in texts], **options)
-        same = Pairs.of_same_ids(queries, corpus)
+        same = Pairs.of_same_ids(queries, corpus, task.evaluation_set.qrels)
         with task.timed("search"):
             found = search(
                 encoded,
@@ -94,9 +91,12 @@ def load_encoder(source: Encoder, device: str | None) -> Any:
         ValueError: If an option does not go with it.
     """
     if isinstance(source.model, (str, Path)):
-        kind = source.kind or detect_kind(str(source.model), revision=source.revision)
-        model = CLASSES[kind](
-            str(source.model), device=device, revision=source.revision, trust_remote_code=source.trust_remote_code
+        model = encoders.load_encoder(
+            str(source.model),
+            kind=source.kind,
+            device=device,
+            revision=source.revision,
+            trust_remote_code=source.trust_remote_code,
         )
     else:
         model = source.model
@@ -109,11 +109,12 @@ def load_encoder(source: Encoder, device: str | None) -> Any:
         if device is not None:
             model.to(device)
     if source.max_length is not None:
-        if isinstance(model, MultiVectorEncoder):
+        if model_kind(model) == "multi-vector":
             raise ValueError(
                 "a multi-vector encoder has a query_length and a document_length, so max_length does not say which: "
                 "load it with the lengths you want, and pass the model."
             )
+        check_length(model, source.max_length, "max_length")
         model.max_seq_length = source.max_length
     for task, prompt in (("query", source.query_prompt), ("document", source.document_prompt)):
         if prompt is not None:
@@ -126,11 +127,6 @@ def load_encoder(source: Encoder, device: str | None) -> Any:
 def pair_scorer(model: Any, batch_size: int) -> Callable[[list[tuple[str, str]]], np.ndarray]:
     """A function of (query, document) pairs that gives the model's similarities; it encodes each distinct text once."""
 
-    def take(embeddings: Any, rows: list[int]) -> Any:
-        if isinstance(embeddings, list):
-            return [embeddings[row] for row in rows]
-        return embeddings.index_select(0, torch.tensor(rows, device=embeddings.device))
-
     def score(pairs: list[tuple[str, str]]) -> np.ndarray:
         columns = []
         for place, embed in enumerate((embed_queries, embed_documents)):
@@ -139,7 +135,7 @@ def pair_scorer(model: Any, batch_size: int) -> Callable[[list[tuple[str, str]]]
             columns.append((embed(model, list(places), batch_size=batch_size), [places[text] for text in texts]))
         scores = [np.zeros(0, dtype=np.float32)]
         for start in range(0, len(pairs), PAIRS):
-            left, right = (take(embeddings, rows[start : start + PAIRS]) for embeddings, rows in columns)
+            left, right = (take_rows(embeddings, rows[start : start + PAIRS]) for embeddings, rows in columns)
             with torch.inference_mode():
                 scores.append(model.similarity_pairwise(left, right).float().cpu().numpy())
         return np.concatenate(scores)

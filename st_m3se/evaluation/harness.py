@@ -13,9 +13,8 @@ from tqdm.auto import tqdm
 
 from st_m3se.candidates.bm25 import BM25
 from st_m3se.evaluation.data import EvaluationSet, open_set
-from st_m3se.evaluation.findings import Finding, found
 from st_m3se.evaluation.html import Section
-from st_m3se.evaluation.measures import DEFAULT_MEASURES, parse_measures, per_query
+from st_m3se.evaluation.measures import DEFAULT_MEASURES, check_grades, parse_measures, per_query
 from st_m3se.evaluation.provenance import provenance
 from st_m3se.evaluation.rankers import load_ranker
 from st_m3se.evaluation.records import make_ranking
@@ -24,6 +23,8 @@ from st_m3se.evaluation.results import EvaluatedSet, Results
 from st_m3se.evaluation.systems import NAME, Encoder, GivenRun, ReRanker, System, check_model, systems_of
 from st_m3se.evaluation.tasks import Task
 from st_m3se.extras import require
+from st_m3se.scores.findings import Finding, found
+from st_m3se.scores.judgements import is_own_document
 from st_m3se.scores.store import TeacherScores
 
 if TYPE_CHECKING:
@@ -74,7 +75,8 @@ def evaluate(
         measures: Names as ir_measures writes them, the headline first. None is nDCG@10, RR@10, R@100, R@1000 and AP, as
             far as ``depth`` reaches.
         depth: Documents per query that a search finds. A given run keeps all of its own.
-        exclude_same_id: BEIR's rule: the document with the query's own id is no result.
+        exclude_same_id: BEIR's rule: the document with the query's own id is no result, unless it is judged for the
+            query.
         strict: Refuse a set with anything unusual, where a set is opened here.
         confidence: Of the intervals; 1 - confidence is the level of the tests.
         baseline: A system that each other one is tested against. None tests all pairs.
@@ -115,6 +117,8 @@ def evaluate(
     searches = searches and any(each.candidates is None for each in opened.values())
     chosen = _measures(measures, depth, searches=searches)
     _check(opened, named)
+    for evaluation_set in opened.values():
+        check_grades(chosen, evaluation_set.qrels)
     output = Path(output)
     descriptions: dict[str, dict[str, Any]] = {}
     records: dict[tuple[str, str], dict[str, Any]] = {}
@@ -235,8 +239,11 @@ def _results(
                 Finding(kind, count, tuple(examples), effect)
                 for kind, count, examples, effect in records[name, system]["findings"]
             ]
+            own, there = _own_documents(run, evaluation_set)
+            if settings["exclude_same_id"]:
+                effect = "no results: exclude_same_id leaves out what has the query's own id and is not judged for it"
+                findings += found(f"{system}: documents with the id of their query", own, effect)
             if description["kind"] not in ("run", "re-ranker"):  # what they lack is told of the run or first stage
-                there = {row.query_id for row in run if len(row.document_ids)}
                 missing = [query for query in evaluation_set.query_ids if query not in there]
                 findings += found(f"{system}: queries without a result", missing, "they count 0 in every measure")
             values[name][system] = per_query(
@@ -250,6 +257,20 @@ def _results(
         sets[name] = replace(described, findings=(*described.findings, *findings))
     seconds = {name: {system: dict(records[name, system]["seconds"]) for system in descriptions} for name in opened}
     return Results(origin, settings, sets, descriptions, values, seconds)
+
+
+def _own_documents(run: TeacherScores, evaluation_set: EvaluationSet) -> tuple[list[str], set[str]]:
+    """The queries whose list has their own document, not judged for them, and those that have a list at all."""
+    own: list[str] = []
+    there: set[str] = set()
+    for query, documents, *_ in run:
+        if not len(documents):
+            continue
+        there.add(str(query))
+        judged = evaluation_set.qrels.get(str(query), ())
+        if any(is_own_document(query, document, judged) for document in documents):
+            own.append(str(query))
+    return own, there
 
 
 def _free() -> None:

@@ -17,6 +17,7 @@ from st_m3se.evaluation.candidate_runs import open_candidates
 from st_m3se.evaluation.systems import Encoder, GivenRun, ReRanker
 from st_m3se.evaluation.tasks import Ranker, Task, best_first, ids_of, score_pairs
 from st_m3se.files import scratch_folder
+from st_m3se.scores.formats.records import parts_of
 from st_m3se.scores.rows import ScoredList
 from st_m3se.scores.store import TeacherScores
 from st_m3se.scores.teacher import as_teacher
@@ -61,6 +62,7 @@ class LexicalRanker:
                     [self._settings],
                     task.output,
                     depth=task.depth,
+                    judged=task.evaluation_set.qrels,
                     exclude_same_id=task.exclude_same_id,
                     show_progress_bar=task.show_progress_bar,
                     overwrite=True,
@@ -97,6 +99,7 @@ class SecondStage:
             "dtype": source.dtype,
             "prompt": source.prompt,
             "batch_tokens": source.batch_tokens,
+            "label": source.label,
         }
         model: Any = source.model
         if isinstance(model, (str, Path)):
@@ -121,6 +124,7 @@ class SecondStage:
         self.description: dict[str, Any] = {
             "model": known["teacher"],
             **{key: known[key] for key in ("revision", "weights", "max_length", "dtype", "prompt", "backend")},
+            **({} if source.label is None else {"label": source.label}),
             "first_stage": source.first_stage,
             "depth": source.depth,
         }
@@ -171,7 +175,7 @@ class RunReader:
             return {}
         path = self._file(task)
         digest = blake2b(digest_size=16)
-        for file in sorted(path.rglob("*.parquet")) if path.is_dir() else [path]:
+        for file in parts_of(path):
             with file.open("rb") as stream:
                 while block := stream.read(1 << 20):
                     digest.update(block)

@@ -13,9 +13,9 @@ import pyarrow as pa
 from sentence_transformers.base.evaluation import BaseEvaluator
 
 from st_m3se.candidates.job import Pairs
+from st_m3se.encoders import CHUNK, embed_documents, embed_queries, model_kind
 from st_m3se.evaluation.data import EvaluationSet, open_set
-from st_m3se.evaluation.embeddings import embed_documents, embed_queries, model_kind
-from st_m3se.evaluation.measures import DEFAULT_MEASURES, parse_measures, per_query
+from st_m3se.evaluation.measures import DEFAULT_MEASURES, check_grades, parse_measures, per_query
 from st_m3se.evaluation.search import Search, SearchResult
 from st_m3se.markdown import check_name
 from st_m3se.scores.rows import ScoredList
@@ -23,8 +23,6 @@ from st_m3se.scores.rows import ScoredList
 __all__ = ["RetrievalEvaluator"]
 
 logger = logging.getLogger(__name__)
-
-CHUNK = {"dense": 16_384, "sparse": 16_384, "multi-vector": 1_024}
 
 
 class RetrievalEvaluator(BaseEvaluator):
@@ -50,7 +48,7 @@ class RetrievalEvaluator(BaseEvaluator):
         name: Goes in front of the measures' names. None is the set's own name, "" is nothing.
         measures: Names such as "nDCG@10", see :func:`~st_m3se.evaluation.measures.parse_measures`.
         depth: Documents per query. Measures without a cut-off, such as AP, look at so many.
-        exclude_same_id: Leave out the document that has the query's own id, as BEIR does.
+        exclude_same_id: Leave out the document that has the query's own id, as BEIR does, unless it is judged for it.
         batch_size: Texts that are encoded at once.
         chunk_size: Documents whose embeddings are held at a time. None is 16,384, or 1,024 of a MultiVectorEncoder.
         show_progress_bar: Show progress over the corpus.
@@ -106,6 +104,7 @@ class RetrievalEvaluator(BaseEvaluator):
                 f"{opened.name} is {given}, and this evaluator searches a corpus. Open a set with queries and corpus, "
                 "without a run."
             )
+        check_grades(measures, opened.qrels)
         self.set, self.queries, self.corpus = opened, opened.queries, opened.corpus
         self.name = opened.name if name is None else name
         check_name(self.name)
@@ -166,7 +165,7 @@ class RetrievalEvaluator(BaseEvaluator):
             prompt_name=self.query_prompt_name,
             truncate_dim=self.truncate_dim,
         )
-        own = Pairs.of_same_ids(self.queries, self.corpus) if self.exclude_same_id else None
+        own = Pairs.of_same_ids(self.queries, self.corpus, self.set.qrels) if self.exclude_same_id else None
         under_way = Search(
             queries,
             self.depth,

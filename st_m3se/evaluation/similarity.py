@@ -3,15 +3,16 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from typing import Any, Literal
+from typing import Any
 
 import numpy as np
 import torch
 from torch import Tensor
 
-__all__ = ["Kind", "Similarity", "kind_of", "number", "part"]
+from st_m3se.encoders import Kind
 
-Kind = Literal["dense", "sparse", "multi-vector"]
+__all__ = ["Similarity", "kind_of", "number", "part"]
+
 Function = Callable[[Any, Any], Tensor]
 PRODUCTS = ("dot", "cosine")
 NAMES: dict[Kind, tuple[str, ...]] = {

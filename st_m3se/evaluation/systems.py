@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-import json
 import re
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal, NamedTuple, TypeAlias
+from typing import TYPE_CHECKING, Any, NamedTuple, TypeAlias
 
 from st_m3se.candidates.bm25 import BM25
+from st_m3se.encoders import EncoderKind, detect_kind, model_configuration
 from st_m3se.scores.teacher import Backend, Precision
 
 if TYPE_CHECKING:
@@ -19,26 +19,13 @@ if TYPE_CHECKING:
     Judge: TypeAlias = CrossEncoder | SentenceTransformer | Callable[[list[tuple[str, str]]], Any] | str | Path
 
 __all__ = [
-    "KINDS",
     "Encoder",
-    "EncoderKind",
     "GivenRun",
     "ReRanker",
     "System",
-    "detect_kind",
     "file_stem",
     "systems_of",
 ]
-
-EncoderKind = Literal["bi-encoder", "sparse encoder", "multi-vector encoder"]
-
-KINDS: dict[str, EncoderKind] = {
-    "SentenceTransformer": "bi-encoder",
-    "SparseEncoder": "sparse encoder",
-    "MultiVectorEncoder": "multi-vector encoder",
-    "ColBERT": "multi-vector encoder",  # what PyLate calls it
-}
-"""What a model's configuration says of its class, and what we call it."""
 
 NAME = re.compile(r"\w[\w.+@=,()-]*")  # a folder's name, and one word: the tag of a TREC run
 
@@ -92,6 +79,7 @@ class ReRanker:
         backend: "torch", "onnx" or "openvino".
         revision: Of a model by name on the hub.
         trust_remote_code: Let a model by name run code of its own.
+        label: Of a cross-encoder with several labels, the one whose logit is the score, counted from 0.
     """
 
     model: Judge
@@ -104,6 +92,7 @@ class ReRanker:
     backend: Backend = "torch"
     revision: str | None = None
     trust_remote_code: bool = False
+    label: int | None = None
 
     def __post_init__(self) -> None:
         if self.depth < 1:
@@ -187,61 +176,7 @@ def check_model(source: BM25 | Encoder | ReRanker | GivenRun) -> None:
     if isinstance(source, Encoder) and source.kind is None:
         detect_kind(str(source.model), revision=source.revision)
     else:
-        _configuration(str(source.model), source.revision)
-
-
-def detect_kind(name: str, *, revision: str | None = None) -> EncoderKind:
-    """Whether a saved model is a bi-encoder, a sparse or a multi-vector encoder, by its configuration alone.
-
-    What sentence-transformers goes by: ``model_type`` of ``config_sentence_transformers.json``, then the modules of
-    ``modules.json``, then the architecture of Stanford's ColBERT. Everything else is a bi-encoder.
-
-    Raises:
-        ValueError: If it is a cross-encoder, or there is no such model.
-    """
-    modules, host, config = _configuration(name, revision)
-    declared, architectures = host.get("model_type"), config.get("architectures") or []
-    classifies = modules is None and any(str(each).endswith("ForSequenceClassification") for each in architectures)
-    if declared == "CrossEncoder" or (declared is None and classifies):
-        raise ValueError(
-            f"{name} is a cross-encoder: it scores pairs and cannot search. Re-rank with it (ReRanker, --rerank)."
-        )
-    if declared is not None and declared not in KINDS:
-        raise ValueError(f"{name} says that it is a {declared!r}, which is none of {', '.join(KINDS)}. Say its kind.")
-    if declared is not None and declared != "SentenceTransformer":
-        return KINDS[declared]
-    for module in modules or []:
-        if not isinstance(module, dict):
-            raise ValueError(f"modules.json of the model {name} is damaged. Save or download it again.")
-        for package, kind in (("sparse_encoder", "SparseEncoder"), ("multi_vector_encoder", "MultiVectorEncoder")):
-            if f".{package}." in f".{module.get('type', '')}.":
-                return KINDS[kind]
-    return KINDS["ColBERT" if "HF_ColBERT" in architectures else "SentenceTransformer"]
-
-
-def _configuration(name: str, revision: str | None) -> tuple[Any, dict[str, Any], dict[str, Any]]:
-    """modules.json, config_sentence_transformers.json and config.json of a model."""
-    from sentence_transformers.util import load_file_path
-
-    def read(file: str) -> Any:
-        path = load_file_path(name, file, revision=revision)
-        if path is None:
-            return None
-        try:
-            content = json.loads(Path(path).read_text(encoding="utf-8"))
-            if not isinstance(content, list if file == "modules.json" else dict):
-                raise ValueError(f"it holds a {type(content).__name__}")
-        except (ValueError, RecursionError) as error:
-            raise ValueError(f"{file} of the model {name} is damaged: {error}. Save or download it again.") from error
-        return content
-
-    modules, config = read("modules.json"), read("config.json")
-    if modules is None and config is None:
-        raise ValueError(
-            f"{name} is no model: there is no folder of this name with modules.json or config.json in it, and nothing "
-            "that can be reached on the Hugging Face Hub. Mind the spelling, and the current directory."
-        )
-    return modules, read("config_sentence_transformers.json") or {}, config or {}
+        model_configuration(str(source.model), source.revision)
 
 
 def file_stem(path: str | Path) -> str:

@@ -13,7 +13,7 @@ import numpy as np
 import pyarrow as pa
 
 from st_m3se.evaluation.data import EvaluationSet
-from st_m3se.evaluation.findings import Finding
+from st_m3se.scores.findings import Finding
 from st_m3se.scores.rows import ScoredList
 from st_m3se.scores.scoring import score_candidates
 from st_m3se.scores.store import TeacherScores
@@ -30,7 +30,7 @@ class Task:
         evaluation_set: The set.
         folder: The system's folder for this set; the ranking goes to ``folder / "run"``.
         depth: Documents per query, at most, where the corpus is searched.
-        exclude_same_id: Whether the document with the query's own id is no result.
+        exclude_same_id: Whether the document with the query's own id is no result, unless it is judged for the query.
         batch_size: Texts that an encoder encodes at once.
         cache_dir: Where embeddings of a corpus are kept.
         show_progress_bar: Show progress.

@@ -3,18 +3,25 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterable, Mapping
-from contextlib import nullcontext
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any, ClassVar
 
 import torch
 from sentence_transformers import SentenceTransformer
-from sentence_transformers.util import SimilarityFunction, cos_sim, similarity_fct_name
+from sentence_transformers.util import SimilarityFunction, maxsim, mean_maxsim, similarity_fct_name
 from torch import Tensor, nn
 
-from st_m3se.encoding import TRIM_EVERY, check_caching, encode, give_memory_back
-from st_m3se.host import CachedLossMixin, RandContext
+from st_m3se.encoding import (
+    CachedEncoding,
+    check_caching,
+    check_student,
+    encode,
+    is_multi_vector,
+    widened,
+    with_tasks,
+)
+from st_m3se.losses.checks import TrainingChecks, check_routes
 from st_m3se.losses.finite import LARGEST_SCORE, require_finite
 from st_m3se.losses.gather import (
     NO_KEY,
@@ -26,12 +33,21 @@ from st_m3se.losses.gather import (
     unlisted,
     unlisted_texts,
 )
-from st_m3se.losses.scale import ScaleCheck
-from st_m3se.rows import Features, has_tokens, in_order, is_sliceable, merge_columns, slice_rows
+from st_m3se.losses.late_interaction import (
+    listed_scores,
+    score_matrix,
+    scoreable,
+    token_similarity,
+)
+from st_m3se.losses.scale import Matches, ScaleCheck, default_scale
+from st_m3se.positions import check_own_lengths
+from st_m3se.rows import Features, has_tokens, in_order, is_sliceable, merge_columns
 
 __all__ = ["DistillationLoss"]
 
 LABEL_KEYS = ("scores", "positives", "mask", "index")
+Column = Any
+"""Features, or the embeddings that another loss has made of them."""
 COLLATOR_HINT = "Pass data_collator=DistillationCollator(preprocess_fn=model.preprocess) to the trainer"
 
 
@@ -71,7 +87,7 @@ def _joining(lists: Lists, index: Tensor, numbers: Tensor | None, begin: int, co
     return joining & not_relevant(known, lists.known.queries, count)[:, slot]
 
 
-class DistillationLoss(CachedLossMixin, nn.Module):
+class DistillationLoss(CachedEncoding, nn.Module):
     """Base of the losses: encodes a batch, scores it with the student, and leaves the rest to :meth:`score_loss`.
 
     Labels come in two forms:
@@ -82,11 +98,13 @@ class DistillationLoss(CachedLossMixin, nn.Module):
       and the batch's distinct documents.
 
     Args:
-        model: The student.
+        model: The student: a SentenceTransformer, SparseEncoder or MultiVectorEncoder.
+        scale: Multiplies the similarity. None: 20 where that is a cosine, 1 otherwise. A cosine lies in [-1, 1] and the
+            margins of a cross-encoder reach 20; 20 is also what most bi-encoders were trained with.
         similarity_fct: From query embeddings ``[Q, dim]`` and document embeddings ``[U, dim]`` to student scores
-            ``[Q, U]``, e.g. ``util.dot_score``. None: the model's own similarity.
-        scale: Multiplies the similarity. A cosine lies in [-1, 1], cross-encoder margins reach 20: ``scale`` must
-            bridge the two. 1.0 suits dot products.
+            ``[Q, U]``, e.g. ``util.dot_score``; for a MultiVectorEncoder a function of
+            ``sentence_transformers.multi_vector_encoder.scoring``, which sees the batch's distinct documents as
+            ``[U, 1, tokens, dim]``, e.g. ``XTRScores(top_k=128)``. None: the model's own similarity.
         in_batch_negatives: Let the other queries' documents join as unscored negatives, except those that are in the
             query's own list or known to be relevant to it: a positive of the same query in another row of the batch, or
             one of the ``relevant_ids`` that :class:`~st_m3se.DistillationCollator` was given. Only for losses in which
@@ -97,28 +115,37 @@ class DistillationLoss(CachedLossMixin, nn.Module):
             ``in_batch_negatives``. Every process must then encode a batch at every step.
 
     Raises:
-        ValueError: On an option out of range, and in :meth:`forward` on columns or labels that do not fit.
+        ValueError: On an option out of range, and in :meth:`forward` on columns or labels that do not fit, and on a
+            first training batch that holds nothing to learn from.
     """
 
     uses_unscored: ClassVar[bool] = True
     """Whether an unscored document takes part in the loss, so that in-batch negatives make sense."""
     needs_positives: ClassVar[bool] = False
     """Whether every list must hold a positive."""
-    matches_margins: ClassVar[bool] = False
-    """Whether the loss compares student scores with teacher scores in absolute units, so that ``scale`` must fit."""
+    matches: ClassVar[Matches | None] = None
+    """What the loss compares with the teacher: "margins", scores in absolute units, which ``scale`` must fit; the
+    teacher's "distribution"; None: neither."""
 
     def __init__(
         self,
         model: SentenceTransformer,
+        scale: float | None = None,
         similarity_fct: Callable[[Tensor, Tensor], Tensor] | None = None,
-        scale: float = 1.0,
+        *,
         in_batch_negatives: bool = False,
         mini_batch_num_tokens: int | None = None,
         gather_across_devices: bool = False,
     ) -> None:
         super().__init__()
-        if isinstance(scale, bool) or not isinstance(scale, (int, float)) or not 0 < scale < math.inf:
-            raise ValueError(f"scale must be a positive finite number, got {scale!r}: it multiplies the similarity.")
+        check_student(type(self).__name__, model)
+        if scale is not None and (
+            isinstance(scale, bool) or not isinstance(scale, (int, float)) or not 0 < scale < math.inf
+        ):
+            raise ValueError(
+                f"scale must be a positive finite number, got {scale!r}: it multiplies the similarity. Leave it out for "
+                "what suits the model."
+            )
         if similarity_fct is not None and not callable(similarity_fct):
             raise ValueError(
                 f"similarity_fct must be a function of two matrices of embeddings, such as util.dot_score, got "
@@ -135,19 +162,25 @@ class DistillationLoss(CachedLossMixin, nn.Module):
                 "would be gathered. Set in_batch_negatives=True too."
             )
         check_caching(model, mini_batch_num_tokens)
+        check_own_lengths(model)
         self.model = model
         # Resolved now: the trainer replaces self.model by a wrapper that may have no similarity of its own.
         self.similarity_fct = similarity_fct or SimilarityFunction.to_similarity_fn(model.similarity_fn_name)
-        self.scale = scale
+        self.multi_vector = is_multi_vector(model)
+        if self.multi_vector:
+            self.similarity_fct = token_similarity(type(self).__name__, self.similarity_fct)
+        if scale is None:  # MaxSim adds up the cosines of a query's tokens
+            scale = 1.0 if self.similarity_fct is maxsim else default_scale(model, self.similarity_fct)
+        self.scale = float(scale)
         self.in_batch_negatives = in_batch_negatives
         self.gather_across_devices = gather_across_devices
         self.mini_batch_num_tokens = mini_batch_num_tokens
-        self.mini_batch_size = 1  # CachedLossMixin asks for it; the token budget decides
         self.uses_gradient_cache = mini_batch_num_tokens is not None
-        self._mini_batches = 0
         self._batches = 0  # in training, for messages
-        bounded = self.matches_margins and self.similarity_fct is cos_sim
-        self._scale_check = ScaleCheck(type(self).__name__, scale) if bounded else None
+        self._checks = TrainingChecks(type(self).__name__)
+        temperature = getattr(self, "teacher_temperature", 1.0)
+        name = type(self).__name__
+        self._scale_check = ScaleCheck(name, self.scale, self.matches, temperature) if self.matches else None
 
     def score_loss(self, student_scores: Tensor, teacher_scores: Tensor, positives: Tensor, mask: Tensor) -> Tensor:
         """The loss of scores, each tensor ``[Q, D]``; one call of a function of :mod:`st_m3se.functional`."""
@@ -162,21 +195,24 @@ class DistillationLoss(CachedLossMixin, nn.Module):
         """
         columns = list(sentence_features)
         self._batches += torch.is_grad_enabled()
+        if self.multi_vector:
+            columns = with_tasks(type(self).__name__, self.model, columns)
+        check_routes(self.model, columns)
+        if torch.is_grad_enabled():
+            if not isinstance(labels, Mapping):
+                self._checks.columns(self.model, columns)
+            self._checks.student(self, self.similarity_fct)
         if isinstance(labels, Mapping):
             documents, lists = self._from_collator(columns, labels)
         else:
             documents, lists = self._from_columns(columns, labels)
-        if self.needs_positives and not bool((lists.positives & lists.mask).any(1).all()):
-            rows = (~(lists.positives & lists.mask).any(1)).nonzero().flatten().tolist()
-            raise ValueError(
-                f"{type(self).__name__} compares positives with negatives, but row(s) {rows} of the batch have no "
-                "positive. Mark at least one document of each list in `positives`, or drop these lists."
-            )
-        if torch.is_grad_enabled() and self._scale_check is not None:  # the trainer never puts a loss in eval mode
-            self._scale_check(lists.scores, lists.mask)
-
-        if self.in_batch_negatives and lists.known is None and all(map(has_tokens, [columns[0], documents[0]])):
-            lists = replace(lists, known=_known_by_tokens(columns[0], documents[0], lists))
+        self._check_lists(lists)
+        if self.in_batch_negatives:
+            if lists.known is None and all(map(has_tokens, [columns[0], documents[0]])):
+                lists = replace(lists, known=_known_by_tokens(columns[0], documents[0], lists))
+            elif lists.known is not None and has_tokens(columns[0]):
+                # Queries of the same tokens are one query to the model, however they are spelt.
+                lists = replace(lists, known=lists.known._replace(queries=text_keys(columns[0])))
         if len(documents) == 1 and is_sliceable(documents[0]):
             features, place = in_order(self.model, documents[0])
             lists = replace(lists, index=place[lists.index])
@@ -207,32 +243,68 @@ class DistillationLoss(CachedLossMixin, nn.Module):
         of_documents = [embedding for features in documents for embedding in encode(self.model, features)]
         return self.calculate_loss([of_queries, of_documents], lists)
 
-    def embed_minibatch(
-        self,
-        sentence_feature: Features,
-        begin: int,
-        end: int,
-        with_grad: bool,
-        copy_random_state: bool,
-        random_state: RandContext | None = None,
-    ) -> tuple[Tensor, RandContext | None]:
-        """Embed a mini-batch of the gradient cache; the tokens alive are the mini-batch's, whatever its chunks."""
-        features = slice_rows(sentence_feature, begin, end)
-        if with_grad and all(value.device.type == "cpu" for value in features.values() if isinstance(value, Tensor)):
-            self._mini_batches += 1
-            if self._mini_batches % TRIM_EVERY == 0:
-                give_memory_back()
-        with random_state or nullcontext(), nullcontext() if with_grad else torch.no_grad():
-            state = RandContext(*features.values()) if copy_random_state else None
-            return torch.cat(encode(self.model, features)), state
+    def compute_loss_from_embeddings(
+        self, embeddings: Sequence[Tensor], labels: Tensor | Mapping[str, Any] | None = None
+    ) -> Tensor:
+        """Return the batch's loss from embeddings that another loss has made: a scalar.
+
+        The losses of sentence-transformers that hold another one call this: ``SpladeLoss``, ``CachedSpladeLoss``,
+        ``CSRLoss``, and its recipe of combining losses.
+
+        Args:
+            embeddings: One tensor ``[Q, dim]`` per column, the queries first; or, with the labels of
+                :class:`~st_m3se.DistillationCollator`, the queries ``[Q, dim]`` and the distinct documents
+                ``[U, dim]``.
+            labels: Teacher scores ``[Q, D]``, or the mapping of :class:`~st_m3se.DistillationCollator`.
+
+        Raises:
+            ValueError: On columns or labels that do not fit, on ``mini_batch_num_tokens`` (the embeddings are there
+                already), and on ``in_batch_negatives`` or ``gather_across_devices`` where the texts cannot be known.
+        """
+        name, columns = type(self).__name__, list(embeddings)
+        if self.multi_vector:
+            raise ValueError(
+                f"{name} trains a MultiVectorEncoder, whose texts have an embedding per token and a mask of those that "
+                "are scored; from embeddings alone it cannot know the mask. Let it encode: give it to the trainer itself."
+            )
+        if self.uses_gradient_cache:
+            raise ValueError(
+                f"{name} has mini_batch_num_tokens={self.mini_batch_num_tokens}, and is inside another loss that has "
+                "encoded the whole batch already: nothing is left to cache, and memory would grow with the list "
+                "length all the same. Set mini_batch_num_tokens of the outer loss (CachedSpladeLoss has it) and leave "
+                f"it None in {name}."
+            )
+        if isinstance(labels, Mapping):
+            documents, lists = self._from_collator(columns, labels)
+        else:
+            documents, lists = self._from_columns(columns, labels)
+        self._check_lists(lists)
+        if self.in_batch_negatives and lists.known is None:
+            raise ValueError(
+                f"{name} has in_batch_negatives=True, and the labels hold no `known`: what is relevant to a query could "
+                f"not be kept out of its negatives. {COLLATOR_HINT}."
+            )
+        if self.gather_across_devices and lists.known is not None:
+            lists = replace(lists, keys=lists.known.documents[: len(documents[0])])  # those of the texts come first
+        return self.calculate_loss([columns[:1], documents], lists)
+
+    def _check_lists(self, lists: Lists) -> None:
+        """Refuse lists without what the loss needs."""
+        if self.needs_positives and not bool((lists.positives & lists.mask).any(1).all()):
+            rows = (~(lists.positives & lists.mask).any(1)).nonzero().flatten().tolist()
+            raise ValueError(
+                f"{type(self).__name__} compares positives with negatives, but row(s) {rows} of the batch have no "
+                "positive. Mark at least one document of each list in `positives`, or drop these lists."
+            )
+        if torch.is_grad_enabled() and self.needs_positives:
+            self._checks.positives(lists.scores, lists.positives, lists.mask)
 
     def calculate_loss(  # type: ignore[override]  # the host types labels as a tensor
         self, reps: list[list[Tensor]], labels: Lists, *, with_backward: bool = False
     ) -> Tensor:
         """The loss of embeddings: ``reps`` holds the queries' chunks and the documents' chunks."""
-        queries, documents = torch.cat(reps[0]), torch.cat(reps[1])
-        dtype = torch.promote_types(queries.dtype, torch.float32)
-        queries, documents = queries.to(dtype), documents.to(dtype)
+        dtype = torch.promote_types(reps[0][0].dtype, torch.float32)
+        queries, documents = widened([piece.to(dtype) for piece in reps[0]]), [piece.to(dtype) for piece in reps[1]]
         if labels.queries is not None:
             queries = queries[labels.queries]
         if len(labels.index) != len(queries):
@@ -243,34 +315,53 @@ class DistillationLoss(CachedLossMixin, nn.Module):
         index, mask = labels.index, labels.mask
         numbers, begin = None, 0
         if labels.keys is not None:
-            documents, numbers, begin = gather_documents(documents, labels.keys)
-            index = index + begin
+            gathered, numbers, begin = gather_documents(widened(documents), labels.keys)
+            documents, index = [gathered], index + begin
         # Half precision has three digits: a cosine times a scale of 20 would be off by 0.1.
         with torch.autocast(queries.device.type, enabled=False):
-            similarity = self.similarity_fct(queries, documents) * self.scale
-            if similarity.shape != (len(queries), len(documents)):
-                raise ValueError(
-                    f"similarity_fct must return a matrix [Q, U] = {[len(queries), len(documents)]} of every query "
-                    f"with every document, got {list(similarity.shape)}. Use a matrix function such as util.cos_sim, "
-                    "not a pairwise one."
-                )
-            student_scores = similarity.gather(1, index)
+            if self.multi_vector:
+                with_tokens = scoreable(documents)
+                mask = mask & with_tokens[index]
+            if self.multi_vector and not self.in_batch_negatives and self.similarity_fct in (maxsim, mean_maxsim):
+                listed = listed_scores(queries, documents, index, mask, self.similarity_fct)
+            else:
+                similarity = self._similarity(queries, documents)
+                listed = similarity.gather(1, index)
+            if torch.is_grad_enabled() and self._scale_check is not None:  # a trainer never puts a loss in eval mode
+                self._scale_check(listed, labels.scores, mask)
+            student_scores = listed * self.scale
             teacher_scores, positives = labels.scores, labels.positives
             if self.in_batch_negatives:
-                joining = _joining(labels, index, numbers, begin, len(documents))
-                student_scores = torch.cat([student_scores, similarity], dim=1)
+                joining = _joining(labels, index, numbers, begin, similarity.shape[1])
+                joining = joining & with_tokens if self.multi_vector else joining
+                student_scores = torch.cat([student_scores, similarity * self.scale], dim=1)
                 teacher_scores = torch.cat([teacher_scores, torch.full_like(similarity, torch.nan)], dim=1)
                 positives = torch.cat([positives, torch.zeros_like(joining)], dim=1)
                 mask = torch.cat([mask, joining], dim=1)
             loss = self.score_loss(student_scores, teacher_scores, positives, mask)
         if torch.is_grad_enabled():
             require_finite(loss, queries, documents, labels.scores, type(self).__name__, self._batches)
+        self._checks.learned(loss, student_scores, teacher_scores, positives, mask)
         if with_backward:
             torch.autograd.backward(loss)
             return loss.detach()
         return loss
 
-    def _from_collator(self, columns: list[Features], labels: Mapping[str, Any]) -> tuple[list[Features], Lists]:
+    def _similarity(self, queries: Tensor, documents: list[Tensor]) -> Tensor:
+        """Of every query with every document, ``[Q, U]``, before the scale."""
+        if self.multi_vector:
+            similarity = score_matrix(queries, documents, self.similarity_fct)
+        else:
+            similarity = self.similarity_fct(queries, torch.cat(documents))
+        shape = [len(queries), sum(map(len, documents))]
+        if list(similarity.shape) != shape:
+            raise ValueError(
+                f"similarity_fct must return a matrix [Q, U] = {shape} of every query with every document, got "
+                f"{list(similarity.shape)}. Use a matrix function such as util.cos_sim, not a pairwise one."
+            )
+        return similarity
+
+    def _from_collator(self, columns: list[Column], labels: Mapping[str, Any]) -> tuple[list[Column], Lists]:
         name = type(self).__name__
         tensors = {key: value for key, value in labels.items() if key != "known"}
         if set(tensors) != set(LABEL_KEYS) or not all(isinstance(value, Tensor) for value in tensors.values()):
@@ -284,10 +375,10 @@ class DistillationLoss(CachedLossMixin, nn.Module):
         shapes = {key: list(labels[key].shape) for key in LABEL_KEYS}
         if lists.scores.ndim != 2 or any(shape != shapes["scores"] for shape in shapes.values()):
             raise ValueError(f"{name} expects labels of one shape [Q, D], got {shapes}. {COLLATOR_HINT}.")
-        attention = columns[1].get("attention_mask")
-        if isinstance(attention, Tensor) and attention.ndim == 2 and int(lists.index.max()) >= len(attention):
+        rows = columns[1] if isinstance(columns[1], Tensor) else columns[1].get("attention_mask")
+        if isinstance(rows, Tensor) and rows.ndim >= 2 and int(lists.index.max()) >= len(rows):
             raise ValueError(
-                f"{name}: the labels point to document {int(lists.index.max())}, and only {len(attention)} documents came. "
+                f"{name}: the labels point to document {int(lists.index.max())}, and only {len(rows)} documents came. "
                 "Something cut the batch to its number of queries, as accelerate does with a streamed dataset: set "
                 "accelerator_config={'dispatch_batches': False} in the training arguments."
             )
@@ -295,7 +386,7 @@ class DistillationLoss(CachedLossMixin, nn.Module):
             lists = replace(lists, known=Known(**labels["known"]))
         return [columns[1]], lists
 
-    def _from_columns(self, columns: list[Features], labels: Any) -> tuple[list[Features], Lists]:
+    def _from_columns(self, columns: list[Column], labels: Any) -> tuple[list[Column], Lists]:
         """Read the stock collator's form: a tensor of scores and one column per document."""
         name, count = type(self).__name__, len(columns) - 1
         if not isinstance(labels, Tensor):
@@ -338,13 +429,14 @@ class DistillationLoss(CachedLossMixin, nn.Module):
         positives[:, 0] = True
         mask = torch.ones_like(positives)
         documents, index = columns[1:], torch.arange(labels.numel(), device=labels.device)
-        merged = merge_columns(columns[1:])
+        merged = None if any(isinstance(column, Tensor) for column in documents) else merge_columns(documents)
         if merged is not None:
             documents = [merged]
         elif self.in_batch_negatives:
             raise ValueError(
-                "in_batch_negatives must know which documents are the same text, which it cannot see in these "
-                f"features (flattened, static or unlike between columns). {COLLATOR_HINT}: it compares the texts."
+                "in_batch_negatives must know which documents are the same text, which it cannot see in these columns "
+                "(flattened, static, unlike each other, or embeddings that another loss has made). "
+                f"{COLLATOR_HINT}: it compares the texts."
             )
         return documents, Lists(labels, positives, mask, index.reshape(count, -1).T)
 

@@ -20,8 +20,8 @@ class MarginMSELoss(DistillationLoss):
 
     Args:
         model: The student.
+        scale: Multiplies the similarity. None: 20 for a cosine, 1 otherwise.
         similarity_fct: Matrix function ``([Q, dim], [U, dim]) -> [Q, U]``. None: the model's own similarity.
-        scale: Multiplies the similarity; see :class:`M3SELoss`.
         in_batch_negatives: Refused: an unscored document has no margin to match.
         mini_batch_num_tokens: Gradient caching over mini-batches of so many tokens. None: none.
         gather_across_devices: Refused, like in_batch_negatives.
@@ -32,7 +32,7 @@ class MarginMSELoss(DistillationLoss):
 
     uses_unscored = False
     needs_positives = True
-    matches_margins = True
+    matches = "margins"
 
     def score_loss(self, student_scores: Tensor, teacher_scores: Tensor, positives: Tensor, mask: Tensor) -> Tensor:
         """See :func:`st_m3se.functional.margin_mse_loss`."""
@@ -53,6 +53,119 @@ class MarginMSELoss(DistillationLoss):
 """
 
 
+class ContrastiveLoss(DistillationLoss):
+    """Each known positive against the negatives, without the teacher: the labels' part of a mixture, and a control.
+
+    The definition is in :func:`st_m3se.functional.contrastive_loss`. With one positive a query it is the value and
+    gradient of sentence-transformers' ``MultipleNegativesRankingLoss`` with hard negatives. It is here so that
+    :class:`CombinedLoss` can add it to a distillation loss at the price of one encoding, and so that a control without
+    a teacher trains on exactly the lists of the distilled student.
+
+    Args:
+        model: The student.
+        scale: Multiplies the similarity. None: 20 for a cosine, 1 otherwise.
+        similarity_fct: Matrix function ``([Q, dim], [U, dim]) -> [Q, U]``. None: the model's own similarity.
+        in_batch_negatives: Let the other queries' documents join the negatives.
+        mini_batch_num_tokens: Gradient caching over mini-batches of so many tokens. None: none.
+        gather_across_devices: Let the documents of all processes' batches join, with ``in_batch_negatives``.
+
+    Inputs:
+        As :class:`M3SELoss`. Teacher scores are not used.
+    """
+
+    needs_positives = True
+
+    def score_loss(self, student_scores: Tensor, teacher_scores: Tensor, positives: Tensor, mask: Tensor) -> Tensor:
+        """See :func:`st_m3se.functional.contrastive_loss`."""
+        return functional.contrastive_loss(student_scores, positives=positives, mask=mask)
+
+    @property
+    def citation(self) -> str:
+        """BibTeX for the model card."""
+        return """
+@misc{oord2019representation,
+    title={Representation Learning with Contrastive Predictive Coding},
+    author={Aaron van den Oord and Yazhe Li and Oriol Vinyals},
+    year={2019},
+    eprint={1807.03748},
+    archivePrefix={arXiv},
+    primaryClass={cs.LG}
+}
+"""
+
+
+class AllMarginsMSELoss(DistillationLoss):
+    """All margins: every difference between two scores of a list is the teacher's.
+
+    The definition is in :func:`st_m3se.functional.all_margins_mse_loss`. :class:`M3SELoss` keeps one margin for each
+    positive, :class:`MarginMSELoss` those between positives and negatives; this one keeps those among negatives too, at
+    the same cost, and needs no positives.
+
+    Args:
+        model: The student.
+        scale: Multiplies the similarity. None: 20 for a cosine, 1 otherwise.
+        similarity_fct: Matrix function ``([Q, dim], [U, dim]) -> [Q, U]``. None: the model's own similarity.
+        in_batch_negatives: Refused: an unscored document has no margin to match.
+        mini_batch_num_tokens: Gradient caching over mini-batches of so many tokens. None: none.
+        gather_across_devices: Refused, like in_batch_negatives.
+        top_temperature: None weighs all documents alike. A number T gives those that the teacher likes best about half
+            of the weight, by ``softmax(t / T)``.
+
+    Inputs:
+        As :class:`M3SELoss`. Positives are not used.
+    """
+
+    uses_unscored = False
+    matches = "margins"
+
+    def __init__(
+        self,
+        model: SentenceTransformer,
+        scale: float | None = None,
+        similarity_fct: Callable[[Tensor, Tensor], Tensor] | None = None,
+        *,
+        in_batch_negatives: bool = False,
+        mini_batch_num_tokens: int | None = None,
+        gather_across_devices: bool = False,
+        top_temperature: float | None = None,
+    ) -> None:
+        if top_temperature is not None:
+            functional._check_temperature("top_temperature", top_temperature)
+        super().__init__(
+            model,
+            scale,
+            similarity_fct,
+            in_batch_negatives=in_batch_negatives,
+            mini_batch_num_tokens=mini_batch_num_tokens,
+            gather_across_devices=gather_across_devices,
+        )
+        self.top_temperature = top_temperature
+
+    def score_loss(self, student_scores: Tensor, teacher_scores: Tensor, positives: Tensor, mask: Tensor) -> Tensor:
+        """See :func:`st_m3se.functional.all_margins_mse_loss`."""
+        return functional.all_margins_mse_loss(
+            student_scores, teacher_scores, top_temperature=self.top_temperature, mask=mask
+        )
+
+    def get_config_dict(self) -> dict[str, Any]:
+        """The options, as the model card shows them."""
+        return super().get_config_dict() | {"top_temperature": self.top_temperature}
+
+    @property
+    def citation(self) -> str:
+        """BibTeX for the model card: the work on Margin MSE, whose margins these extend."""
+        return """
+@misc{hofstatter2020improving,
+    title={Improving Efficient Neural Ranking Models with Cross-Architecture Knowledge Distillation},
+    author={Sebastian Hofst{\\"a}tter and Sophia Althammer and Michael Schr{\\"o}der and Mete Sertkan and Allan Hanbury},
+    year={2020},
+    eprint={2010.02666},
+    archivePrefix={arXiv},
+    primaryClass={cs.IR}
+}
+"""
+
+
 class ScoreMSELoss(DistillationLoss):
     """Score MSE: the student's scores are the teacher's.
 
@@ -61,8 +174,8 @@ class ScoreMSELoss(DistillationLoss):
 
     Args:
         model: The student.
+        scale: Multiplies the similarity. None: 20 for a cosine, 1 otherwise.
         similarity_fct: Matrix function ``([Q, dim], [U, dim]) -> [Q, U]``. None: the model's own similarity.
-        scale: Multiplies the similarity; see :class:`M3SELoss`.
         in_batch_negatives: Refused: an unscored document has no score to match.
         mini_batch_num_tokens: Gradient caching over mini-batches of so many tokens. None: none.
         gather_across_devices: Refused, like in_batch_negatives.
@@ -72,7 +185,7 @@ class ScoreMSELoss(DistillationLoss):
     """
 
     uses_unscored = False
-    matches_margins = True
+    matches = "margins"
 
     def score_loss(self, student_scores: Tensor, teacher_scores: Tensor, positives: Tensor, mask: Tensor) -> Tensor:
         """See :func:`st_m3se.functional.score_mse_loss`."""
@@ -101,8 +214,8 @@ class SoftmaxCrossEntropyLoss(DistillationLoss):
 
     Args:
         model: The student.
+        scale: Multiplies the similarity. None: 20 for a cosine, 1 otherwise.
         similarity_fct: Matrix function ``([Q, dim], [U, dim]) -> [Q, U]``. None: the model's own similarity.
-        scale: Multiplies the similarity; 20 is usual for cosine, as in :class:`MultipleNegativesRankingLoss`.
         in_batch_negatives: Let the other queries' documents join the student's denominator.
         mini_batch_num_tokens: Gradient caching over mini-batches of so many tokens. None: none.
         gather_across_devices: Let the documents of all processes' batches join, with ``in_batch_negatives``.
@@ -113,23 +226,32 @@ class SoftmaxCrossEntropyLoss(DistillationLoss):
         As :class:`M3SELoss`. Positives are not used: the teacher's scores decide.
     """
 
+    matches = "distribution"
+
     def __init__(
         self,
         model: SentenceTransformer,
+        scale: float | None = None,
         similarity_fct: Callable[[Tensor, Tensor], Tensor] | None = None,
-        scale: float = 1.0,
+        *,
         in_batch_negatives: bool = False,
         mini_batch_num_tokens: int | None = None,
         gather_across_devices: bool = False,
-        *,
         student_temperature: float = 1.0,
         teacher_temperature: float = 1.0,
     ) -> None:
         functional._check_temperature("student_temperature", student_temperature)
         functional._check_temperature("teacher_temperature", teacher_temperature)
-        super().__init__(model, similarity_fct, scale, in_batch_negatives, mini_batch_num_tokens, gather_across_devices)
-        self.student_temperature = student_temperature
         self.teacher_temperature = teacher_temperature
+        super().__init__(
+            model,
+            scale,
+            similarity_fct,
+            in_batch_negatives=in_batch_negatives,
+            mini_batch_num_tokens=mini_batch_num_tokens,
+            gather_across_devices=gather_across_devices,
+        )
+        self.student_temperature = student_temperature
 
     def score_loss(self, student_scores: Tensor, teacher_scores: Tensor, positives: Tensor, mask: Tensor) -> Tensor:
         """See :func:`st_m3se.functional.softmax_cross_entropy_loss`."""

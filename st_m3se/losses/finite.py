@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from functools import partial
 
 from torch import Tensor
@@ -13,14 +14,14 @@ LARGEST_SCORE = 1e16
 
 
 def require_finite(
-    loss: Tensor, queries: Tensor, documents: Tensor, teacher_scores: Tensor, name: str, batch: int
+    loss: Tensor, queries: Tensor, documents: Sequence[Tensor], teacher_scores: Tensor, name: str, batch: int
 ) -> None:
     """Refuse a loss that is not finite, and watch its gradient: the trainer logs over the first and misses the second.
 
     Args:
         loss: A scalar.
         queries: Their embeddings ``[Q, dim]``, whose gradient is looked at as soon as it is there.
-        documents: Likewise ``[U, dim]``.
+        documents: Likewise, in pieces.
         teacher_scores: ``[Q, D]``.
         name: The loss's name.
         batch: Its number, from 1.
@@ -43,12 +44,12 @@ def require_finite(
             "or float32 instead of float16. Go on from the last checkpoint."
         )
 
-    both = {"queries": queries, "documents": documents}
+    all_embeddings = [("queries", queries), *(("documents", piece) for piece in documents)]
     if not bool(loss.detach().isfinite()):
-        for kind, embeddings in both.items():
+        for kind, embeddings in all_embeddings:
             check(embeddings, f"the embeddings of the {kind} are")
         check(loss, "the loss is")
-    for kind, embeddings in both.items():
+    for kind, embeddings in all_embeddings:
         if embeddings.requires_grad:
             watch = partial(check, what=f"the gradient of the {kind}' embeddings is")
             embeddings.register_hook(watch)  # type: ignore[no-untyped-call]

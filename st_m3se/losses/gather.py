@@ -39,17 +39,19 @@ def gather_documents(documents: Tensor, keys: Tensor) -> tuple[Tensor, Tensor, i
     """Join the documents of all processes, with gradients flowing back to where each was encoded.
 
     Args:
-        documents: ``[U, dim]``, this process's; U may differ between processes.
+        documents: ``[U, dim]``, this process's, or ``[U, tokens, dim]``; U and the tokens may differ between processes.
         keys: int64 ``[U]``, from :func:`text_keys`.
 
     Returns:
-        ``[V, dim]`` embeddings, int64 ``[V]`` numbers that are equal for equal texts and -1 for padding, and where
+        ``[V, dim]`` or ``[V, tokens, dim]`` embeddings, int64 ``[V]`` numbers that are equal for equal texts and -1 for padding, and where
         this process's documents begin.
     """
-    counts = all_gather(torch.tensor([len(documents)], device=documents.device))
-    width = int(counts.max())
+    sizes = all_gather(torch.tensor([documents.shape[:2]], device=documents.device))
+    counts, (width, tokens) = sizes[:, 0], sizes.amax(0).tolist()
     padding = width - len(documents)
-    everyone = all_gather_with_grad(torch.cat([documents, documents.new_zeros(padding, documents.shape[1])]))
+    if documents.ndim == 3:
+        documents = F.pad(documents, (0, 0, 0, tokens - documents.shape[1]))
+    everyone = all_gather_with_grad(torch.cat([documents, documents.new_zeros(padding, *documents.shape[1:])]))
     all_keys = all_gather(torch.cat([keys, keys.new_zeros(padding)]))
     real = (torch.arange(width, device=keys.device) < counts[:, None]).flatten()
     numbers = torch.unique(all_keys, return_inverse=True)[1].masked_fill(~real, -1)

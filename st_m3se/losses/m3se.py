@@ -16,9 +16,8 @@ class M3SELoss(DistillationLoss):
 
     Args:
         model: The student.
+        scale: Multiplies the similarity. None: 20 for a cosine, 1 otherwise.
         similarity_fct: Matrix function ``([Q, dim], [U, dim]) -> [Q, U]``. None: the model's own similarity.
-        scale: Multiplies the similarity. With cosine and raw cross-encoder logits start at the teacher's usual spread
-            within a list, 10 to 20; the loss warns once where the two cannot meet.
         in_batch_negatives: Let the other queries' documents join the second term. Default False, as in the paper.
         mini_batch_num_tokens: Gradient caching over mini-batches of so many tokens. None: none.
         gather_across_devices: Let the documents of all processes' batches join, with ``in_batch_negatives``.
@@ -65,7 +64,7 @@ class M3SELoss(DistillationLoss):
     """
 
     needs_positives = True
-    matches_margins = True
+    matches = "margins"
 
     def score_loss(self, student_scores: Tensor, teacher_scores: Tensor, positives: Tensor, mask: Tensor) -> Tensor:
         """See :func:`st_m3se.functional.m3se_loss`."""

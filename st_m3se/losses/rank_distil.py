@@ -29,8 +29,8 @@ class RankDistilLoss(DistillationLoss):
 
     Args:
         model: The student.
+        scale: Multiplies the similarity. None: 20 for a cosine, 1 otherwise.
         similarity_fct: Matrix function ``([Q, dim], [U, dim]) -> [Q, U]``. None: the model's own similarity.
-        scale: Multiplies the similarity; see :class:`M3SELoss`.
         in_batch_negatives: Let the other queries' documents join below the top k.
         mini_batch_num_tokens: Gradient caching over mini-batches of so many tokens. None: none.
         gather_across_devices: Let the documents of all processes' batches join, with ``in_batch_negatives``.
@@ -45,12 +45,12 @@ class RankDistilLoss(DistillationLoss):
     def __init__(
         self,
         model: SentenceTransformer,
+        scale: float | None = None,
         similarity_fct: Callable[[Tensor, Tensor], Tensor] | None = None,
-        scale: float = 1.0,
+        *,
         in_batch_negatives: bool = False,
         mini_batch_num_tokens: int | None = None,
         gather_across_devices: bool = False,
-        *,
         top_k: int = 8,
         match: functional.Match = "binary",
         penalty_weight: float = 1.0,
@@ -59,8 +59,15 @@ class RankDistilLoss(DistillationLoss):
             raise ValueError(f'match must be "binary" or "score", got {match!r}.')
         functional._check_positive_int("top_k", top_k)
         functional._check_penalty_weight(penalty_weight)
-        self.matches_margins = match == "score"  # type: ignore[misc]
-        super().__init__(model, similarity_fct, scale, in_batch_negatives, mini_batch_num_tokens, gather_across_devices)
+        self.matches = "margins" if match == "score" else None  # type: ignore[misc]
+        super().__init__(
+            model,
+            scale,
+            similarity_fct,
+            in_batch_negatives=in_batch_negatives,
+            mini_batch_num_tokens=mini_batch_num_tokens,
+            gather_across_devices=gather_across_devices,
+        )
         self.top_k = top_k
         self.match = match
         self.penalty_weight = penalty_weight
@@ -95,8 +102,8 @@ class CoupledRankDistilLoss(DistillationLoss):
 
     Args:
         model: The student.
+        scale: Multiplies the similarity. None: 20 for a cosine, 1 otherwise.
         similarity_fct: Matrix function ``([Q, dim], [U, dim]) -> [Q, U]``. None: the model's own similarity.
-        scale: Multiplies the similarity; an inverse student temperature, as in :class:`MultipleNegativesRankingLoss`.
         in_batch_negatives: Let the other queries' documents join behind the ranked ones, in every denominator.
         mini_batch_num_tokens: Gradient caching over mini-batches of so many tokens. None: none.
         gather_across_devices: Let the documents of all processes' batches join, with ``in_batch_negatives``.
@@ -110,19 +117,26 @@ class CoupledRankDistilLoss(DistillationLoss):
     def __init__(
         self,
         model: SentenceTransformer,
+        scale: float | None = None,
         similarity_fct: Callable[[Tensor, Tensor], Tensor] | None = None,
-        scale: float = 1.0,
+        *,
         in_batch_negatives: bool = False,
         mini_batch_num_tokens: int | None = None,
         gather_across_devices: bool = False,
-        *,
         top_k: int | None = None,
         num_samples: int = 8,
     ) -> None:
         if top_k is not None:
             functional._check_positive_int("top_k", top_k)
         functional._check_positive_int("num_samples", num_samples)
-        super().__init__(model, similarity_fct, scale, in_batch_negatives, mini_batch_num_tokens, gather_across_devices)
+        super().__init__(
+            model,
+            scale,
+            similarity_fct,
+            in_batch_negatives=in_batch_negatives,
+            mini_batch_num_tokens=mini_batch_num_tokens,
+            gather_across_devices=gather_across_devices,
+        )
         self.top_k = top_k
         self.num_samples = num_samples
 

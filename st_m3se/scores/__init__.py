@@ -6,7 +6,8 @@ from st_m3se.scores.combine import combine
 from st_m3se.scores.convert import Conversion, convert
 from st_m3se.scores.describe import Histogram, ScoreSummary
 from st_m3se.scores.errors import FormatError
-from st_m3se.scores.formats import read_qrels, sniff, text_id
+from st_m3se.scores.formats import sniff, text_id
+from st_m3se.scores.judgements import read_qrels
 from st_m3se.scores.rows import Id, ScoredList
 from st_m3se.scores.scoring import score_candidates
 from st_m3se.scores.store import TeacherScores

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import math
 from collections.abc import Iterator, Sequence
 from pathlib import Path
@@ -15,10 +16,13 @@ from tqdm import tqdm
 from st_m3se.scores.calibration import Calibration, calibrate, deviation
 from st_m3se.scores.describe import problems
 from st_m3se.scores.errors import FormatError
+from st_m3se.scores.sigmoid import ScoreRange
 from st_m3se.scores.store import TeacherScores
 from st_m3se.scores.writer import MANIFEST_FIELDS, TeacherScoresWriter
 
 __all__ = ["Aggregation", "Missing", "combine"]
+
+logger = logging.getLogger(__name__)
 
 Aggregation = Literal["mean", "median", "min"]
 Missing = Literal["raise", "drop"]
@@ -125,6 +129,7 @@ def combine(
     }
     parents = [_parent(store, name, int(shared.sum())) for store, name in zip(opened, names, strict=True)]
     manifest = _manifest(opened, parents, source, calibration)
+    spans = [ScoreRange() for _ in opened]
     # source and parents are filled in as the rows pass: the writer takes the manifest down at the end.
     with TeacherScoresWriter(output, manifest=manifest, overwrite=overwrite) as writer:
         total, pairs = 0.0, 0
@@ -132,6 +137,8 @@ def combine(
             lengths, documents, values, unused = _align(tables, names, missing)
             for parent, count in zip(parents, unused, strict=True):
                 parent["unused"]["scores"] += count
+            for span, row in zip(spans, values, strict=True):
+                span.add(np.asarray(row))
             scores = np.stack([calibrate(row, lengths, calibration) for row in values])
             disagreement = scores.std(axis=0)
             total, pairs = total + float(disagreement.sum()), pairs + len(disagreement)
@@ -146,6 +153,9 @@ def combine(
                 f"{total / max(pairs, 1):.3f}."
             )
         source["mean_disagreement"] = total / pairs
+    for name, span, store in zip(names, spans, opened, strict=True):
+        if (warning := span.warning(store.manifest)) is not None:
+            logger.warning(f"{name}: {warning}")
     return TeacherScores.open(output)
 
 

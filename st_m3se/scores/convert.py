@@ -3,24 +3,35 @@
 from __future__ import annotations
 
 import csv
+import re
 from collections.abc import Iterator, Mapping
 from contextlib import closing, contextmanager
 from dataclasses import dataclass, field
+from itertools import chain
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+
 from st_m3se.files import scratch_folder, sweep
 from st_m3se.scores.errors import FormatError
-from st_m3se.scores.formats import READERS, WRITERS, IdType, OnError, Qrels, Reading, read_qrels, sniff
+from st_m3se.scores.formats import READERS, WRITERS, IdType, OnError, Reading, sniff
 from st_m3se.scores.formats.grouping import TextStore
+from st_m3se.scores.judgements import Qrels, read_qrels
 from st_m3se.scores.rows import Id, ScoredList
+from st_m3se.scores.sigmoid import ScoreRange
 from st_m3se.scores.store import TeacherScores
-from st_m3se.scores.writer import MANIFEST, MANIFEST_FIELDS, TeacherScoresWriter
+from st_m3se.scores.writer import MANIFEST, MANIFEST_FIELDS, UNFINISHED, TeacherScoresWriter
 
-__all__ = ["DESTINATIONS", "SOURCES", "Conversion", "convert"]
+__all__ = ["DESTINATIONS", "SOURCES", "Conversion", "convert", "read_rows", "run_tag"]
 
 STORE = "store"
+TABLES = ("csv", "parquet", "pylate")
 SOURCES = (STORE, *READERS)
+NOTES = {
+    "margin": "the file has margins: each query's first positive is 0, and only differences count.",
+    "rank": "the file has ranks and no scores: each score is minus the rank, and only the order means anything.",
+}
 DESTINATIONS = (STORE, *WRITERS)
 SUFFIXES = {".run": "trec", ".trec": "trec", ".jsonl": "pylate", ".csv": "csv", ".tsv": "marginmse", "": STORE}
 
@@ -62,6 +73,7 @@ def convert(
     qrels: str | Path | None = None,
     columns: Mapping[str, str] | None = None,
     manifest: Mapping[str, Any] | None = None,
+    tag: str | None = None,
     overwrite: bool = False,
 ) -> Conversion:
     """Convert teacher scores, in a stream: neither side has to fit into memory, and the result appears only whole.
@@ -70,7 +82,8 @@ def convert(
     from formats with texts, and ``qrels/train.tsv`` from formats that say which documents are the positives.
 
     Args:
-        source: A file in one of :data:`SOURCES`, plain, gz or zst, or a store.
+        source: A file in one of :data:`SOURCES`, plain, gz or zst; a store; or a folder of Parquet files, or of Arrow
+            files as ``Dataset.save_to_disk`` writes them.
         destination: A folder for a store, or a file.
         source_format: None recognises it by the content.
         destination_format: One of :data:`DESTINATIONS`. None goes by the name: ``.run``, ``.trec``, ``.jsonl``
@@ -82,6 +95,8 @@ def convert(
         columns: For tables: their names for ``query_id``, ``document_id`` and ``score`` (or ``document_ids``,
             ``scores``).
         manifest: What is known of the scores, as for :class:`TeacherScoresWriter`.
+        tag: Of a TREC run, one word. None is the name of the file without its endings: other tools, and trec_eval's
+            users, tell runs apart by it.
         overwrite: Replace the destination.
 
     Raises:
@@ -99,40 +114,55 @@ def convert(
         raise ValueError("qrels is only for writing MarginMSE pairs; scores of other formats need none.")
     if scores is not None and kind != "hard-negatives":
         raise ValueError(f"scores belongs to hard-negatives, and {source} is {kind}.")
-    if columns and kind not in ("csv", "parquet"):
-        raise ValueError(f"columns belongs to csv and parquet, and {source} is {kind}.")
+    if columns and kind not in TABLES:
+        raise ValueError(f"columns belongs to {', '.join(TABLES)}, and {source} is {kind}.")
+    if tag is not None and to != "trec":
+        raise ValueError("tag is for writing a TREC run.")
     if to != STORE and manifest:
         raise ValueError(f"a file of {to} scores has no manifest; the values {sorted(manifest)} would be lost.")
     sweep(destination)
     if destination.exists() and (not overwrite or destination.resolve() == source.resolve()):
         raise FileExistsError(f"{destination} exists. Choose another name, or overwrite=True to replace it.")
 
-    result = Conversion(kind, to)
+    result, span = Conversion(kind, to), ScoreRange()
     scores_path = None if scores is None else Path(scores)
     with closing(TextStore()) as texts, _scores_of(scores_path, destination, id_type) as known:
         reading = Reading(source, on_error=on_error, id_type=id_type, texts=texts if to == STORE else None)
-        rows = _counted(_rows(reading, kind, columns, known), reading, result)
+        rows = _counted(read_rows(reading, kind, columns, known), reading, result, span)
+        rows = chain([next(rows)], rows)  # with the first row the reader knows what kind of scores these are
         if to == STORE:
             with TeacherScoresWriter(
-                destination, manifest=_manifest(manifest, kind, source), overwrite=overwrite
+                destination, manifest=_manifest(manifest, kind, source, reading.scale), overwrite=overwrite
             ) as writer:
                 positives = _write_rows(rows, writer)
                 result.files = texts.write(writer.folder) + (["qrels/train.tsv"] if positives else [])
         elif to == "marginmse":
             pairs = _Positives(rows, None if qrels is None else read_qrels(qrels), source)
             WRITERS[to](pairs, destination, qrels=pairs.qrels, overwrite=overwrite)
+        elif to == "trec":
+            WRITERS[to](rows, destination, tag=tag or run_tag(destination), overwrite=overwrite)
         else:
             WRITERS[to](rows, destination, overwrite=overwrite)
     result.skipped, result.messages = reading.skipped, reading.messages
-    if kind == "gpl":
-        result.notes.append("the file has margins: each query's first positive is 0, and only differences count.")
+    if reading.scale in NOTES:
+        result.notes.append(NOTES[reading.scale])
+    if kind == "tuples":
+        result.notes.append("mine_hard_negatives gives a bi-encoder's scores, unless it was given a cross-encoder.")
+    if (warning := span.warning(_manifest(manifest, kind, source, reading.scale))) is not None:
+        result.notes.append(warning)
     return result
+
+
+def run_tag(path: Path) -> str:
+    """The tag of a run: its file's name without the endings, as one word."""
+    stem = re.sub(r"(\.(run|trec|txt|gz|zst))+$", "", path.name)
+    return re.sub(r"\s+", "_", stem) or "st-m3se"
 
 
 def _source_format(source: Path, chosen: str | None) -> str:
     if chosen is not None and chosen not in SOURCES:
         raise ValueError(f"there is no format {chosen!r} to read; there are {', '.join(SOURCES)}.")
-    if chosen is None and source.is_dir():
+    if chosen is None and ((source / MANIFEST).is_file() or (source / UNFINISHED).is_file()):
         return STORE
     return chosen or sniff(source)
 
@@ -152,14 +182,15 @@ def _destination_format(destination: Path, chosen: str | None) -> str:
     return SUFFIXES[name.suffix]
 
 
-def _rows(
-    reading: Reading, kind: str, columns: Mapping[str, str] | None, scores: TeacherScores | None
+def read_rows(
+    reading: Reading, kind: str, columns: Mapping[str, str] | None = None, scores: TeacherScores | None = None
 ) -> Iterator[ScoredList]:
+    """The rows of a file in one of :data:`SOURCES`; see :func:`convert`."""
     if kind == STORE:
         return _store_rows(reading)
     if kind == "hard-negatives":
         return READERS[kind](reading, scores)
-    if kind in ("csv", "parquet"):
+    if kind in TABLES:
         return READERS[kind](reading, columns)
     return READERS[kind](reading)
 
@@ -174,8 +205,10 @@ def _store_rows(reading: Reading) -> Iterator[ScoredList]:
         yield checked
 
 
-def _counted(rows: Iterator[ScoredList], reading: Reading, result: Conversion) -> Iterator[ScoredList]:
-    """Count the rows, and reject a second one of the same query."""
+def _counted(
+    rows: Iterator[ScoredList], reading: Reading, result: Conversion, span: ScoreRange
+) -> Iterator[ScoredList]:
+    """Count the rows, see where their scores lie, and reject a second one of the same query."""
     seen: set[Id] = set()
     for row in rows:
         if row.query_id in seen:
@@ -184,6 +217,7 @@ def _counted(rows: Iterator[ScoredList], reading: Reading, result: Conversion) -
         seen.add(row.query_id)
         result.queries += 1
         result.scores += len(row.scores)
+        span.add(np.asarray(row.scores, dtype=np.float64))
         yield row
     if not result.queries:
         raise FormatError("there is no row of scores in it.", file=str(reading.path))
@@ -200,11 +234,11 @@ def _scores_of(path: Path | None, destination: Path, id_type: IdType | None) -> 
         yield TeacherScores.open(folder / STORE)
 
 
-def _manifest(given: Mapping[str, Any] | None, kind: str, source: Path) -> dict[str, Any]:
+def _manifest(given: Mapping[str, Any] | None, kind: str, source: Path, scale: str | None) -> dict[str, Any]:
     """What is known of the scores: given, from the manifest of the source, or from its format."""
     known: dict[str, Any] = {"source": {"file": source.name, "format": kind}}
-    if kind == "gpl":
-        known["scale"] = "margin"
+    if scale is not None:
+        known["scale"] = scale
     if kind == STORE and (source / MANIFEST).is_file():
         old = TeacherScores.open(source).manifest
         known = {name: old.get(name) for name in MANIFEST_FIELDS}

@@ -10,6 +10,8 @@ import numpy as np
 import pyarrow as pa
 from tqdm import tqdm
 
+from st_m3se.scores.sigmoid import ScoreRange
+
 if TYPE_CHECKING:
     from st_m3se.scores.store import TeacherScores
 
@@ -146,15 +148,8 @@ def describe(
     if lengths.count:
         summary.list_lengths = {"min": lengths.low, "mean": lengths.sum / lengths.count, "max": lengths.high}
     summary.score_histogram, summary.margin_histogram = scores.histogram(), margins.histogram()
-    # Reciprocal rank fusion, a search by cosine and calibrated ensembles lie there by nature.
-    source = store.manifest.get("source")
-    run = isinstance(source, dict) and "merged_by" in source
-    logits = not run and store.manifest.get("scale") != "margin"
-    if logits and scores.count and scores.low >= 0.0 and scores.high <= 1.0:
-        summary.warnings.append(
-            "all scores lie in [0, 1], as a sigmoid's outputs do: it squeezes the margins away. Score with "
-            "activation_fn=torch.nn.Identity()."
-        )
+    if (warning := ScoreRange(scores.low, scores.high).warning(store.manifest)) is not None:
+        summary.warnings.append(warning)
     if summary.scores > scores.count:
         summary.warnings.append(f"{summary.scores - scores.count:,} scores are missing or not finite.")
     if summary.positives and not summary.covered:

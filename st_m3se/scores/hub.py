@@ -9,12 +9,19 @@ import shutil
 import tempfile
 from collections.abc import Mapping, Sequence
 from fnmatch import fnmatchcase
+from hashlib import blake2b
 from pathlib import Path
 from typing import Any
 
+import pyarrow as pa
+import pyarrow.parquet as pq
+from filelock import FileLock
+
 from st_m3se.files import checked_json, digest, scratch_folder
 from st_m3se.markdown import markdown
+from st_m3se.scores.convert import convert
 from st_m3se.scores.errors import FormatError
+from st_m3se.scores.ids import SortedIds
 from st_m3se.scores.rows import short
 from st_m3se.scores.shard import Shard
 from st_m3se.scores.store import TeacherScores
@@ -27,6 +34,7 @@ TEXTS = ("queries.jsonl", "corpus.jsonl", "qrels/*.tsv")
 LIBRARY = "st-m3se"
 NAME = re.compile(r"[\w./ +-]+")
 TYPES = ("query_id_type", "document_id_type")
+CONVERTED = 1  # part of every converted set's name in the cache: raise it when readers change
 
 
 def save_for_hub(store: TeacherScores, folder: str | Path, *, repo_id: str, license: str | None = None) -> None:
@@ -189,7 +197,40 @@ def load(
         "split": split,
         "revision": commit,
     }
-    return TeacherScores([Shard(file) for file in files], manifest)
+    if all(_is_store(pq.ParquetFile(file).schema_arrow) for file in files):
+        store = TeacherScores([Shard(file) for file in files], manifest)
+        if SortedIds(store.query_ids()).first_duplicate() is None:
+            return store
+    try:
+        return _converted(files, manifest, cache_dir)
+    except FormatError as error:
+        raise FormatError(error.message, file=repo_id) from None
+
+
+def _is_store(schema: pa.Schema) -> bool:
+    """Whether the columns are those of a store, without positives beside them."""
+    types = {name: schema.field(name).type for name in schema.names}
+    lists = all(pa.types.is_list(types.get(name, pa.null())) for name in ("document_ids", "scores"))
+    return lists and "query_id" in types and "positive_ids" not in types
+
+
+def _converted(files: Sequence[Path], manifest: dict[str, Any], cache_dir: str | Path | None) -> TeacherScores:
+    """Files of another layout as a store in the cache, made once; positives and texts are kept beside the scores."""
+    if cache_dir is None:
+        from datasets import config
+
+        cache_dir = Path(config.HF_DATASETS_CACHE) / "st-m3se-hub"
+    stamps = [(str(file.resolve()), file.stat().st_size, file.stat().st_mtime_ns) for file in files]
+    Path(cache_dir).mkdir(parents=True, exist_ok=True)
+    key = blake2b(json.dumps([CONVERTED, stamps]).encode(), digest_size=12).hexdigest()
+    target = Path(cache_dir) / f"scores-{key}"
+    with FileLock(Path(cache_dir) / f"{target.name}.lock"):
+        if not (target / MANIFEST).is_file():
+            with scratch_folder(target) as folder:
+                for number, file in enumerate(files):
+                    _link(file, folder / f"part-{number:05}.parquet")
+                convert(folder, target, manifest={"source": manifest["source"]}, overwrite=target.exists())
+    return TeacherScores.open(target)
 
 
 def _patterns(card: Path, config_name: str | None, split: str, repo_id: str) -> list[str]:

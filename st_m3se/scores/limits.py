@@ -56,7 +56,7 @@ VALUES = Limit("ST_M3SE_MAX_VALUES", 1_000_000, "values")
 """In one list, which is the documents of one query."""
 
 RATIO = Limit("ST_M3SE_MAX_RATIO", 200, "bytes for each that is stored")
-"""Of a packed file; the first 64 MiB do not count."""
+"""Of a packed file; the first 32 MiB do not count."""
 
 HELD = Limit("ST_M3SE_MAX_HELD", 1 << 28, "bytes")
 """What a pickle may keep in memory at a time, beside the query that is being read."""

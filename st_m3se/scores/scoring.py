@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import os
 import re
 import time
@@ -16,22 +17,27 @@ import pyarrow as pa
 from tqdm.auto import tqdm
 
 from st_m3se.scores.candidate_lists import CandidateLists
+from st_m3se.scores.findings import report
 from st_m3se.scores.rows import short
 from st_m3se.scores.scoring_run import ScoringRun
+from st_m3se.scores.sigmoid import ScoreRange
 from st_m3se.scores.store import TeacherScores
 from st_m3se.scores.teacher import Backend, Pairs, Precision, Teacher, as_teacher
 
 if TYPE_CHECKING:
     from datasets import Dataset
-    from sentence_transformers import CrossEncoder, SentenceTransformer
+    from sentence_transformers import CrossEncoder, MultiVectorEncoder, SentenceTransformer, SparseEncoder
 
     from st_m3se.texts import Texts
 
-    TeacherSource: TypeAlias = CrossEncoder | SentenceTransformer | Callable[[list[tuple[str, str]]], Any] | str | Path
+    Encoder: TypeAlias = SentenceTransformer | SparseEncoder | MultiVectorEncoder
+    TeacherSource: TypeAlias = CrossEncoder | Encoder | Callable[[list[tuple[str, str]]], Any] | str | Path
     Candidates: TypeAlias = TeacherScores | Mapping[Any, Iterable[Any]] | str | Path
     TextSource: TypeAlias = Texts | Mapping[Any, Any] | Dataset | str | Path
 
 __all__ = ["score_candidates"]
+
+logger = logging.getLogger(__name__)
 
 POLL_SECONDS = 0.5
 LOOK_SECONDS = 5.0
@@ -58,6 +64,8 @@ def score_candidates(
     backend: Backend = ...,
     revision: str | None = ...,
     trust_remote_code: bool = ...,
+    label: int | None = ...,
+    strict: bool = ...,
     name: str | None = ...,
     show_progress_bar: bool = ...,
 ) -> dict[str, TeacherScores]: ...
@@ -80,6 +88,8 @@ def score_candidates(
     backend: Backend = ...,
     revision: str | None = ...,
     trust_remote_code: bool = ...,
+    label: int | None = ...,
+    strict: bool = ...,
     name: str | None = ...,
     show_progress_bar: bool = ...,
 ) -> TeacherScores: ...
@@ -101,6 +111,8 @@ def score_candidates(
     backend: Backend = "torch",
     revision: str | None = None,
     trust_remote_code: bool = False,
+    label: int | None = None,
+    strict: bool = False,
     name: str | None = None,
     show_progress_bar: bool = True,
 ) -> TeacherScores | dict[str, TeacherScores]:
@@ -120,7 +132,8 @@ def score_candidates(
 
             - a ``CrossEncoder``, or the name or path of one: its raw logits. Its own activation, a Sigmoid by
               default, would squeeze the margins between good documents away;
-            - a ``SentenceTransformer``, or the name or path of one: ``model.similarity`` of the embeddings;
+            - a ``SentenceTransformer``, ``SparseEncoder`` or ``MultiVectorEncoder``, or the name or path of one:
+              ``model.similarity`` of the embeddings;
             - a function that takes a list of (query, document) pairs and returns as many numbers, as a list, an
               array or a tensor;
             - a mapping from a name to any of these: each makes a store in the folder of its name in ``output``.
@@ -137,9 +150,14 @@ def score_candidates(
             memory runs out. It may differ from one call to the next.
         shard_queries: Queries in a shard. None cuts 256 shards, but of 1,024 to 65,536 pairs.
         device: Such as "cuda:1" or "cpu". None is the GPU of this process, where there is one.
-        backend: "torch", "onnx" or "openvino", for a teacher by name or path.
+        backend: "torch", "onnx" or "openvino", for a teacher by name or path. An int8 export whose activations are
+            quantised dynamically takes their scale from the whole batch: a pair's score then depends on
+            ``batch_tokens`` and on the pairs beside it, by some tenths of a logit.
         revision: Of a teacher by name on the hub. The commit that it stands for goes into the manifest.
         trust_remote_code: Let a model by name run code of its own.
+        label: Of a cross-encoder with several labels, the one whose logit is the score, counted from 0.
+        strict: Refuse ids that repeat and empty texts. Else they are reported by warnings; of an id that repeats the
+            last text counts.
         name: What the manifest calls the teacher. None is its name or path; a lambda needs one.
         show_progress_bar: Show pairs, pairs per second and the time left, in the first process.
 
@@ -157,10 +175,13 @@ def score_candidates(
         ...     "cross-encoder/ms-marco-MiniLM-L6-v2", "bm25-run", "queries.jsonl", "corpus.jsonl", "teacher-scores"
         ... )
     """
-    from st_m3se.texts import Texts  # which itself begins with this package's errors and ids
+    from st_m3se.collection import open_texts  # whose texts begin with this package's errors and ids
 
     lists = CandidateLists(candidates)
-    texts = Texts.open(queries, "queries"), Texts.open(corpus, "corpus")
+    asked, findings = open_texts(queries, "queries")
+    documents, unusual = open_texts(corpus, "corpus")
+    report("score_candidates", findings + unusual, strict=strict)
+    texts = asked, documents
     options = {
         "max_length": max_length,
         "dtype": dtype,
@@ -170,6 +191,7 @@ def score_candidates(
         "backend": backend,
         "revision": revision,
         "trust_remote_code": trust_remote_code,
+        "label": label,
     }
     if not isinstance(teacher, Mapping):
         return _score(_teacher(teacher, name, options), lists, texts, Path(output), shard_queries, show_progress_bar)
@@ -243,12 +265,17 @@ def _score_shards(
         return number, table, teacher.prepare(_pairs(table, *texts))
 
     done = 0
+    span, told = ScoreRange(), False
     saving: Future[None] | None = None
     claimed = (shard for shard in lists.shards(run.shard_queries, set(numbers)) if run.claim(shard[0]))
     with ThreadPoolExecutor(max_workers=1, thread_name_prefix="save") as disk:
         for number, table, prepared in _ahead(prepare, claimed):
             scores = teacher.score(prepared, progress.advance)
             _check(scores, table, str(teacher.settings["teacher"]))
+            span.add(scores)
+            if not told and (warning := span.warning(teacher.settings)) is not None:  # now, and not after hours
+                logger.warning(f"the teacher {teacher.settings['teacher']}: {warning}")
+                told = True
             if saving is not None:
                 saving.result()
             saving = disk.submit(run.save, number, scores)

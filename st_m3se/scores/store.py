@@ -350,7 +350,9 @@ class TeacherScores:
         cache_dir: str | Path | None = None,
         token: bool | str | None = None,
     ) -> TeacherScores:
-        """Download a store, or any published set of its columns, into the hub's cache and open it there.
+        """Download a store, or a set in any layout that :func:`~st_m3se.scores.convert` reads, and open it.
+
+        What has the columns of a store is opened in the hub's cache; another layout becomes a store beside it, once.
 
         Args:
             repo_id: The dataset repository, or a local folder of the same layout.

@@ -148,6 +148,7 @@ def as_teacher(
     backend: Backend = "torch",
     revision: str | None = None,
     trust_remote_code: bool = False,
+    label: int | None = None,
 ) -> Teacher:
     """The teacher behind a model, a model's name or path, or a function; see :func:`score_candidates`.
 
@@ -167,27 +168,45 @@ def as_teacher(
             dtype=dtype,
             prompt=prompt,
             batch_tokens=batch_tokens,
+            label=label,
         )
     loading = {"backend": backend != "torch", "revision": revision is not None, "trust_remote_code": trust_remote_code}
     if given := [option for option, value in loading.items() if value]:
         raise ValueError(f"{', '.join(given)} belongs to a teacher by name or path; this one is loaded already.")
     if "sentence_transformers" in sys.modules:  # without it there is no instance of its classes
-        from sentence_transformers import CrossEncoder, SentenceTransformer
+        from sentence_transformers.base.model import BaseModel
 
-        if isinstance(teacher, (CrossEncoder, SentenceTransformer)):
+        if isinstance(teacher, BaseModel):
             from st_m3se.scores.teacher_models import wrap
 
             if device is not None:
                 teacher.to(device)
             return wrap(
-                teacher, name=name, max_length=max_length, dtype=dtype, prompt=prompt, batch_tokens=batch_tokens
+                teacher,
+                name=name,
+                max_length=max_length,
+                dtype=dtype,
+                prompt=prompt,
+                batch_tokens=batch_tokens,
+                label=label,
             )
+    if callable(getattr(teacher, "encode_query", None)):  # which are functions, too, but of features
+        raise TypeError(
+            f"a {type(teacher).__name__} has no scores of pairs of its own. Pass the function that compares its "
+            "embeddings: st_m3se.evaluation.encoders.pair_scorer(model, batch_size=32), with a name."
+        )
     if isinstance(teacher, Mapping) or not callable(teacher):
         raise TypeError(
-            "a teacher must be a CrossEncoder, a SentenceTransformer, the name or path of one, or a function of "
-            f"(query, document) pairs, got {type(teacher).__name__}."
+            "a teacher must be a CrossEncoder, a SentenceTransformer, SparseEncoder or MultiVectorEncoder, the name or "
+            f"path of one, or a function of (query, document) pairs, got {type(teacher).__name__}."
         )
-    of_models = {"max_length": max_length, "dtype": dtype, "prompt": prompt, "batch_tokens": batch_tokens}
+    of_models = {
+        "max_length": max_length,
+        "dtype": dtype,
+        "prompt": prompt,
+        "batch_tokens": batch_tokens,
+        "label": label,
+    }
     if given := [option for option, value in {**of_models, "device": device}.items() if value is not None]:
         raise ValueError(f"{', '.join(given)} is for models; the function has to see to it itself.")
     return CallableTeacher(teacher, name)

@@ -15,6 +15,7 @@ from datasets import Dataset
 from hypothesis import given
 from hypothesis import strategies as st
 from sentence_transformers import SentenceTransformer, SentenceTransformerTrainer
+from students import multi_vector_student, sparse_student
 
 from st_m3se import DistillationCollator, DistillationEvaluator, M3SELoss, build_distillation_dataset
 from st_m3se.evaluation.distillation import list_metrics
@@ -164,6 +165,26 @@ def test_a_similarity_of_ones_own(make_model: Callable[..., Any], ragged_rows: R
     negated = DistillationEvaluator(ragged_rows, similarity_fct=lambda one, two: -model.similarity(one, two))
     found = DistillationEvaluator(ragged_rows)(model)
     assert negated(model)["kendall_tau"] == pytest.approx(-found["kendall_tau"])
+
+
+@pytest.mark.parametrize("kind", ["sparse", "multi-vector"])
+def test_a_student_of_any_kind(checkpoint: Path, ragged_rows: Rows, kind: str) -> None:
+    """Scores are those of the model itself, text by text; a query is expanded and a document is not."""
+    if kind == "sparse":
+        model = sparse_student(checkpoint).eval()
+    else:
+        model = multi_vector_student(checkpoint, {"strategy": "fixed", "attend": False, "length": 14}).eval()
+    scores = []
+    for row in ragged_rows:
+        query = model.encode_query([row["query"]])
+        scores.append([float(model.similarity(query, model.encode_document([text]))) for text in row["documents"]])
+    found = DistillationEvaluator(ragged_rows, scale=2.0)(model)
+    taus = [tau_b(row["scores"], student) for row, student in zip(ragged_rows, scores, strict=True)]
+    assert found["kendall_tau"] == pytest.approx(np.mean(taus), abs=1e-6)
+    errors = [margin_errors(row["scores"], student, 2.0) for row, student in zip(ragged_rows, scores, strict=True)]
+    assert found["margin_mae"] == pytest.approx(np.mean([np.abs(row).mean() for row in errors]), rel=1e-4)
+    with pytest.raises(ValueError, match=r"truncate_dim=8 is for dense"):
+        DistillationEvaluator(ragged_rows, truncate_dim=8)(model)
 
 
 @pytest.mark.parametrize(

@@ -18,11 +18,11 @@ import pytest
 import torch
 
 from evaluation.encoders import CORPUS, KINDS, QUERIES, make_encoder
+from st_m3se.encoders import embed_documents
 from st_m3se.evaluation import embeddings as package
 from st_m3se.evaluation.embeddings import (
     CorpusEmbeddings,
     embed_corpus,
-    embed_documents,
     embed_queries,
 )
 from st_m3se.evaluation.fingerprint import model_fingerprint

@@ -46,6 +46,7 @@ def root(checkpoint: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     save_encoder("dense", checkpoint, folder / "seed2", shift=0.05)
     save_encoder("sparse", checkpoint, folder / "splade")
     make_cross_encoder(checkpoint, folder / "judge")
+    make_cross_encoder(checkpoint, folder / "three", labels=3)
     lines = [
         f"{query} Q0 {DOCUMENTS[(place + step) % 16]} {step + 1} {9 - step} x\n"
         for place, query in enumerate(QUERIES)
@@ -257,6 +258,9 @@ def test_a_wrong_command_line_exits_with_2(arguments: list[str], message: str) -
         (["--data", "small", "--system", "judge"], "is a cross-encoder"),
         (["--data", "small", "--system", "no/such-model"], "no/such-model is no model"),
         (["--data", "small", "--system", "bm25", "--rerank", "small"], "small is no model"),
+        (["--data", "small", "--system", "bm25", "--rerank", "three"], "has 3 labels"),
+        (["--data", "small", "--system", "bm25", "--rerank", "three", "--label", "x"], "--label must be a number"),
+        (["--data", "small", "--system", "bm25", "--tokens", "letters"], "tokens must be"),
         (["--data", "small", "--run", "absent.run"], "there is no such file"),
         (["--data", "small", "--run", "qrels.dl99.txt"], "no run"),
         (["--qrels", "qrels.dl99.txt", "--system", "bm25"], "finished runs (--run)"),
@@ -273,6 +277,14 @@ def test_an_error_is_one_line_with_a_remedy(arguments: list[str], message: Any) 
     assert err.strip().endswith(lines[0].strip()), "the error should be the last thing said"
     assert message in lines[0]
     assert "Traceback" not in err
+
+
+def test_labels_and_remote_code_and_tokens_reach_the_systems() -> None:
+    more = ["--label", "three=2", "--trust-remote-code", "--tokens", "bigrams"]
+    run("--data", "small", "--system", "bm25", "--rerank", "three", *more, *FAST)
+    systems = json.loads(Path("out/results.json").read_text())["systems"]
+    assert systems["bm25"]["tokens"] == "bigrams"
+    assert systems["bm25+three"]["label"] == 2
 
 
 def test_a_changed_system_is_refused_by_name() -> None:

@@ -18,11 +18,12 @@ from sentence_transformers import CrossEncoder, SentenceTransformer
 
 from evaluation.beir_folder import DOCUMENTS, QRELS, save_encoder, write_set
 from evaluation.encoders import CORPUS, KINDS, QUERIES, make_encoder
-from st_m3se.candidates import BM25
-from st_m3se.evaluation import Encoder, GivenRun, ReRanker, Results, open_set, qrels_set
+from st_m3se.candidates import BM25, find_candidates
+from st_m3se.diagnostics import JudgedLists
+from st_m3se.evaluation import Encoder, GivenRun, ReRanker, Results, RetrievalEvaluator, open_set, qrels_set
 from st_m3se.evaluation import evaluate as evaluate_systems
 from st_m3se.evaluation.encoders import load_encoder
-from st_m3se.scores import FormatError, TeacherScores
+from st_m3se.scores import FormatError, ScoredList, TeacherScores
 
 MEASURES = ("nDCG@10", "RR@10", "R@100", "AP")
 NAMES = {"dense": "bi-encoder", "sparse": "sparse encoder", "multi-vector": "multi-vector encoder"}
@@ -111,7 +112,11 @@ def test_figures_are_those_of_beirs_own_evaluation(models: dict[str, Path], fold
     # Half of the queries have the id of a document: BEIR's rule leaves that one out.
     renamed = {DOCUMENTS[place] if place % 2 else query: text for place, (query, text) in enumerate(QUERIES.items())}
     distinct = {document: text for document, text in CORPUS.items() if not document.startswith("again")}
-    qrels = dict(zip(renamed, QRELS.values(), strict=True))
+    # ... which it does even if it is judged, and this package does not.
+    qrels = {
+        query: {document: grade for document, grade in grades.items() if document != query}
+        for query, grades in zip(renamed, QRELS.values(), strict=True)
+    }
     write_set(tmp_path / "arguana", renamed, distinct, qrels)
     results = evaluate(tmp_path / "arguana", {"model": models["dense"]}, tmp_path / "out", depth=100)
 
@@ -131,6 +136,40 @@ def test_figures_are_those_of_beirs_own_evaluation(models: dict[str, Path], fold
     assert all(
         query in found for query, found in ranking(tmp_path / "kept", "model", "arguana").items() if query[0] == "d"
     )
+
+
+@pytest.mark.parametrize("judged", [True, False])
+def test_questions_and_answers_that_are_numbered_alike(judged: bool, models: dict[str, Path], tmp_path: Path) -> None:
+    """Prevents a model that finds every answer from being at 0.0; in every way to rank, and in the trainer."""
+    texts = {str(place): answer for place, answer in enumerate(CORPUS.values()) if answer and place < 8}
+    qrels = {key: {key: 1} if judged else {"none": 1} for key in texts}
+    data = write_set(tmp_path / "faq", texts, texts, qrels)
+    rows = [ScoredList(key, [key, "0" if key != "0" else "1"], [2.0, 1.0]) for key in texts]
+    run = tmp_path / "run"
+    TeacherScores.from_rows(rows, run)
+    systems: dict[str, Any] = {
+        "bm25": "bm25", "dense": models["dense"], "run": GivenRun(run), "re": ReRanker(judge, "run")
+    }  # fmt: skip
+    results = evaluate(data, systems, tmp_path / "out", depth=100)
+    found = {name: values["RR@10"].mean() for name, values in results.values["faq"].items()}
+    assert found == dict.fromkeys(systems, float(judged))
+    for name in systems:
+        own = sum(key in documents for key, documents in ranking(tmp_path / "out", name, "faq").items())
+        assert own == (8 if judged or name in ("run", "re") else 0)
+    told = {finding.kind: finding for finding in results.sets["faq"].findings}
+    assert ("8 of them are judged" in told["query ids that are document ids"].effect) == judged
+    assert ("run: documents with the id of their query" in told) == (not judged)
+    model = SentenceTransformer(str(models["dense"]), device="cpu")
+    evaluator = RetrievalEvaluator(data, measures=["RR@10"], name="", write_csv=False)
+    assert evaluator(model) == {"RR@10": float(judged)}
+    graded = {row.query_id: dict(zip(row.document_ids, (0, 1), strict=True)) for row in rows}
+    assert JudgedLists.of(TeacherScores.open(run), graded).by_query() == {
+        key: list(grades) for key, grades in graded.items()
+    }
+    if judged:
+        for same in (True, False):
+            lists = find_candidates(texts, texts, ["bm25"], tmp_path / f"c{same}", exclude_same_id=same, judged=qrels)
+            assert all(row.query_id in row.document_ids for row in lists)
 
 
 def test_a_re_ranker_orders_the_first_documents_and_the_rest_follow(

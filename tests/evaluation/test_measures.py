@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 import random
+import shutil
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -15,8 +16,8 @@ from hypothesis import strategies as st
 
 from st_m3se.evaluation import DEFAULT_MEASURES, parse_measures, per_query
 from st_m3se.evaluation import measures as module
-from st_m3se.scores import FormatError, ScoredList, TeacherScores
-from st_m3se.scores.formats import Reading, read_qrels, read_run
+from st_m3se.scores import FormatError, ScoredList, TeacherScores, read_qrels
+from st_m3se.scores.formats import Reading, read_run
 
 pytrec_eval = pytest.importorskip("pytrec_eval", reason='the oracle comes with pip install -e ".[test]"')
 
@@ -157,9 +158,9 @@ def test_queries_whose_grades_are_all_negative_count_0() -> None:
 
 def test_the_rule_of_the_same_id() -> None:
     """BEIR leaves a query's own document out of its results, trec_eval does not know the rule."""
-    qrels = {"7": {"8": 1}, "9": {"9": 1}}
-    run = {"7": {"7": 3.0, "8": 2.0}, "9": {"9": 1.0}}
-    assert per_query(rows(run), qrels, ["RR@10"])["RR@10"].tolist() == [1, 0]
+    qrels = {"7": {"8": 1}, "9": {"8": 1}}
+    run = {"7": {"7": 3.0, "8": 2.0}, "9": {"8": 1.0}}
+    assert per_query(rows(run), qrels, ["RR@10"])["RR@10"].tolist() == [1, 1]
     assert per_query(rows(run), qrels, ["RR@10"], exclude_same_id=False)["RR@10"].tolist() == [1 / 2, 1]
     evaluation = pytest.importorskip("beir.retrieval.evaluation").EvaluateRetrieval
     for rule in (True, False):
@@ -169,6 +170,94 @@ def test_the_rule_of_the_same_id() -> None:
         assert ndcg["NDCG@10"] == pytest.approx(values["nDCG@10"].mean(), abs=1e-5)
         assert average["MAP@10"] == pytest.approx(values["AP@10"].mean(), abs=1e-5)
         assert recall["Recall@10"] == pytest.approx(values["R@10"].mean(), abs=1e-5)
+
+
+def test_a_judged_document_is_never_left_out() -> None:
+    """Prevents a perfect run of questions and answers that are numbered alike from measuring 0.0, as in BEIR."""
+    qrels = {"7": {"7": 1}, "9": {"9": 0, "8": 1}}
+    run = {"7": {"7": 3.0, "8": 2.0}, "9": {"9": 2.0, "8": 1.0}}
+    for rule in (True, False):
+        assert per_query(rows(run), qrels, ["RR@10"], exclude_same_id=rule)["RR@10"].tolist() == [1, 1 / 2]
+
+
+def test_ids_may_be_numbers_and_a_fraction_is_no_grade() -> None:
+    """Prevents judgements that match nothing, and a grade of 0.5 that is cut to 0: every measure would be 0."""
+    run = [ScoredList(7, [1, 2], [1.0, 2.0])]
+    for qrels in ({7: {1: 1}}, {"7": {"1": 1}}, {7: {1: np.int64(1)}}, {7: {1: 1.0}}):
+        for chosen in (None, [7], ["7"]):
+            assert per_query(run, qrels, ["RR@10"], query_ids=chosen)["RR@10"].tolist() == [1 / 2]
+    with pytest.raises(FormatError, match=r"relevance must be an integer, got 0\.5\. .*scale the grades"):
+        per_query(run, {7: {1: 0.5}}, ["nDCG@10"])
+    with pytest.raises(FormatError, match="stand twice, as text and as number"):
+        per_query(run, {7: {1: 1, "1": 0}})
+
+
+def gdeval(run: dict[str, dict[str, float]], qrels: dict[str, dict[str, int]], cutoff: int) -> dict[str, list[float]]:
+    """What TREC's gdeval.pl says, where it can: ids of digits, grades up to 4."""
+    import ir_measures
+    from ir_measures.providers.gdeval_provider import GdevalProvider
+
+    measures = [ir_measures.ERR @ cutoff, ir_measures.nDCG(dcg="exp-log2") @ cutoff]
+    values = GdevalProvider().iter_calc(measures, qrels, run)
+    found = {(each.query_id, str(each.measure)): each.value for each in values}
+    return {str(measure): [found.get((query, str(measure)), 0.0) for query in qrels] for measure in measures}
+
+
+@pytest.mark.parametrize("cutoff", [1, 3, 20])
+def test_measures_of_our_own_are_those_of_the_original(cutoff: int) -> None:
+    """ERR and exponential nDCG against gdeval.pl, the others against ir_measures' code; where these can compute."""
+    import ir_measures
+    from ir_measures.providers.accuracy_provider import AccuracyProvider
+    from ir_measures.providers.judged_provider import JudgedProvider
+
+    rng = random.Random(5)
+    qrels = {str(q): {f"d{rng.randrange(20)}": rng.choice([-1, 0, 1, 2, 4]) for _ in range(8)} for q in range(12)}
+    run = {query: {f"d{d}": rng.random() for d in rng.sample(range(40), 15)} for query in qrels}
+    expected = gdeval(run, qrels, cutoff) if shutil.which("perl") else {}
+    judged, accuracy = ir_measures.Judged @ cutoff, ir_measures.Accuracy(rel=2) @ 15
+    for provider, measure in ((JudgedProvider(), judged), (AccuracyProvider(), accuracy)):
+        found = {each.query_id: each.value for each in provider.iter_calc([measure], qrels, run)}
+        expected[str(measure)] = [found.get(query, 0.0) for query in qrels]
+    values = per_query(rows(run), qrels, list(expected), exclude_same_id=False)
+    for name, column in expected.items():
+        assert values[name].tolist() == pytest.approx(column, abs=1e-5), name
+        assert any(column), name
+
+
+def test_measures_whose_providers_fail_on_ordinary_input() -> None:
+    """Prevents a traceback after hours: ids with a hyphen, empty lists, lists of relevant documents alone."""
+    qrels = {"q-1": {"a": 3, "b": 1, "c": -2}, "q-2": {"x": 1}, "empty": {"a": 1}, "none": {"a": 0}}
+    run = {"q-1": {"b": 3.0, "z": 2.0, "a": 1.0}, "q-2": {"x": 1.0}, "empty": {}, "none": {"a": 1.0}}
+    names = ["ERR@2", "ERR", "nDCG(dcg='exp-log2')@2", "nDCG(dcg='exp-log2')", "Judged@3", "Accuracy"]
+    values = per_query(rows(run), qrels, names)
+    first = (2**1 - 1) / 2**4
+    assert values["ERR@2"].tolist() == pytest.approx([first, first, 0, 0])
+    assert values["ERR"][0] == pytest.approx(first + (1 - first) * (2**3 - 1) / 2**4 / 3)
+    ideal = 7 + 1 / math.log2(3)
+    assert values["nDCG(dcg='exp-log2')@2"].tolist() == pytest.approx([1 / ideal, 1, 0, 0])
+    assert values["nDCG(dcg='exp-log2')"][0] == pytest.approx((1 + 7 / math.log2(4)) / ideal)
+    assert values["Judged@3"].tolist() == pytest.approx([2 / 3, 1, 0, 1])
+    assert values["Accuracy"].tolist() == pytest.approx([1 / 2, 1, 0, 0])
+
+
+@pytest.mark.parametrize(
+    ("name", "message"),
+    [
+        ("P@0", "cut-off of P@0 must be an integer of at least 1, got 0"),
+        ("nDCG(gains={1:0.5})@10", r"gains .* must be integers.*scale"),
+        ("RBP(p=0.8)", "nothing that is installed computes"),
+    ],
+)
+def test_what_a_measure_cannot_do_is_said_at_once(name: str, message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        parse_measures([name])
+
+
+def test_grades_beyond_a_measure_are_refused_before_the_work() -> None:
+    qrels = {"q": {"a": 5}}
+    with pytest.raises(ValueError, match="ERR@10 takes grades up to 4, and these judgements go up to 5"):
+        per_query([], qrels, ["nDCG@10", "ERR@10"])
+    assert per_query(rows({"q": {"a": 1.0}}), qrels, ["nDCG(dcg='exp-log2')@10"])["nDCG(dcg='exp-log2')@10"][0] == 1
 
 
 def test_the_run_streams_in_blocks(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -46,11 +46,43 @@ SAMPLES: dict[str, bytes] = {
             "negative_passages": [{"docid": "d2", "title": "", "text": "that", "score": -1.25}],
         },
     ),
+    "margins": _jsonl(
+        {"query_id": "q7", "positive_id": "d1", "negative_id": "d2", "score": 10.75},
+        {"query_id": "q7", "positive_id": "d1", "negative_id": "d3", "score": 6.5},
+        {"query_id": "q5", "positive_id": "d4", "negative_id": "d2", "score": 7.5},
+    ),
+    "tuples": _jsonl(
+        {"anchor": "what", "answer": "this", "negative_1": "that", "negative_2": "them", "scores": [9.5, -1.25, 3]},
+        {"anchor": "who", "answer": "she", "negative_1": "that", "negative_2": "this", "scores": [8.0, 0.5, 0.25]},
+    ),
+    "rank-llm": json.dumps(
+        [
+            {
+                "query": {"text": "what", "qid": "7"},
+                "candidates": [
+                    {"docid": "d1", "score": 9.5, "doc": {"contents": "this", "title": "It"}},
+                    {"docid": "d2", "score": -1.25, "doc": {"contents": "that"}},
+                ],
+            }
+        ],
+        indent=2,
+    ).encode(),
+    "rankify": _jsonl(
+        {
+            "question": "what?",
+            "answers": ["this"],
+            "ctxs": [{"score": 9.5, "has_answer": True, "id": 1}, {"score": -1.25, "has_answer": False, "id": 2}],
+        },
+    ),
     "colbert": b"[7, [1, 9.5], [2, -1.25]]\n[5, [4, 8.0], [2, 0.5]]\n",
     "trec": b"7 Q0 d1 1 9.5 bm25\n7 Q0 d2 2 -1.25 bm25\n5 Q0 d4 1 8.0 bm25\n",
+    "ranking": b"7\td1\t1\t9.5\n7\td2\t2\t-1.25\n5\td4\t1\t8.0\n",
     "csv": b'query_id,document_id,score\n7,d1,9.5\n7,"d,2",-1.25\n5,d4,8.0\n',
     "parquet": _parquet(query_id=[7, 5], document_ids=[[1, 2], [4]], scores=[[9.5, -1.25], [8.0]]),
 }
+
+AMBIGUOUS = ("ranking",)
+"""Formats that must be named: GPL's margins may look like a ranking."""
 
 
 def write_sample(folder: Path, name: str) -> Path:

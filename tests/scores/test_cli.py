@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 from typer.testing import CliRunner
 
-from scores.score_samples import SAMPLES, write_sample
+from scores.score_samples import AMBIGUOUS, SAMPLES, write_sample
 from st_m3se.cli import app
 from st_m3se.scores import TeacherScores
 from st_m3se.scores.convert import DESTINATIONS, SOURCES
@@ -38,7 +38,8 @@ def test_the_help_names_every_format_and_option() -> None:
 @pytest.mark.parametrize("name", SAMPLES)
 def test_it_says_which_format_it_took(tmp_path: Path, name: str) -> None:
     path = write_sample(tmp_path, name)
-    out, err = run(path, tmp_path / "store", "--teacher", "my/teacher")
+    named = ["--from", name] if name in AMBIGUOUS else []
+    out, err = run(path, tmp_path / "store", "--teacher", "my/teacher", *named)
     assert out.startswith(f"read {path} as {name}: ")
     assert f"wrote {tmp_path / 'store'} as store" in out
     assert err == ""
@@ -48,9 +49,23 @@ def test_it_says_which_format_it_took(tmp_path: Path, name: str) -> None:
 def test_there_and_back(tmp_path: Path) -> None:
     run(write_sample(tmp_path, "colbert"), tmp_path / "store")
     run(tmp_path / "store", tmp_path / "out.run.gz")
-    assert gzip.decompress((tmp_path / "out.run.gz").read_bytes()).startswith(b"7 Q0 1 1 9.5 st-m3se\n")
+    assert gzip.decompress((tmp_path / "out.run.gz").read_bytes()).startswith(b"7 Q0 1 1 9.5 out\n")
+    run(tmp_path / "store", tmp_path / "two.trec", "--tag", "minilm")
+    assert (tmp_path / "two.trec").read_text().startswith("7 Q0 1 1 9.5 minilm\n")
+    run(tmp_path / "store", tmp_path / "a name.run")  # two runs of one tag are one run to other tools
+    assert (tmp_path / "a name.run").read_text().startswith("7 Q0 1 1 9.5 a_name\n")
     run(tmp_path / "out.run.gz", tmp_path / "again", "--ids", "int")
     assert TeacherScores.open(tmp_path / "again")[7] == TeacherScores.open(tmp_path / "store")[7]
+
+
+@pytest.mark.parametrize("destination", ["store", "out.run"])
+def test_a_sigmoid_is_noted(tmp_path: Path, destination: str) -> None:
+    """Whoever publishes or converts such scores sees it before a student does."""
+    (tmp_path / "kd.jsonl").write_text('{"query_id": "q", "document_ids": ["a", "b"], "scores": [0.998, 0.003]}\n')
+    out, _ = run(tmp_path / "kd.jsonl", tmp_path / destination)
+    assert "note: all scores lie in [0, 1], as a sigmoid's outputs do" in out
+    (tmp_path / "raw.jsonl").write_text('{"query_id": "q", "document_ids": ["a", "b"], "scores": [6.2, -5.8]}\n')
+    assert "note:" not in run(tmp_path / "raw.jsonl", tmp_path / f"raw-{destination}")[0]
 
 
 def test_a_bad_line_is_an_error_of_one_line(tmp_path: Path) -> None:

@@ -202,6 +202,15 @@ def test_the_mean_of_z_scores_keeps_the_first_teachers_units(pair: list[TeacherS
     assert read(plain)["q2"] == pytest.approx({"a": 1.0, "b": -1.0})
 
 
+def test_a_sigmoid_among_the_teachers_is_named(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    """z-scores bring it to the others' units, but not its margins back."""
+    squeezed = make(tmp_path / "squeezed", {"q": {"a": 0.999, "b": 0.998, "c": 0.001}})
+    raw = make(tmp_path / "raw", {"q": {"a": 9.0, "b": 6.0, "c": -7.0}})
+    combine([raw, squeezed], tmp_path / "both")
+    (record,) = caplog.records
+    assert record.getMessage().startswith("squeezed: all scores lie in [0, 1], as a sigmoid's outputs do")
+
+
 def test_the_spread_leaves_constant_lists_out(tmp_path: Path) -> None:
     stores = [
         make(tmp_path / "left", {"q1": {"a": 3.0, "b": 5.0}, "q2": {"a": 1.0}, "q3": {"a": 2.0, "b": 2.0}}),

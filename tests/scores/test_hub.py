@@ -288,7 +288,7 @@ def test_what_a_repository_does_not_hold_is_said(published: Path) -> None:
         ((), r"has the configurations \['folders', 'lines', .*choose the one with the scores"),
         (("trian",), r"\['folders', .*not 'trian'"),
         (("lines",), r"in a\.jsonl, not in Parquet\. Convert the file, which is here: st-m3se convert .*a\.jsonl OUT"),
-        (("queries",), r"lacks the columns \['document_ids', 'scores'\]"),
+        (("queries",), r"they/kd: expected one column for document_id .*got \['query_id', 'text'\]"),
     ]:
         with pytest.raises(FormatError, match=message):
             TeacherScores.from_hub("they/kd", *arguments)

@@ -11,7 +11,7 @@ import pyarrow.parquet as pq
 import pytest
 import zstandard
 
-from scores.score_samples import SAMPLES, write_sample
+from scores.score_samples import AMBIGUOUS, SAMPLES, write_sample
 from st_m3se.scores import FormatError, TeacherScores, convert, read_qrels, sniff, text_id
 from st_m3se.scores.formats import READERS, Reading
 from st_m3se.texts import Texts
@@ -44,8 +44,16 @@ EXPECTED: dict[str, dict[object, dict[object, float]]] = {
     },
     "pylate": {7: {1: 9.5, 2: -1.25}, 5: {4: 8.0, 2: 0.5}},
     "tevatron": {"7": {"d1": 9.5, "d2": -1.25}},
+    "margins": {"q7": {"d1": 0.0, "d2": -10.75, "d3": -6.5}, "q5": {"d4": 0.0, "d2": -7.5}},
+    "tuples": {
+        T("what"): {T("this"): 9.5, T("that"): -1.25, T("them"): 3.0},
+        T("who"): {T("she"): 8.0, T("that"): 0.5, T("this"): 0.25},
+    },
+    "rank-llm": {"7": {"d1": 9.5, "d2": -1.25}},
+    "rankify": {T("what?"): {1: 9.5, 2: -1.25}},
     "colbert": {7: {1: 9.5, 2: -1.25}, 5: {4: 8.0, 2: 0.5}},
     "trec": {"7": {"d1": 9.5, "d2": -1.25}, "5": {"d4": 8.0}},
+    "ranking": {"7": {"d1": 9.5, "d2": -1.25}, "5": {"d4": 8.0}},
     "csv": {"7": {"d1": 9.5, "d,2": -1.25}, "5": {"d4": 8.0}},
     "parquet": {7: {1: 9.5, 2: -1.25}, 5: {4: 8.0}},
 }
@@ -89,19 +97,25 @@ def test_each_format_is_recognised_and_read(tmp_path: Path, name: str, packing: 
             pytest.skip("Parquet is packed inside")
         pack = gzip.compress if packing == "gz" else zstandard.compress
         path.write_bytes(pack(SAMPLES[name]))
-    assert sniff(path) == name
+    if name in AMBIGUOUS:
+        with pytest.raises(FormatError, match=r"gpl \(.*margin\) or ranking \(.*rank, score\).*--from"):
+            sniff(path)
+    else:
+        assert sniff(path) == name
     assert read(name, path) == EXPECTED[name]
 
 
 @pytest.mark.parametrize("name", SAMPLES)
 def test_each_format_becomes_a_store(tmp_path: Path, name: str) -> None:
-    result = convert(write_sample(tmp_path, name), tmp_path / "store")
+    chosen = name if name in AMBIGUOUS else None
+    result = convert(write_sample(tmp_path, name), tmp_path / "store", source_format=chosen)
     store = TeacherScores.open(tmp_path / "store")
     store.validate()
     assert {row.query_id: dict(zip(row.document_ids, row.scores, strict=True)) for row in store} == EXPECTED[name]
     assert (result.source_format, result.queries) == (name, len(EXPECTED[name]))
-    assert store.manifest["scale"] == ("margin" if name == "gpl" else None)
-    named = name in ("marginmse", "marginmse-text", "gpl", "hard-negatives", "flagembedding", "tevatron")
+    assert store.manifest["scale"] == ("margin" if name in ("gpl", "margins") else None)
+    pairs = ("marginmse", "marginmse-text", "gpl", "margins", "tuples")
+    named = name in (*pairs, "hard-negatives", "flagembedding", "tevatron")
     assert (tmp_path / "store" / "qrels" / "train.tsv").is_file() == named
     if named:  # the positive of each query stands first, as the losses assume by default
         kind = "int" if store.manifest["query_id_type"] == "int" else "str"
@@ -236,13 +250,17 @@ def test_skipping_counts_and_reports(tmp_path: Path) -> None:
     content = (good % 1).encode() + b"\xff\n" + b"{\n" * 30 + (good % 1).encode() + (good % 2).encode()
     path = written(tmp_path / "mixed.jsonl", content)
     result = convert(path, tmp_path / "store", on_error="skip")
-    assert (result.queries, result.skipped, len(result.messages)) == (2, 32, 20)
+    assert (result.queries, result.skipped, len(result.messages)) == (2, 31, 20)
     assert result.messages[0].startswith(f"{path}:2: this is not UTF-8")
     assert [row.query_id for row in TeacherScores.open(tmp_path / "store")] == [1, 2]
     with pytest.raises(FormatError, match="no row of scores"):
         convert(written(tmp_path / "none.jsonl", "{\n"), tmp_path / "x", source_format="pylate", on_error="skip")
-    with pytest.raises(FormatError, match="3: query 1 has a row already"):
-        convert(written(tmp_path / "twice", (good % 1) + (good % 2) + (good % 1)), tmp_path / "x")
+    other = (good % 1).replace('"scores": [1]', '"scores": [2]')
+    with pytest.raises(FormatError, match=r"3: query 1 and document 1 have the score 2\.0 here and 1\.0 on an earlier"):
+        convert(written(tmp_path / "twice", (good % 1) + (good % 2) + other), tmp_path / "x")
+    line = "[1, [1, 9.5]]\n"
+    with pytest.raises(FormatError, match="2: query 1 has a row already"):
+        convert(written(tmp_path / "twice", line * 2), tmp_path / "x")
     assert not (tmp_path / "x").exists()
 
 
@@ -287,19 +305,7 @@ def test_hard_negatives_find_their_scores(tmp_path: Path) -> None:
     assert not [entry.name for entry in tmp_path.iterdir() if entry.name.startswith((".", "no"))]
 
 
-def test_qrels_of_trec_and_beir(tmp_path: Path) -> None:
-    assert read_qrels(written(tmp_path / "q", "1 0 d1 2\n1\tQ0\td2\t0\n")) == {"1": {"d1": 2, "d2": 0}}
-    beir = written(tmp_path / "q", "query-id\tcorpus-id\tscore\n1\t22\t1\n")
-    assert read_qrels(beir) == {"1": {"22": 1}}
-    assert read_qrels(beir, id_type="int") == {1: {22: 1}}
-    for content, message in [
-        ("1 0 d1 2\n1 0 d1 1\n", "q:2: .* judged otherwise"),
-        ("1 0 d1\n", "q:1: expected `query 0"),
-        ("1 0 d1 x\n", "q:1: the relevance"),
-        ("query-id\tcorpus-id\tscore\n1\t2\n", "q:2: expected `query-id"),
-    ]:
-        with pytest.raises(FormatError, match=message):
-            read_qrels(written(tmp_path / "q", content))
+def test_judgements_are_not_taken_for_scores(tmp_path: Path) -> None:
     for content in ("1 0 d1 1\n", "query-id\tcorpus-id\tscore\n1\td\t1\n"):
         with pytest.raises(FormatError, match="relevance judgements, not"):
             sniff(written(tmp_path / "q", content))
@@ -311,18 +317,21 @@ def test_qrels_of_trec_and_beir(tmp_path: Path) -> None:
         ("", "empty"),
         ("a b c\n", "no format that is known"),
         ("1\t2\t3\t4\t5\n1\t2\t3\t4\tx\n", None),
-        ("[\n{}\n]\n", "not JSON by itself"),
+        ("[\n{}\n]\n", "no format"),
         ('{"query": "x"}\n', "no format"),
         ('{"query_id": 1, "document_ids": [], "scores": [], "qid": 1, "pos": [], "neg": []}\n', "pylate or hard"),
         ("1\t2\t3\t4.5\tx\n", "trec or marginmse"),
         ("[1, 2]\n", "no format"),
         (b"\xff\xfe\x00", "neither text"),
+        ("7\t1\t1\t-20.5\n7\t2\t2\t-22.5\n", "gpl .* or ranking"),
+        ("7\t1\t1\n7\t2\t2\n", "ranking .* or judgements"),
+        ("7\t1\t2\t-20.5\n7\t2\t1\t-22.5\n", "gpl"),  # ranks that fall are none
     ],
 )
 def test_an_uncertain_format_is_refused(tmp_path: Path, content: str | bytes, message: str | None) -> None:
     path = written(tmp_path / "x", content)
-    if message is None:
-        assert sniff(path) == "marginmse"
+    if message is None or message == "gpl":
+        assert sniff(path) == (message or "marginmse")
         return
     with pytest.raises(FormatError, match=message):
         sniff(path)

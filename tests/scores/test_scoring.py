@@ -12,8 +12,11 @@ import numpy as np
 import pytest
 import torch
 from conftest import PAIRS
+from evaluation.encoders import make_encoder
 from sentence_transformers import CrossEncoder, SentenceTransformer
+from students import multi_vector_student, sparse_student
 
+from st_m3se.evaluation.encoders import pair_scorer
 from st_m3se.files import checked_json
 from st_m3se.scores import FormatError, TeacherScores, score_candidates
 from st_m3se.scores.candidate_lists import CandidateLists
@@ -152,6 +155,36 @@ def test_a_bi_encoder_encodes_each_text_once(
     assert len(seen) == len(set(seen)) < len(TEXTS)
 
 
+@pytest.mark.parametrize("by", ["name", "model"])
+@pytest.mark.parametrize("kind", ["sparse", "multi-vector"])
+def test_an_encoder_of_any_kind_is_a_teacher(checkpoint: Path, tmp_path: Path, kind: str, by: str) -> None:
+    """Its own similarity of each pair; queries are expanded and documents lose their punctuation."""
+    if kind == "sparse":
+        model = sparse_student(checkpoint).eval()
+    else:
+        model = multi_vector_student(checkpoint, {"strategy": "fixed", "attend": False, "length": 14}).eval()
+    teacher = model
+    if by == "name":
+        model.save_pretrained(str(tmp_path / "teacher"))
+        teacher = str(tmp_path / "teacher")
+    found = score(teacher, tmp_path / "store", device="cpu")
+    expected = [
+        float(model.similarity(model.encode_query([query]), model.encode_document([document])))
+        for query, document in TEXTS
+    ]
+    np.testing.assert_allclose(found, expected, rtol=1e-4, atol=1e-4)
+    manifest = TeacherScores.open(tmp_path / "store").manifest
+    assert manifest["activation"] == ("dot similarity" if kind == "sparse" else "maxsim similarity")
+    if kind == "multi-vector":
+        with pytest.raises(ValueError, match="query_length and a document_length"):
+            score(teacher, tmp_path / "other", max_length=8)
+        if by == "model":
+            weights = manifest["source"]["weights"]
+            model[0].document_length = 8
+            score(model, tmp_path / "shorter")
+            assert TeacherScores.open(tmp_path / "shorter").manifest["source"]["weights"] != weights
+
+
 def test_several_teachers_make_a_store_each(cross_encoder: CrossEncoder, tmp_path: Path) -> None:
     stores = score_candidates(
         {"cross": cross_encoder, "stub": stub}, CANDIDATES, QUERIES, CORPUS, tmp_path, show_progress_bar=False
@@ -161,6 +194,29 @@ def test_several_teachers_make_a_store_each(cross_encoder: CrossEncoder, tmp_pat
     np.testing.assert_allclose(np.concatenate([row.scores for row in stores["stub"]]), stub(TEXTS), rtol=1e-6)
     with pytest.raises(ValueError, match="can name a folder"):
         score_candidates({"../up": stub}, CANDIDATES, QUERIES, CORPUS, tmp_path)
+
+
+def test_a_sigmoid_is_named_after_the_first_shard(
+    cross_encoder: CrossEncoder,
+    make_model: Callable[..., SentenceTransformer],
+    tmp_path: Path,
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    """Prevents hours of work for scores without margins: predict is what everybody knows, and it has a Sigmoid."""
+    seen: list[int] = []
+
+    def teacher(pairs: list[tuple[str, str]]) -> Any:
+        seen.append(len(caplog.records))
+        return cross_encoder.predict(pairs)
+
+    score(teacher, tmp_path / "function", shard_queries=1)
+    (record,) = caplog.records
+    assert "all scores lie in [0, 1]" in record.getMessage()
+    assert 1 in seen, "it is said at the end only"
+    caplog.clear()
+    score(cross_encoder, tmp_path / "model")
+    score(make_model(), tmp_path / "cosines")
+    assert caplog.records == []
 
 
 @pytest.mark.parametrize("kind", [list, np.array, torch.tensor])
@@ -261,6 +317,39 @@ def test_a_backend_that_cannot_be_imported_says_what_failed(
         score(str(cross_encoder_path), tmp_path / "store", backend="onnx")
 
 
+@pytest.mark.parametrize("kind", ["sparse", "multi-vector"])
+def test_an_encoder_of_another_kind_is_no_function(kind: str, checkpoint: Path, tmp_path: Path) -> None:
+    """Prevents a module, which can be called, from being taken for a function of pairs; its own function is one."""
+    model = make_encoder(kind, checkpoint)
+    with pytest.raises(TypeError, match=r"Encoder has no scores of pairs.*pair_scorer"):
+        score(model, tmp_path / "store")
+    got = score(pair_scorer(model, 4), tmp_path / "store", name=kind)
+    queries, documents = ([pair[place] for pair in TEXTS] for place in (0, 1))
+    expected = model.similarity_pairwise(model.encode_query(queries), model.encode_document(documents))
+    np.testing.assert_allclose(got, expected.detach().numpy(), atol=1e-4)
+
+
+def test_one_label_of_several_is_the_score(checkpoint: Path, tmp_path: Path) -> None:
+    """As a classifier of "irrelevant, partly, perfect" has it; the run is one of that label alone."""
+    folder = make_cross_encoder(checkpoint, tmp_path / "three", labels=3)
+    model = CrossEncoder(str(folder), device="cpu")
+    expected = model.predict(TEXTS, activation_fn=torch.nn.Identity())
+    for label in (0, 2):
+        got = score(str(folder), tmp_path / str(label), label=label, device="cpu")
+        np.testing.assert_allclose(got, expected[:, label], atol=1e-5)
+        assert TeacherScores.open(tmp_path / str(label)).manifest["activation"] == f"identity, label {label}"
+    with pytest.raises(ValueError, match="activation"):
+        score(model, tmp_path / "2", label=1, name=str(folder))
+    with pytest.raises(ValueError, match=r"label=3 chooses one of several scores .* this model gives 3"):
+        score(model, tmp_path / "none", label=3)
+    with pytest.raises(ValueError, match="this model gives 1"):
+        score(
+            CrossEncoder(str(make_cross_encoder(checkpoint, tmp_path / "one")), device="cpu"), tmp_path / "x", label=0
+        )
+    with pytest.raises(ValueError, match="label is for models"):
+        score(stub, tmp_path / "x", label=0)
+
+
 def test_models_that_cannot_teach_are_refused(checkpoint: Path, tmp_path: Path) -> None:
     model = CrossEncoder(str(make_cross_encoder(checkpoint, tmp_path / "three", labels=3)), device="cpu")
     with pytest.raises(ValueError, match="has 3 labels, and a teacher gives one score"):
@@ -270,6 +359,96 @@ def test_models_that_cannot_teach_are_refused(checkpoint: Path, tmp_path: Path) 
     with pytest.raises(ValueError, match="knows no maximum length"):
         score(model, tmp_path / "store")
     assert not (tmp_path / "store").exists()
+
+
+def make_language_model(checkpoint: Path, folder: Path, words: list[str], **options: Any) -> CrossEncoder:
+    """A CrossEncoder of a causal model, as the host makes it of any: with a head of the tokens "yes" and "no"."""
+    from transformers import AutoTokenizer, Qwen2Config, Qwen2ForCausalLM
+
+    torch.manual_seed(0)
+    tokenizer = AutoTokenizer.from_pretrained(checkpoint)
+    tokenizer.add_tokens(words)
+    config = Qwen2Config(
+        vocab_size=len(tokenizer),
+        hidden_size=32,
+        intermediate_size=64,
+        num_hidden_layers=2,
+        num_attention_heads=4,
+        num_key_value_heads=2,
+        initializer_range=0.3,
+    )
+    Qwen2ForCausalLM(config).save_pretrained(folder)
+    tokenizer.save_pretrained(folder)
+    return CrossEncoder(str(folder), device="cpu", **options)
+
+
+def test_a_language_model_that_is_asked_nothing_is_refused(checkpoint: Path, tmp_path: Path) -> None:
+    """Prevents plausible numbers of a base model, which gets a yes/no head and no prompt. A reranker has a prompt."""
+    make_language_model(checkpoint, tmp_path / "base", ["yes", "no"])
+    with pytest.raises(ValueError, match=r"language model without a prompt.*--prompt"):
+        score(str(tmp_path / "base"), tmp_path / "store")
+    model = make_language_model(checkpoint, tmp_path / "none", [])
+    with pytest.raises(ValueError, match=r"compares token 1 with itself.*no token for 'yes'"):
+        score(model, tmp_path / "store", prompt="is it relevant? ")
+    model = make_language_model(
+        checkpoint, tmp_path / "own", ["yes", "no"], prompts={"rerank": "answer: "}, default_prompt_name="rerank"
+    )
+    for place, (teacher, prompt) in enumerate([(model, None), (str(tmp_path / "base"), "find: "), (model, "")]):
+        got = score(teacher, tmp_path / f"store{place}", prompt=prompt, batch_tokens=90)
+        expected = model.predict(TEXTS, activation_fn=torch.nn.Identity(), prompt=prompt)
+        assert np.ptp(expected) > 0.1
+        np.testing.assert_allclose(got, expected, atol=1e-4)
+
+
+def test_a_language_model_without_a_padding_token_gets_a_remedy_that_works(checkpoint: Path, tmp_path: Path) -> None:
+    model = make_language_model(checkpoint, tmp_path / "model", ["yes", "no", "<end>"])
+    model.tokenizer.pad_token, model.tokenizer.eos_token = None, "<end>"
+    with pytest.raises(ValueError, match=r"no padding token.*pad_token = model.tokenizer.eos_token"):
+        score(model, tmp_path / "store", prompt="find: ")
+    model.tokenizer.pad_token = model.tokenizer.eos_token
+    model.config.pad_token_id = model.tokenizer.pad_token_id
+    expected = model.predict(TEXTS, activation_fn=torch.nn.Identity(), prompt="find: ")
+    np.testing.assert_allclose(score(model, tmp_path / "store", prompt="find: "), expected, atol=1e-4)
+
+
+@pytest.mark.parametrize("kind", ["bert", "roberta"])
+def test_a_length_beyond_the_positions_is_refused_at_the_start(checkpoint: Path, tmp_path: Path, kind: str) -> None:
+    """Prevents an index error hours later, at the first pair that is long enough; the longest length that fits runs."""
+    from transformers import AutoConfig, AutoModelForSequenceClassification, AutoTokenizer
+
+    tokenizer = AutoTokenizer.from_pretrained(checkpoint)
+    tokenizer.model_max_length = 66  # more than either model's positions
+    config = AutoConfig.for_model(kind, vocab_size=len(tokenizer), hidden_size=16, num_hidden_layers=1, num_labels=1)
+    config.update({"num_attention_heads": 2, "intermediate_size": 16, "max_position_embeddings": 64, "pad_token_id": 0})
+    AutoModelForSequenceClassification.from_config(config).save_pretrained(tmp_path / "model")
+    tokenizer.save_pretrained(tmp_path / "model")
+    end = {"bert": 64, "roberta": 63}[kind]  # RoBERTa counts from behind the padding token's number, here 0
+    long = {"queries": {query: f"{text} " * 9 for query, text in QUERIES.items()}}
+    with pytest.raises(ValueError, match=rf"max_length={end + 1} is beyond the model's {end} positions"):
+        score(str(tmp_path / "model"), tmp_path / "store", max_length=end + 1, **long)
+    fits = score(str(tmp_path / "model"), tmp_path / "fits", max_length=end, **long)
+    assert TeacherScores.open(tmp_path / "fits").manifest["max_length"] == end
+    np.testing.assert_array_equal(score(str(tmp_path / "model"), tmp_path / "default", **long), fits)
+
+
+@pytest.mark.parametrize("saved", [None, ["classifier"]])
+def test_an_adapter_without_its_head_is_refused(
+    checkpoint: Path, tmp_path: Path, saved: list[str] | None, caplog: pytest.LogCaptureFixture
+) -> None:
+    """Prevents a head that each load draws anew: a CrossEncoder's adapter is saved without the base's new head."""
+    peft = pytest.importorskip("peft")
+    model = CrossEncoder(str(checkpoint), num_labels=1, device="cpu")
+    model.add_adapter(peft.LoraConfig(r=2, target_modules=["query"], modules_to_save=saved))
+    model.save_pretrained(str(tmp_path / "adapter"))
+    caplog.clear()
+    score(CrossEncoder(str(tmp_path / "adapter"), device="cpu"), tmp_path / "loaded")
+    assert len([r for r in caplog.records if "its head is new" in r.getMessage()]) == (saved is None)
+    if saved is None:
+        with pytest.raises(ValueError, match=r"adapter of .*without a classification head.*modules_to_save"):
+            score(str(tmp_path / "adapter"), tmp_path / "store")
+    else:
+        expected = model.predict(TEXTS, activation_fn=torch.nn.Identity())
+        np.testing.assert_allclose(score(str(tmp_path / "adapter"), tmp_path / "store"), expected, atol=1e-5)
 
 
 @pytest.mark.parametrize(

@@ -464,7 +464,8 @@ def test_describe_warns_of_a_sigmoid(tmp_path: Path) -> None:
     squeezed = TeacherScores.from_rows([("q", ["a", "b"], [0.999, 0.001])], tmp_path / "squeezed")
     assert "sigmoid" in squeezed.describe().warnings[0]
     run = {"source": {"candidates": [{"name": "bm25"}], "merged_by": "reciprocal rank fusion, k = 60"}}
-    for name, manifest in {"run": run, "ensemble": {"scale": "margin"}}.items():
+    cosines = {"activation": "cosine similarity"}
+    for name, manifest in {"run": run, "ensemble": {"scale": "margin"}, "cosines": cosines}.items():
         store = TeacherScores.from_rows([("q", ["a", "b"], [0.03, 0.01])], tmp_path / name, manifest=manifest)
         assert store.describe().warnings == [], "such scores lie in [0, 1] by nature"
     assert "strings" in squeezed.describe({"q": {1: 1}}).warnings[1]

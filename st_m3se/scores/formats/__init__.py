@@ -4,18 +4,21 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 
-from st_m3se.scores.formats.jsonl import (
-    read_colbert,
+from st_m3se.scores.formats.jsonl import read_colbert, read_hard_negatives
+from st_m3se.scores.formats.layouts import (
     read_flagembedding,
-    read_hard_negatives,
-    read_pylate,
+    read_margins,
+    read_rank_llm,
+    read_rankify,
+    read_table,
     read_tevatron,
+    read_tuples,
 )
 from st_m3se.scores.formats.pickled import read_score_pickle
 from st_m3se.scores.formats.reading import IdType, OnError, Reading, TextSink, text_id
 from st_m3se.scores.formats.sniffing import sniff
-from st_m3se.scores.formats.tables import read_csv, read_parquet
-from st_m3se.scores.formats.trec import Qrels, read_qrels, read_run
+from st_m3se.scores.formats.tables import read_csv
+from st_m3se.scores.formats.trec import read_ranking, read_run
 from st_m3se.scores.formats.tsv import read_gpl, read_marginmse, read_marginmse_text
 from st_m3se.scores.formats.writing import WRITERS, write_csv, write_marginmse, write_pylate, write_run
 from st_m3se.scores.rows import ScoredList
@@ -25,7 +28,6 @@ __all__ = [
     "WRITERS",
     "IdType",
     "OnError",
-    "Qrels",
     "Reading",
     "TextSink",
     "read_colbert",
@@ -35,12 +37,15 @@ __all__ = [
     "read_hard_negatives",
     "read_marginmse",
     "read_marginmse_text",
-    "read_parquet",
-    "read_pylate",
-    "read_qrels",
+    "read_margins",
+    "read_rank_llm",
+    "read_rankify",
+    "read_ranking",
     "read_run",
     "read_score_pickle",
+    "read_table",
     "read_tevatron",
+    "read_tuples",
     "sniff",
     "text_id",
     "write_csv",
@@ -56,10 +61,15 @@ READERS: dict[str, Callable[..., Iterator[ScoredList]]] = {
     "hard-negatives": read_hard_negatives,
     "score-pickle": read_score_pickle,
     "flagembedding": read_flagembedding,
-    "pylate": read_pylate,
+    "pylate": read_table,
     "tevatron": read_tevatron,
     "colbert": read_colbert,
     "trec": read_run,
+    "ranking": read_ranking,
     "csv": read_csv,
-    "parquet": read_parquet,
+    "parquet": read_table,
+    "margins": read_margins,
+    "tuples": read_tuples,
+    "rank-llm": read_rank_llm,
+    "rankify": read_rankify,
 }

@@ -23,7 +23,7 @@ __all__ = ["IdType", "OnError", "Reading", "TextSink", "open_binary", "text_id"]
 OnError = Literal["raise", "skip"]
 IdType = Literal["str", "int"]
 
-UNCOUNTED = 1 << 26  # bytes that any packed file may unpack to
+UNCOUNTED = 1 << 25  # bytes that any packed file may unpack to
 KEPT_MESSAGES = 20
 MAGIC = {b"\x1f\x8b": "gzip", b"\x28\xb5\x2f\xfd": "zstd"}
 INTEGER = re.compile(r"-?[0-9]+", re.ASCII)
@@ -102,6 +102,7 @@ class Reading:
         texts: Takes the texts of formats that carry them.
 
     Attributes:
+        scale: "margin" or "rank" where the scores are no scores on a scale of their own, as soon as a row is read.
         skipped: How many lines, or documents, were left out.
         messages: The first of their messages.
     """
@@ -110,6 +111,7 @@ class Reading:
     on_error: OnError = "raise"
     id_type: IdType | None = None
     texts: TextSink | None = None
+    scale: str | None = None
     skipped: int = 0
     messages: list[str] = field(default_factory=list)
     _types: dict[str, type] = field(default_factory=dict)

@@ -3,24 +3,22 @@
 from __future__ import annotations
 
 import csv
+from contextlib import suppress
 from pathlib import Path
 
 from st_m3se.scores.errors import FormatError
+from st_m3se.scores.formats.layouts import layouts_of, table_columns
 from st_m3se.scores.formats.reading import INTEGER, open_binary, parse_json
+from st_m3se.scores.formats.records import column_names
 from st_m3se.scores.formats.tables import LONG, find_columns
-from st_m3se.scores.formats.trec import HEADER, ITERATION, run_layout
+from st_m3se.scores.formats.trec import HEADER, ITERATION, is_ranking, run_layout
 from st_m3se.scores.rows import check_score
 
-__all__ = ["sniff"]
+__all__ = ["head_lines", "sniff"]
 
 HEAD = 1 << 20
 LINES = 50
-KEYS = {
-    "pylate": {"query_id", "document_ids", "scores"},
-    "tevatron": {"query_id", "positive_passages", "negative_passages"},
-    "flagembedding": {"query", "pos", "neg"},
-    "hard-negatives": {"qid", "pos", "neg"},
-}
+MEANING = {"gpl": " (query, positive, negative, margin)", "ranking": " (query, document, rank, score)"}
 QRELS = "these are relevance judgements, not a teacher's scores: pass them as qrels."
 
 
@@ -32,18 +30,17 @@ def sniff(path: str | Path) -> str:
     """
     path = Path(path)
     try:
-        return _sniff(path)
+        return _sniff_columns(path, "parquet") if path.is_dir() else _sniff(path)
     except FormatError as error:
         raise error if error.file else FormatError(error.message, file=str(path)) from None
 
 
-def _sniff(path: Path) -> str:
-    with open_binary(path) as file:
-        head = file.read(HEAD)
-    if head.startswith(b"PAR1"):
-        return "parquet"
-    if head.startswith((b"\x80\x02", b"\x80\x03", b"\x80\x04", b"\x80\x05", b"(dp", b"}q", b"(d.")):
-        return "score-pickle"
+def head_lines(head: bytes) -> list[str]:
+    """The first lines of a text file that are not blank, from its first bytes, without their ends.
+
+    Raises:
+        FormatError: If the first line is no text, or there is none.
+    """
     lines = [line for line in head.split(b"\n") if line.strip()]
     if len(lines) > 1 and len(head) == HEAD:
         lines.pop()  # cut in the middle
@@ -51,30 +48,59 @@ def _sniff(path: Path) -> str:
         texts = [line.decode(errors="replace" if place else "strict") for place, line in enumerate(lines[:LINES])]
     except UnicodeDecodeError:
         raise FormatError("this is neither text nor a packed file, Parquet or pickle that is known.") from None
-    texts = [text.rstrip("\r") for text in texts]
     if not texts:
         raise FormatError("the file is empty.")
-    first = texts[0].removeprefix("\ufeff")
-    if first.lstrip().startswith(("{", "[")):
-        return _sniff_json(first)
-    return _sniff_fields([first, *texts[1:]])
+    return [text.rstrip("\r") for text in (texts[0].removeprefix("\ufeff"), *texts[1:])]
 
 
-def _sniff_json(line: str) -> str:
+def _sniff(path: Path) -> str:
+    with open_binary(path) as file:
+        head = file.read(HEAD)
+    if head.startswith((b"PAR1", b"ARROW1", b"\xff\xff\xff\xff")):
+        return _sniff_columns(path, "parquet")
+    if head.startswith((b"\x80\x02", b"\x80\x03", b"\x80\x04", b"\x80\x05", b"(dp", b"}q", b"(d.")):
+        return "score-pickle"
+    lines = head_lines(head)
+    return _sniff_json(path, lines[0]) if lines[0].lstrip().startswith(("{", "[")) else _sniff_fields(lines)
+
+
+def _sniff_json(path: Path, line: str) -> str:
+    if line.lstrip().startswith("["):
+        try:
+            value = parse_json(line)
+        except FormatError:
+            value = None
+        if value is None or (isinstance(value, list) and value and isinstance(value[0], dict)):
+            return _sniff_columns(path, "pylate")
+        if len(value) > 1 and all(isinstance(x, list) and len(x) == 2 for x in value[1:]):
+            return "colbert"
+        raise _unsure([], "a list that is not [query_id, [document_id, score], ...]")
     try:
         value = parse_json(line)
     except FormatError as error:
         raise FormatError(
-            f"the first line is not JSON by itself ({error.message}) Formats of this package have one value per line."
+            f"the first line is not JSON by itself ({error.message}) Formats of this package have one value per line, "
+            "or one array of objects."
         ) from None
-    if isinstance(value, dict):
-        matches = [name for name, keys in KEYS.items() if keys <= value.keys()]
-        if len(matches) == 1:
-            return matches[0]
-        raise _unsure(matches, f"an object with the keys {list(value)!r:.200}")
-    if isinstance(value, list) and len(value) > 1 and all(isinstance(x, list) and len(x) == 2 for x in value[1:]):
-        return "colbert"
-    raise _unsure([], "a list that is not [query_id, [document_id, score], ...]")
+    return _matched(list(value), "pylate")
+
+
+def _sniff_columns(path: Path, table: str) -> str:
+    return _matched(column_names(path), table)
+
+
+def _matched(names: list[str], table: str) -> str:
+    """The layout of columns or keys of these names; ``table`` is what one of ids and scores is called here."""
+    matches = layouts_of(names)
+    if {"query_id", "document_ids", "scores"} <= set(names) or (not matches and table == "parquet"):
+        matches.insert(0, table)
+    if not matches:
+        with suppress(FormatError):
+            table_columns(names)
+            matches = [table]
+    if len(matches) != 1:
+        raise _unsure(matches, f"the names {names!r:.200}")
+    return matches[0]
 
 
 def _sniff_fields(lines: list[str]) -> str:
@@ -96,9 +122,12 @@ def _sniff_fields(lines: list[str]) -> str:
         "trec": sum(run_layout(line) is not None for line in lines),
         "marginmse-text" if spaced else "marginmse": sum(pairs),
         "gpl": sum(len(row) == 4 and _number(row[3]) for row in rows),
+        "ranking": len(rows) if is_ranking(rows) else 0,
     }
     most = max(counts.values())
     matches = [name for name, count in counts.items() if count == most and 2 * count >= len(lines)]
+    if matches == ["ranking"]:  # of three columns, as judgements without a header have them
+        matches = ["ranking", "judgements"]
     if len(matches) != 1:
         raise _unsure(matches, f"lines such as {lines[0]!r:.120}")
     return matches[0]
@@ -118,5 +147,9 @@ def _number(text: str) -> bool:
 
 
 def _unsure(matches: list[str], came: str) -> FormatError:
-    could = f"could be {' or '.join(matches)}" if matches else "is in no format that is known"
+    could = (
+        f"could be {' or '.join(f'{name}{MEANING.get(name, str())}' for name in matches)}"
+        if matches
+        else "is in no format that is known"
+    )
     return FormatError(f"this {could}: it has {came}. Say which format it is (format=..., --from).")

@@ -1,30 +1,27 @@
-"""Tables with named columns: CSV (or TSV with a header) and Parquet."""
+"""Tables with named columns: which column is what, and CSV (or TSV with a header)."""
 
 from __future__ import annotations
 
 import csv
 from collections.abc import Iterator, Mapping, Sequence
 
-import pyarrow.parquet as pq
-
 from st_m3se.scores.errors import FormatError
 from st_m3se.scores.formats.grouping import Pair, group_pairs
-from st_m3se.scores.formats.jsonl import decode_list
 from st_m3se.scores.formats.reading import Reading
-from st_m3se.scores.parquet import UNREADABLE, batches, open_parquet
 from st_m3se.scores.rows import ScoredList, check_score
 
-__all__ = ["find_columns", "read_csv", "read_parquet"]
+__all__ = ["ALIASES", "LONG", "find_columns", "read_csv"]
 
 ALIASES = {
     "query_id": ("query_id", "query-id", "qid", "queryid"),
-    "document_id": ("document_id", "document-id", "doc_id", "docid", "docno", "corpus-id", "corpus_id", "pid"),
+    "document_id": (
+        *("document_id", "document-id", "doc_id", "docid", "docno", "corpus-id", "corpus_id", "pid", "passage_id"),
+    ),
     "score": ("score", "teacher_score", "ce_score"),
-    "document_ids": ("document_ids",),
+    "document_ids": ("document_ids", "doc_ids"),
     "scores": ("scores",),
 }
 LONG = ("query_id", "document_id", "score")
-LISTS = ("query_id", "document_ids", "scores")
 
 
 def find_columns(names: Sequence[str], wanted: Sequence[str], chosen: Mapping[str, str] | None = None) -> list[str]:
@@ -76,55 +73,3 @@ def read_csv(reading: Reading, columns: Mapping[str, str] | None = None) -> Iter
             yield pair
 
     return group_pairs(pairs(), reading)
-
-
-def read_parquet(reading: Reading, columns: Mapping[str, str] | None = None) -> Iterator[ScoredList]:
-    """Read a Parquet file of lists (``query_id document_ids scores``) or of pairs (``query_id document_id score``).
-
-    Messages count rows instead of lines.
-    """
-    file_name = str(reading.path)
-    try:
-        with open_parquet(reading.path) as file:
-            names = file.schema_arrow.names
-            chosen = columns or {}
-            if "document_id" in chosen or "score" in chosen or not set(names) & {"document_ids", "scores"}:
-                found = find_columns(names, LONG, columns)
-                yield from group_pairs(_long(file, found, reading), reading)
-            else:
-                found = find_columns(names, LISTS, columns)
-                yield from _lists(file, found, reading)
-    except FormatError as error:
-        raise error if error.file else FormatError(error.message, file=file_name) from None
-    except UNREADABLE as error:
-        raise FormatError(f"this Parquet file cannot be read: {error}", file=file_name) from error
-
-
-def _rows(file: pq.ParquetFile, columns: list[str]) -> Iterator[tuple[int, tuple[object, ...]]]:
-    number = 0
-    for batch in batches(file, columns):
-        for values in zip(*(batch.column(name).to_pylist() for name in columns), strict=True):
-            number += 1
-            yield number, values
-
-
-def _lists(file: pq.ParquetFile, columns: list[str], reading: Reading) -> Iterator[ScoredList]:
-    for number, (query_id, documents, scores) in _rows(file, columns):
-        try:
-            row = reading.row(
-                query_id, decode_list(documents, "document_ids"), decode_list(scores, "scores"), (), number
-            )
-        except FormatError as error:
-            reading.reject(number, error)
-            continue
-        yield row
-
-
-def _long(file: pq.ParquetFile, columns: list[str], reading: Reading) -> Iterator[Pair]:
-    for number, (query, document, score) in _rows(file, columns):
-        try:
-            pair = Pair(reading.query_id(query), reading.document_id(document), None, check_score(score), False, number)
-        except FormatError as error:
-            reading.reject(number, error)
-            continue
-        yield pair

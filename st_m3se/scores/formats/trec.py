@@ -1,18 +1,15 @@
-"""TREC runs, and relevance judgements (qrels) as TREC and as BEIR write them."""
+"""Runs: TREC's, and the rankings of ColBERT and MS MARCO."""
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from pathlib import Path
+from collections.abc import Iterator, Sequence
 
 from st_m3se.scores.errors import FormatError
 from st_m3se.scores.formats.grouping import Pair, group_pairs
-from st_m3se.scores.formats.reading import INTEGER, IdType, OnError, Reading
-from st_m3se.scores.rows import Id, ScoredList, check_score
+from st_m3se.scores.formats.reading import INTEGER, Reading
+from st_m3se.scores.rows import ScoredList, check_score
 
-__all__ = ["Qrels", "read_qrels", "read_run", "run_layout"]
-
-Qrels = dict[Id, dict[Id, int]]
+__all__ = ["is_ranking", "read_ranking", "read_run", "run_layout"]
 
 ITERATION = ("q0", "0")
 HEADER = ["query-id", "corpus-id", "score"]
@@ -64,46 +61,49 @@ def read_run(reading: Reading) -> Iterator[ScoredList]:
     return group_pairs(pairs(), reading)
 
 
-def read_qrels(path: str | Path, *, id_type: IdType = "str", on_error: OnError = "raise") -> Qrels:
-    """Read relevance judgements, TREC (``query 0 document relevance``) or BEIR (``query-id corpus-id score``).
+def is_ranking(rows: Sequence[Sequence[str]]) -> bool:
+    """Whether these lines can be a ranking: each query's ranks count from 0 or 1, and no score rises.
 
     Args:
-        path: The file, plain, gz or zst.
-        id_type: What the ids of the store are: "str" or "int".
-        on_error: "raise" or "skip".
-
-    Returns:
-        Query id to document id to relevance; above 0 is relevant.
-
-    Raises:
-        FormatError: With ``file:line``, on a bad line or a judgement that contradicts an earlier one.
+        rows: The first lines of a file, split at tabs: ``qid pid rank score`` or ``qid pid rank``.
     """
-    reading = Reading(Path(path), on_error=on_error, id_type=id_type)
-    qrels: Qrels = {}
-    beir = False
-    first = True
-    for number, line in reading.lines():
-        fields = line.split("\t") if beir else line.split()
-        if first and fields == HEADER:
-            beir = True
-        first, was_first = False, first
-        if beir and was_first:
-            continue
-        try:
-            if len(fields) != (3 if beir else 4):
-                expected = "`query-id corpus-id score` with tabs" if beir else "`query 0 document relevance`"
-                raise FormatError(f"expected {expected}, got {len(fields)} fields.")
-            query_id, document_id = reading.query_id(fields[0]), reading.document_id(fields[-2])
-            if not INTEGER.fullmatch(fields[-1]) or len(fields[-1]) > 9:
-                raise FormatError(f"the relevance must be an integer, got {fields[-1]!r:.80}.")
-            relevance = int(fields[-1])
-            if qrels.get(query_id, {}).get(document_id, relevance) != relevance:
-                raise FormatError(f"query {query_id!r:.80} and document {document_id!r:.80} were judged otherwise.")
-        except FormatError as error:
-            reading.reject(number, error)
-            continue
-        qrels.setdefault(query_id, {})[document_id] = relevance
-    return qrels
+    last: dict[str, tuple[int, float]] = {}
+    for row in rows:
+        if len(row) != len(rows[0]) or len(row) not in (3, 4) or not _is_rank(row[2]) or not _is_number(row[-1]):
+            return False
+        rank, score = int(row[2]), check_score(row[3]) if len(row) == 4 else 0.0
+        if row[0] not in last and rank not in (0, 1):
+            return False
+        before, bound = last.get(row[0], (rank - 1, score))
+        if rank != before + 1 or score > bound:
+            return False
+        last[row[0]] = rank, score
+    return bool(rows)
+
+
+def read_ranking(reading: Reading) -> Iterator[ScoredList]:
+    """Read ``qid pid rank score`` with tabs, as ColBERT saves a ranking, or MS MARCO's ``qid pid rank``.
+
+    Where there is no score it is minus the rank: of such scores only the order means anything. Each query's lines,
+    wherever they stand, become one row in the order of the file. Queries come in the order of their ids.
+    """
+    count: int | None = None
+
+    def parse(line: str, number: int) -> Pair:
+        nonlocal count
+        fields = line.split("\t")
+        count = count or len(fields)
+        if len(fields) != count or count not in (3, 4) or not _is_rank(fields[2]) or int(fields[2]) < 0:
+            raise FormatError(
+                f"expected `qid pid rank{' score' * (count == 4)}` with tabs, as on the first line, got {line!r:.100}."
+            )
+        query_id, document_id = reading.query_id(fields[0]), reading.document_id(fields[1])
+        if count == 3:
+            reading.scale = "rank"
+        score = check_score(fields[3] if count == 4 else -float(fields[2]))
+        return Pair(query_id, document_id, None, score, False, number)
+
+    return group_pairs(reading.parsed(parse), reading)
 
 
 def _is_rank(text: str) -> bool:

@@ -12,7 +12,7 @@ from st_m3se.scores.formats.grouping import Grouper, Pair, agree, group_pairs
 from st_m3se.scores.formats.reading import Reading, text_id
 from st_m3se.scores.rows import Id, ScoredList, check_score
 
-__all__ = ["read_gpl", "read_marginmse", "read_marginmse_text"]
+__all__ = ["group_margins", "read_gpl", "read_marginmse", "read_marginmse_text"]
 
 Parse = Callable[[str, int], list[Pair]]
 
@@ -71,8 +71,14 @@ def read_gpl(reading: Reading) -> Iterator[ScoredList]:
             raise FormatError(f"document {other!r:.80} is the positive and the negative.")
         return [Pair(query_id, document_id, other, check_score(margin, "margin"), True, number)]
 
+    return group_margins(_pairs(reading, parse), reading)
+
+
+def group_margins(pairs: Iterator[Pair], reading: Reading) -> Iterator[ScoredList]:
+    """One row per query from pairs of a positive and a negative with their margin; see :func:`read_gpl`."""
+    reading.scale = "margin"
     with closing(Grouper(reading)) as grouper:
-        for pair in _pairs(reading, parse):
+        for pair in pairs:
             grouper.add(pair)
         for group in grouper:
             scores = _place(group, reading)

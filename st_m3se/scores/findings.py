@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Iterable, Sequence
 from typing import NamedTuple
 
 from st_m3se.scores.errors import FormatError
 
-__all__ = ["EXAMPLES", "NOTES", "Finding", "found", "refuse"]
+__all__ = ["EXAMPLES", "NOTES", "Finding", "found", "refuse", "report"]
+
+logger = logging.getLogger(__name__)
 
 EXAMPLES = 3
 
@@ -38,12 +41,30 @@ class Finding(NamedTuple):
     examples: tuple[str, ...]
     effect: str
 
+    def __str__(self) -> str:
+        more = ", ..." if self.count > len(self.examples) else ""
+        return f"{self.kind}: {self.count:,} ({', '.join(self.examples)}{more}); {self.effect}."
+
 
 def found(kind: str, ids: Sequence[object], effect: str) -> list[Finding]:
     """A list of one finding, or of none if there are no ``ids``."""
     if not len(ids):
         return []
     return [Finding(kind, len(ids), tuple(str(value) for value in ids[:EXAMPLES]), effect)]
+
+
+def report(name: str, findings: Iterable[Finding], *, strict: bool = False) -> None:
+    """Say what is unusual, as warnings, mere notes as information; or refuse it.
+
+    Raises:
+        FormatError: In strict mode, see :func:`refuse`.
+    """
+    findings = list(findings)
+    if strict:
+        refuse(name, findings)
+    for finding in findings:
+        level = logging.INFO if finding.kind in NOTES else logging.WARNING
+        logger.log(level, f"{name}: {finding}")
 
 
 def refuse(name: str, findings: Iterable[Finding]) -> None:
