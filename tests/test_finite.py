@@ -59,7 +59,10 @@ def test_a_gradient_that_is_not_finite_never_reaches_the_weights(
     """The loss is finite: the square root of 0 is, and its slope is not."""
     model = make_model()
     loss = M3SELoss(
-        model, lambda queries, documents: (cos_sim(queries, documents) * 0).sqrt(), mini_batch_num_tokens=tokens
+        model,
+        scale=1.0,
+        similarity_fct=lambda queries, documents: (cos_sim(queries, documents) * 0).sqrt(),
+        mini_batch_num_tokens=tokens,
     )
     with pytest.raises(ValueError, match=r"the gradient of the \w+' embeddings is not finite in batch 1 of this"):
         train(
