@@ -68,6 +68,7 @@ def test_a_gradient_that_is_not_finite_never_reaches_the_weights(
     model = make_model()
     loss = M3SELoss(
         model,
+        scale=1.0,
         similarity_fct=lambda queries, documents: (cos_sim(queries, documents) * 0).sqrt(),
         mini_batch_num_tokens=tokens,
     )

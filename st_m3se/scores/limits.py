@@ -59,7 +59,7 @@ ARRAY = Limit("ST_M3SE_MAX_ARRAY", 1 << 28, "bytes")
 """In a file that is one JSON array of objects, which is read as a whole."""
 
 RATIO = Limit("ST_M3SE_MAX_RATIO", 200, "bytes for each that is stored")
-"""Of a packed file; the first 64 MiB do not count."""
+"""Of a packed file; the first 32 MiB do not count."""
 
 HELD = Limit("ST_M3SE_MAX_HELD", 1 << 28, "bytes")
 """What a pickle may keep in memory at a time, beside the query that is being read."""

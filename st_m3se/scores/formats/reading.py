@@ -23,7 +23,7 @@ __all__ = ["IdType", "OnError", "Reading", "TextSink", "open_binary", "text_id"]
 OnError = Literal["raise", "skip"]
 IdType = Literal["str", "int"]
 
-UNCOUNTED = 1 << 26  # bytes that any packed file may unpack to
+UNCOUNTED = 1 << 25  # bytes that any packed file may unpack to
 KEPT_MESSAGES = 20
 MAGIC = {b"\x1f\x8b": "gzip", b"\x28\xb5\x2f\xfd": "zstd"}
 INTEGER = re.compile(r"-?[0-9]+", re.ASCII)
