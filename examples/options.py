@@ -9,7 +9,7 @@ from retrieval_data import UsageError
 from training import LOSSES
 
 QUICK = {"train_queries": 200, "dev_queries": 20, "test_queries": 60, "scored": 3, "pool": 10}
-FULL = {"train_queries": 1200, "dev_queries": 60, "test_queries": 300, "scored": 5, "pool": 15}
+FULL = {"train_queries": 900, "dev_queries": 50, "test_queries": 450, "scored": 5, "pool": 12}
 
 
 def positive(text: str) -> int:
@@ -52,7 +52,7 @@ def build_parser() -> argparse.ArgumentParser:
     group("--student", default="minilm", help="'minilm' (all-MiniLM-L6-v2), 'tiny' (BERT-tiny), a path or a hub name")
     group("--teacher", default="demo", help="'demo' (ms-marco-MiniLM-L12-v2), a path or a hub name of a cross-encoder")
     group("--guide", default="minilm", help="bi-encoder for dense candidates and for --ensemble [%(default)s]")
-    group("--teacher-max-length", type=positive, default=192, help="tokens of query and document [%(default)s]")
+    group("--teacher-max-length", type=positive, default=128, help="tokens of query and document [%(default)s]")
     group = parser.add_argument_group("teacher scores").add_argument
     group(
         "--ensemble",
