@@ -14,8 +14,8 @@ Hardware, time and what came out: see "Results measured here" in README.md.
 
 With judgements of the training queries (--judgements; on for a BEIR folder) the labels' contrastive loss is added, and
 the control trains on the labels alone. On these docstrings that control is strong, and a teacher adds nothing to it
-that one seed could show: 900 labelled lists of 4, dev nDCG@10 .492 before, .573 with labels alone, .574 with both, .548 with
-the teacher alone, whose own re-ranking reaches .515. Distil where labels are few, or the teacher better than they.
+that one seed could show: 900 labelled lists of 4, dev nDCG@10 .492 before, .573 with labels alone, .574 with both, .548
+with the teacher alone, whose own re-ranking reaches .515. Distil where labels are few, or the teacher better than they.
 """
 
 from __future__ import annotations
