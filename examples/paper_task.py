@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from hashlib import blake2b
 from pathlib import Path
 from typing import Any
 
@@ -44,6 +46,19 @@ class Task:
     runs: dict[str, TeacherScores]
     lists: dict[str, list[str]]
     relevant: dict[str, int]
+
+    @property
+    def fingerprint(self) -> str:
+        """A hash of all that trainings and measures take from the data."""
+        content = [
+            self.queries.fingerprint,
+            self.corpus.fingerprint,
+            self.qrels,
+            {split: self.candidates(split) for split in SPLITS},
+            self.lists,
+            self.relevant,
+        ]
+        return blake2b(json.dumps(content, sort_keys=True).encode(), digest_size=16).hexdigest()
 
     def candidates(self, split: str) -> dict[str, list[str]]:
         """The documents to re-rank, by query."""

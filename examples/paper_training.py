@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import shutil
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
@@ -12,8 +11,8 @@ from typing import Any
 import numpy as np
 import torch
 from demo_models import load_student, load_teacher
+from paper_stages import claim, identity, last_checkpoint, read_result, save_model
 from paper_task import SPLITS, Task
-from retrieval_data import UsageError
 from sentence_transformers import (
     CrossEncoder,
     SentenceTransformer,
@@ -27,10 +26,10 @@ from sentence_transformers.cross_encoder.training_args import CrossEncoderTraini
 from sentence_transformers.sentence_transformer.modules import Pooling
 from training import LOSSES, common
 from transformers import TrainerCallback
-from transformers.trainer_utils import get_last_checkpoint
 
 from st_m3se import DistillationCollator, SoftmaxCrossEntropyLoss
 from st_m3se.diagnostics import ScoreEvolutionCallback, TrackedList
+from st_m3se.files import write_checked_json
 from st_m3se.scores import TeacherScores, score_candidates
 
 Measured = dict[str, dict[str, np.ndarray]]
@@ -120,26 +119,49 @@ def run_unit(
     checkpoint.
 
     Raises:
-        UsageError: If the folder's result comes from other settings.
+        UsageError: If the folder was begun with other settings, data or teacher.
     """
     settings = {
         **asdict(unit),
         **asdict(budget),
-        "lists": len(task.lists),
-        "taught": None if taught is None else taught.manifest["inputs"],
+        "student": identity(budget.student),
+        "data": task.fingerprint,
+        "taught": None if taught is None else {name: taught.manifest[name] for name in ("inputs", "revision")},
     }
-    file = folder / "result.json"
-    if file.is_file():
-        content = json.loads(file.read_text(encoding="utf-8"))
-        if content["settings"] != settings:
-            differing = sorted(key for key in settings if content["settings"].get(key) != settings[key])
-            raise UsageError(
-                f"{folder}: this training was done with other settings ({', '.join(differing)}). Name another --output."
-            )
+    claim(folder, settings)
+    file, trained = folder / "result.json", folder / "model"
+    if (content := read_result(file)) is not None:
         return {
             split: {measure: np.array(values) for measure, values in found.items()}
             for split, found in content["values"].items()
         }
+    if not trained.is_dir():
+        save_model(_train(unit, task, taught, budget, folder, tracked), trained)
+    # From the disk: scores that a killed call began belong to these weights, and to no second training's.
+    loader: Any = CrossEncoder if unit.kind == "cross-encoder" else SentenceTransformer
+    model = loader(str(trained))
+    values = {split: score(model, unit.name, task, split, folder, budget.max_length) for split in SPLITS}
+    content = {
+        "values": {
+            split: {measure: found.tolist() for measure, found in measures.items()}
+            for split, measures in values.items()
+        },
+    }
+    write_checked_json(file, content)
+    for done in ("checkpoints", "model"):
+        shutil.rmtree(folder / done, ignore_errors=True)
+    return values
+
+
+def _train(
+    unit: Unit,
+    task: Task,
+    taught: TeacherScores | None,
+    budget: Budget,
+    folder: Path,
+    tracked: Sequence[TrackedList],
+) -> Any:
+    """The trained model."""
     model: Any = build(unit, budget)
     callbacks: list[TrainerCallback] = []
     if tracked:
@@ -153,17 +175,7 @@ def run_unit(
         train_cross_encoder(model, task, arguments, callbacks)
     else:
         train_bi_encoder(model, task, taught, unit.loss, budget.scale, arguments, callbacks)
-    values = {split: score(model, unit.name, task, split, folder, budget.max_length) for split in SPLITS}
-    content = {
-        "settings": settings,
-        "values": {
-            split: {measure: found.tolist() for measure, found in measures.items()}
-            for split, measures in values.items()
-        },
-    }
-    file.write_text(json.dumps(content, indent=1) + "\n", encoding="utf-8")
-    shutil.rmtree(folder / "checkpoints", ignore_errors=True)
-    return values
+    return model
 
 
 def train_cross_encoder(
@@ -177,7 +189,7 @@ def train_cross_encoder(
         loss=ListNetLoss(model),
         callbacks=callbacks,
     )
-    trainer.train(resume_from_checkpoint=_checkpoint(arguments))
+    trainer.train(resume_from_checkpoint=last_checkpoint(Path(arguments["output_dir"])))
     model.eval()
 
 
@@ -205,7 +217,7 @@ def train_bi_encoder(
         data_collator=DistillationCollator(preprocess_fn=model.preprocess),
         callbacks=callbacks,
     )
-    trainer.train(resume_from_checkpoint=_checkpoint(arguments))
+    trainer.train(resume_from_checkpoint=last_checkpoint(Path(arguments["output_dir"])))
     model.eval()
 
 
@@ -216,13 +228,26 @@ def prepare_teacher(
 
     Returns:
         Its scores of the training lists, and its measures on both splits.
+
+    Raises:
+        UsageError: If the folder was begun with another teacher, other data or settings.
     """
+    claim(
+        folder,
+        {
+            "teacher": identity(name),
+            "epochs": epochs,
+            "batch_size": budget.batch_size,
+            "max_length": budget.max_length,
+            "data": task.fingerprint,
+        },
+    )
     saved = folder / "model"
-    if not (saved / "config.json").is_file() and not (saved / "modules.json").is_file():
+    if not saved.is_dir():
         model = load_teacher(name, budget.max_length)
         if epochs > 0:
             train_cross_encoder(model, task, common(folder, epochs, budget.batch_size, 2e-5, 1), [])
-        model.save_pretrained(str(saved))
+        save_model(model, saved)
         shutil.rmtree(folder / "checkpoints", ignore_errors=True)
     model = CrossEncoder(str(saved), max_length=budget.max_length)
     values = {split: score(model, "teacher", task, split, folder, budget.max_length) for split in SPLITS}
@@ -255,9 +280,3 @@ def _saving(arguments: dict[str, Any], lists: int) -> dict[str, Any]:
         "save_total_limit": 1,
         "disable_tqdm": False,
     }
-
-
-def _checkpoint(arguments: dict[str, Any]) -> str | None:
-    folder = Path(arguments["output_dir"])
-    found: str | None = get_last_checkpoint(str(folder)) if folder.is_dir() else None  # type: ignore[no-untyped-call]
-    return found

@@ -15,7 +15,8 @@ finds. Exhibits, each of which goes on where it was when the same command is giv
 
 OUT gets units/ (each training's scores and values per query), teacher/, table/ (report.html, results.json), gap_size,
 gap_dropout, evolution (.png, .svg, .json or .csv), diagnosis/ (report.html), summary.json and summary.md, which says
-where the paper's picture is confirmed and where it is not.
+where the paper's picture is confirmed and where it is not. made_from.json says what it all comes from: another teacher,
+other data or settings need another OUT.
 
 Hardware and time: a GPU is used where there is one. Without arguments it took 100 minutes on one CPU core beside other
 work: 20 minutes of it for the 12-layer teacher, fine-tuned on 2,400 pairs and scoring 14,400, and one to two for each
@@ -30,10 +31,12 @@ import argparse
 import json
 import sys
 from collections.abc import Sequence
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+from paper_stages import claim, identity, read_result, write_text
 from paper_summary import render_summary
 from paper_task import MEASURES, SPLITS, Task, means, open_task
 from paper_training import Budget, Measured, Unit, prepare_teacher, run_unit
@@ -102,6 +105,17 @@ class Reproduction:
             measured_queries=args.measured_queries,
             depth=args.depth,
             list_size=args.list_size,
+        )
+        claim(
+            self.folder,
+            {
+                **{name: str(vars(args)[name]) for name in ("list_size", "depth", "teacher_epochs")},
+                **asdict(self.budget),
+                "student": identity(args.student),
+                "teacher": identity(args.teacher),
+                "data": self.task.fingerprint,
+            },
+            beside=["candidates"],
         )
         # The query is one of those trained on, as in the paper.
         self.tracked = track(
@@ -249,7 +263,7 @@ class Reproduction:
                         means_of[str(place)] = np.mean([measured["test"]["RR@10"] for measured in seeds], axis=0)
             label = {"size": "embedding size", "dropout": "dropout"}[axis]
             save_figure(plot_gap(found, axis=label), self.folder / f"gap_{axis}")
-            (self.folder / f"gap_{axis}.json").write_text(json.dumps(found, indent=1) + "\n", encoding="utf-8")
+            write_text(self.folder / f"gap_{axis}.json", json.dumps(found, indent=1) + "\n")
             self.summary[f"gap {axis}"] = {
                 system: {
                     str(place): {split: float(np.mean(splits[split][place])) for split in SPLITS} for place in places
@@ -309,10 +323,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
             getattr(reproduction, f"show_{exhibit}")()
             args.output.mkdir(parents=True, exist_ok=True)
             file = args.output / "summary.json"
-            known = json.loads(file.read_text(encoding="utf-8")) if file.is_file() else {}
-            summary = known | reproduction.summary
-            file.write_text(json.dumps(summary, indent=1) + "\n", encoding="utf-8")
-            (args.output / "summary.md").write_text(render_summary(summary), encoding="utf-8")
+            summary = (read_result(file) or {}) | reproduction.summary
+            write_text(file, json.dumps(summary, indent=1) + "\n")
+            write_text(args.output / "summary.md", render_summary(summary))
         print((args.output / "summary.md").read_text(encoding="utf-8"))
     except (UsageError, ValueError) as error:
         print(f"error: {error}", file=sys.stderr)

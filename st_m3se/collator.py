@@ -25,6 +25,7 @@ from st_m3se.host import (
     stock_collator,
     training_arguments,
 )
+from st_m3se.losses.finite import LARGEST_SCORE
 from st_m3se.positions import check_length
 
 __all__ = ["DistillationCollator"]
@@ -32,7 +33,6 @@ __all__ = ["DistillationCollator"]
 logger = logging.getLogger(__name__)
 
 AS_LISTS = "(Arrays and tensors: pass lists, e.g. with dataset.with_format(None).)"
-FLOAT32_MAX = torch.finfo(torch.float32).max
 COLUMNS = ("query", "documents", "scores")
 OPTIONAL = ("positives", "document_ids", "relevant_ids", "query_id", "dataset_name")
 TASKS = {"query": "query", "documents": "document"}
@@ -342,10 +342,11 @@ def _check_row(place: int, row: dict[str, Any], has_positives: bool) -> None:
                 f"row {place}: a teacher score must be a float, or None if not scored, got {score!r}. It would be "
                 "learned as a number that the teacher never gave. Convert the column, or score the documents again."
             )
-        if score is not None and abs(float(score)) > FLOAT32_MAX:
+        if score is not None and abs(float(score)) > LARGEST_SCORE:
             raise ValueError(
-                f"row {place}: a teacher score must be finite in single precision, got {score!r}: an infinite teacher "
-                "score has no margin, and the loss would be infinite. Use None for 'not scored'."
+                f"row {place}: a teacher score must be finite, and at most {LARGEST_SCORE:g} so that the squares of "
+                f"margins are finite in single precision too, got {score!r}: the weights would become NaN. Use None "
+                "for 'not scored'."
             )
     positives = _positives(row)
     if not _is_list(positives) or len(positives) != len(documents):

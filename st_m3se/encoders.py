@@ -21,6 +21,7 @@ __all__ = [
     "encoding_options",
     "load_encoder",
     "model_configuration",
+    "model_file",
     "model_kind",
     "take_rows",
 ]
@@ -81,7 +82,7 @@ def detect_kind(name: str, *, revision: str | None = None) -> EncoderKind:
     """
     modules, host, config = model_configuration(name, revision)
     declared, architectures = host.get("model_type"), config.get("architectures") or []
-    classifies = modules is None and any(each.endswith("ForSequenceClassification") for each in architectures)
+    classifies = modules is None and any(str(each).endswith("ForSequenceClassification") for each in architectures)
     if declared == "CrossEncoder" or (declared is None and classifies):
         raise ValueError(
             f"{name} is a cross-encoder: it scores pairs and cannot search. Re-rank with it (ReRanker, --rerank)."
@@ -91,6 +92,8 @@ def detect_kind(name: str, *, revision: str | None = None) -> EncoderKind:
     if declared is not None and declared != "SentenceTransformer":
         return KINDS[declared]
     for module in modules or []:
+        if not isinstance(module, dict):
+            raise ValueError(f"modules.json of the model {name} is damaged. Save or download it again.")
         for package, kind in (("sparse_encoder", "SparseEncoder"), ("multi_vector_encoder", "MultiVectorEncoder")):
             if f".{package}." in f".{module.get('type', '')}.":
                 return KINDS[kind]
@@ -99,19 +102,33 @@ def detect_kind(name: str, *, revision: str | None = None) -> EncoderKind:
 
 def model_configuration(name: str, revision: str | None) -> tuple[Any, dict[str, Any], dict[str, Any]]:
     """modules.json, config_sentence_transformers.json and config.json of a model."""
-    from sentence_transformers.util import load_file_path
-
-    def read(file: str) -> Any:
-        path = load_file_path(name, file, revision=revision)
-        return None if path is None else json.loads(Path(path).read_text(encoding="utf-8"))
-
-    modules, config = read("modules.json"), read("config.json")
+    modules, config = (model_file(name, file, revision) for file in ("modules.json", "config.json"))
     if modules is None and config is None:
         raise ValueError(
             f"{name} is no model: there is no folder of this name with modules.json or config.json in it, and nothing "
             "that can be reached on the Hugging Face Hub. Mind the spelling, and the current directory."
         )
-    return modules, read("config_sentence_transformers.json") or {}, config or {}
+    return modules, model_file(name, "config_sentence_transformers.json", revision) or {}, config or {}
+
+
+def model_file(name: str, file: str, revision: str | None) -> Any:
+    """What a JSON file of a model says: of modules.json a list, of any other an object; None where it has none.
+
+    Raises:
+        ValueError: If the file is damaged.
+    """
+    from sentence_transformers.util import load_file_path
+
+    path = load_file_path(name, file, revision=revision)
+    if path is None:
+        return None
+    try:
+        content = json.loads(Path(path).read_text(encoding="utf-8"))
+        if not isinstance(content, list if file == "modules.json" else dict):
+            raise ValueError(f"it holds a {type(content).__name__}")
+    except (ValueError, RecursionError) as error:
+        raise ValueError(f"{file} of the model {name} is damaged: {error}. Save or download it again.") from error
+    return content
 
 
 def encoder_kind(model: Any) -> EncoderKind:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-import tempfile
+import logging
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from hashlib import blake2b
@@ -14,6 +14,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
+from st_m3se.files import damage, read_checked_json, scratch_folder, seal, sweep, write_checked_json
 from st_m3se.sampling import likely_false_negatives, repeated_texts, teacher_top
 from st_m3se.scores import FormatError, Id, TeacherScores
 from st_m3se.scores.sigmoid import ScoreRange
@@ -21,7 +22,9 @@ from st_m3se.texts import Texts
 
 __all__ = ["JoinCounts", "JoinOptions", "join_lists"]
 
-CACHE_VERSION = 4  # part of every cache file's name: raise it when what is cached changes
+logger = logging.getLogger(__name__)
+
+CACHE_VERSION = 5  # part of every cache file's name: raise it when what is cached changes
 BLOCK_SCORES = 1 << 22  # joined together: some hundred megabytes
 BATCH_QUERIES = 1_000  # in one Arrow batch
 TEXTS_AT_ONCE = 1 << 15
@@ -90,6 +93,8 @@ def join_lists(
 ) -> tuple[Path, JoinCounts]:
     """Join and check everything, once: the same join is found again in ``cache_dir``, by any process.
 
+    What is found is compared with its checksum, and made anew if it is damaged.
+
     Returns:
         An Arrow file with ``qid``, ``candidate_ids``, ``scores``, ``num_positives`` (the first ones of the list;
         positives and negatives each by falling score) and ``relevant_ids`` (the positives, and what is judged relevant
@@ -103,16 +108,21 @@ def join_lists(
     key = _key(scores, queries, corpus, relevant, options)
     path = cache_dir / f"lists-{key}.arrow"
     counted = path.with_suffix(".json")
+    sweep(path)
     if path.is_file() and counted.is_file():
-        return path, JoinCounts(**json.loads(counted.read_text(encoding="utf-8")))
+        try:
+            if (why := damage(path, path.name)) is None:
+                return path, JoinCounts(**read_checked_json(counted))
+        except (ValueError, TypeError, OSError) as error:
+            why = f"{counted.name}: {error}"
+        logger.warning(f"{path}, the joined lists in the cache, is damaged: {why}. It is made anew.")
 
     from tqdm.auto import tqdm
 
     counts = JoinCounts()
-    cache_dir.mkdir(parents=True, exist_ok=True)
     join = _Join(queries, corpus, relevant, options, counts)
-    with tempfile.TemporaryDirectory(prefix=f".{path.name}.", dir=cache_dir) as folder:
-        part = Path(folder) / "part.arrow"
+    with scratch_folder(path) as folder:
+        part = folder / "part.arrow"
         with (
             tqdm(total=len(scores), desc="Joining scores and texts", unit=" queries", delay=1.0) as bar,
             pa.OSFile(str(part), "wb") as sink,
@@ -125,9 +135,8 @@ def join_lists(
             raise ValueError(
                 f"there is nothing to train on. {counts.describe(options.min_negatives)} {_advice(counts)}"
             )
-        counted_part = Path(folder) / "part.json"
-        counted_part.write_text(json.dumps(asdict(counts)), encoding="utf-8")
-        counted_part.replace(counted)
+        write_checked_json(counted, asdict(counts))
+        seal(part, path.name)
         part.replace(path)  # last, and whole, whoever else makes it too
     return path, counts
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-import tempfile
+import logging
 from collections.abc import Iterable, Iterator, Sequence
 from hashlib import blake2b
 from pathlib import Path
@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Literal
 import numpy as np
 import pyarrow as pa
 
+from st_m3se.files import damage, scratch_folder, seal, sealed_bytes, sweep
 from st_m3se.scores.errors import FormatError
 from st_m3se.scores.formats.reading import IdType
 from st_m3se.scores.ids import SortedIds
@@ -32,7 +33,9 @@ __all__ = [
     "texts_at",
 ]
 
-CACHE_VERSION = 1  # part of every cache file's name: raise it when what is cached changes
+logger = logging.getLogger(__name__)
+
+CACHE_VERSION = 2  # part of every cache file's name: raise it when what is cached changes
 GROUP_TEXTS = 16_384
 GROUP_CHARACTERS = 1 << 26
 MANY_A_CHUNK = 16  # texts of a chunk that are taken faster together than one by one
@@ -43,10 +46,14 @@ Duplicates = Literal["raise", "last"]
 
 
 def table_of(origin: Path | pa.Table | Dataset) -> pa.Table:
-    """The ids and texts, mapped into memory where they are a file."""
+    """The ids and texts, mapped into memory where they are a file of the cache."""
     if isinstance(origin, Path):
-        return pa.ipc.open_file(pa.memory_map(str(origin))).read_all()
+        return _mapped(origin, sealed_bytes(origin))
     return origin if isinstance(origin, pa.Table) else origin.data.table
+
+
+def _mapped(path: Path, size: int) -> pa.Table:
+    return pa.ipc.open_file(pa.memory_map(str(path)).read_buffer(size)).read_all()
 
 
 def chunk_starts(chunks: Sequence[pa.Array]) -> np.ndarray:
@@ -96,7 +103,11 @@ def record_batches(rows: Iterable[Row]) -> Iterator[pa.RecordBatch]:
 def cached_copy(
     path: Path, name: str, id_type: IdType | None, duplicates: Duplicates, cache_dir: str | Path | None
 ) -> Path:
-    """The Arrow copy of a file, made unless it is there already. It appears only whole, whoever else makes it too."""
+    """The Arrow copy of a file, made unless it is there already. It appears only whole, whoever else makes it too.
+
+    A copy that is there is read and compared with its checksum, some gigabytes a second: Arrow follows the offsets in a
+    mapped file without looking whether they lead out of it. A damaged one is made anew.
+    """
     if cache_dir is None:
         from datasets import config
 
@@ -104,17 +115,19 @@ def cached_copy(
     stamps = [(str(file.resolve()), file.stat().st_size, file.stat().st_mtime_ns) for file in files_of(path)]
     key = blake2b(json.dumps([CACHE_VERSION, id_type, stamps]).encode(), digest_size=12).hexdigest()
     cached = Path(cache_dir) / f"{name}-{key}.arrow"
-    if cached.is_file():
-        return cached
     without = cached.with_suffix(".last.arrow")  # only where there are duplicates
-    if duplicates == "last" and without.is_file():
-        return without
+    sweep(cached)
+    for copy in [cached, without] if duplicates == "last" else [cached]:
+        if not copy.is_file():
+            continue
+        if (why := damage(copy, copy.name)) is None:
+            return copy
+        logger.warning(f"{copy}, the copy of {path} in the cache, is damaged: {why}. It is made anew.")
 
     from tqdm.auto import tqdm
 
-    cached.parent.mkdir(parents=True, exist_ok=True)
-    with tempfile.TemporaryDirectory(prefix=f".{cached.name}.", dir=cached.parent) as folder:
-        part = Path(folder) / "part.arrow"
+    with scratch_folder(cached) as folder:
+        part = folder / "part.arrow"
         rows = tqdm(read_texts(path, name, id_type), desc=f"Reading the {name}", unit=" texts", delay=1.0)
         batches = record_batches(rows)
         first = next(batches, None)
@@ -124,10 +137,12 @@ def cached_copy(
             writer.write_batch(first)
             for batch in batches:
                 writer.write_batch(batch)
-        index = SortedIds(table_of(part).column(0))
+        index = SortedIds(_mapped(part, part.stat().st_size).column(0))
         if (twice := index.first_duplicate()) is not None:
             if duplicates == "last":
-                _last_wins(part, index).replace(without)
+                copy = _last_wins(part, index)
+                seal(copy, without.name)
+                copy.replace(without)
                 return without
             line, file = _place(path, name, id_type, twice[1])
             raise FormatError(
@@ -135,13 +150,14 @@ def cached_copy(
                 file=str(file),
                 line=line,
             )
+        seal(part, cached.name)
         part.replace(cached)
     return cached
 
 
 def _last_wins(part: Path, index: SortedIds) -> Path:
     """A copy in which each id has its last text, in the place of its first; its schema names those that repeat."""
-    table = table_of(part)
+    table = _mapped(part, part.stat().st_size)
     texts = table.column(1).chunks
     starts = chunk_starts(texts)
     first, last = index.first_and_last()

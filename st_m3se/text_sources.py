@@ -8,10 +8,10 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import pyarrow as pa
-import pyarrow.parquet as pq
 
 from st_m3se.scores.errors import FormatError
 from st_m3se.scores.formats.reading import IdType, Reading, parse_object, parse_text
+from st_m3se.scores.parquet import UNREADABLE, batches, open_parquet
 from st_m3se.scores.rows import Id, short
 
 if TYPE_CHECKING:
@@ -161,14 +161,14 @@ def _read_tsv(reading: Reading, check: Callable[[Any], Id]) -> Iterator[Row]:
 
 def _read_parquet(reading: Reading, check: Callable[[Any], Id]) -> Iterator[Row]:
     try:
-        file = pq.ParquetFile(reading.path)
+        file = open_parquet(reading.path)
         try:
             text_id, text, title = _columns(file.schema_arrow.names)
         except FormatError as error:
             raise FormatError(error.message, file=str(reading.path)) from None
         names = [name for name in (text_id, text, title) if name is not None]
         number = 0
-        for batch in file.iter_batches(4_096, columns=names, use_threads=False):
+        for batch in batches(file, names):
             columns = [batch.column(name).to_pylist() for name in names]
             for values in zip(*columns, strict=True):
                 number += 1
@@ -178,7 +178,9 @@ def _read_parquet(reading: Reading, check: Callable[[Any], Id]) -> Iterator[Row]
                 except FormatError as error:
                     raise FormatError(error.message, file=str(reading.path), line=number) from None
                 yield row
-    except (pa.ArrowException, OSError) as error:
+    except FormatError as error:
+        raise error if error.file else FormatError(error.message, file=str(reading.path)) from None
+    except UNREADABLE as error:
         raise FormatError(f"this is not a readable Parquet file: {error}", file=str(reading.path)) from error
 
 

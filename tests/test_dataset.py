@@ -12,6 +12,7 @@ import numpy as np
 import pytest
 import torch
 from conftest import ANSWERS, PAIRS
+from damage import damaged
 from datasets import Dataset, DatasetDict
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
@@ -277,6 +278,17 @@ def test_a_judged_document_outside_the_corpus_marks_nobody_else(rows_of: Any, tm
     dataset = build_distillation_dataset(store, QUERIES, CORPUS, judged, cache_dir=tmp_path / "c")
     assert [row["positives"] for row in dataset] == [[True, False], [True, False]]
     assert "1 of their 3 relevant documents have no teacher score" in dataset.info.description
+
+
+def test_damaged_lists_are_joined_anew(build: Make, tmp_path: Path, caplog: Any) -> None:
+    expected = build(cache_dir=tmp_path).with_format(None)[:]
+    arrow, counts = next(tmp_path.glob("lists-*.arrow")), next(tmp_path.glob("lists-*.json"))
+    for path in (arrow, counts):
+        for content in damaged(path.read_bytes(), 12):
+            path.write_bytes(content)
+            caplog.clear()
+            assert build(cache_dir=tmp_path).with_format(None)[:] == expected
+            assert "the joined lists in the cache, is damaged" in caplog.text
 
 
 def test_nothing_left_is_an_error(build: Make) -> None:

@@ -18,6 +18,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 import zstandard
+from damage import damaged
 from datasets import Dataset, DatasetDict
 from hypothesis import given
 from hypothesis import strategies as st
@@ -273,6 +274,22 @@ def test_the_cache_is_used_and_follows_the_file(tmp_path: Path, monkeypatch: pyt
     path.write_bytes(jsonl({"a": "new text"}))
     assert dict(Texts.open(path, cache_dir=own)) == {"a": "new text"}
     assert dict(opened) == {"a": "old"}
+
+
+def test_a_damaged_copy_is_made_anew(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    """Prevents other texts, and the end of the process: Arrow follows a mapped file's offsets wherever they lead."""
+    texts = {f"d{row}": f"text {row}" * (row % 5) for row in range(200)}
+    path, own = write_jsonl(tmp_path, texts), tmp_path / "own"
+    Texts.open(path, cache_dir=own)
+    (copy,) = own.iterdir()
+    whole = copy.read_bytes()
+    for content in [*damaged(whole, 60), b""]:
+        copy.write_bytes(content)
+        caplog.clear()
+        assert dict(Texts.open(path, cache_dir=own)) == texts
+        assert f"{copy}, the copy of {path} in the cache, is damaged" in caplog.text
+        assert copy.read_bytes() == whole
+    assert list(own.iterdir()) == [copy]
 
 
 def test_the_fingerprint_sees_every_change() -> None:

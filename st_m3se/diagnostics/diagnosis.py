@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import csv
-import json
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
@@ -16,9 +15,12 @@ from st_m3se.diagnostics.gap import ClosedShare, closed_share
 from st_m3se.diagnostics.lists import JudgedLists
 from st_m3se.diagnostics.scoring import describe_scorer, folder_names, score_lists
 from st_m3se.diagnostics.separation import NUMBERS, Estimate, Separation, measure_separation
+from st_m3se.evaluation.evaluated import is_count, is_number, is_texts
 from st_m3se.evaluation.measures import parse_measures
 from st_m3se.evaluation.provenance import provenance
 from st_m3se.evaluation.systems import ReRanker, check_model
+from st_m3se.files import atomic_file, read_checked_json, write_checked_json
+from st_m3se.markdown import cell
 from st_m3se.scores.errors import FormatError
 from st_m3se.scores.findings import report
 from st_m3se.scores.store import TeacherScores
@@ -69,27 +71,27 @@ class Diagnosis:
             "gap": None if self.gap is None else asdict(self.gap),
             "scorers": {name: self._scorer(name) for name in self.scorers},
         }
-        _write(folder / DIAGNOSIS, json.dumps(content, indent=1, ensure_ascii=False) + "\n")
+        write_checked_json(folder / DIAGNOSIS, content)
         numbers = [
-            [name, number, *separation.numbers[number]]
+            [cell(name), number, *separation.numbers[number]]
             for name, separation in self.scorers.items()
             for number in NUMBERS
         ]
-        _write_csv(folder / "numbers.csv", ["scorer", "number", "value", "low", "high"], numbers)
+        write_csv(folder / "numbers.csv", ["scorer", "number", "value", "low", "high"], numbers)
         densities = [
-            [name, *row]
+            [cell(name), *row]
             for name, separation in self.scorers.items()
             for row in zip(*_rounded(separation.x, separation.positives, separation.negatives), strict=True)
         ]
-        _write_csv(
+        write_csv(
             folder / "score_densities.csv", ["scorer", "score", "positives_density", "negatives_density"], densities
         )
         margins = [
-            [name, *row]
+            [cell(name), *row]
             for name, separation in self.scorers.items()
             for row in zip(*_rounded(separation.margin_x, separation.margin_density), strict=True)
         ]
-        _write_csv(folder / "margins.csv", ["scorer", "normalised_margin", "density"], margins)
+        write_csv(folder / "margins.csv", ["scorer", "normalised_margin", "density"], margins)
 
     @classmethod
     def load(cls, folder: str | Path) -> Diagnosis:
@@ -101,23 +103,41 @@ class Diagnosis:
         path = Path(folder) / DIAGNOSIS
         if not path.is_file():
             raise FormatError("there is no such file. `st-m3se diagnose` makes one.", file=str(path))
-        content = json.loads(path.read_text(encoding="utf-8"))
+        try:
+            return cls._of(read_checked_json(path, required=False), path)
+        except FormatError:
+            raise
+        except (ValueError, LookupError, TypeError, AttributeError, OverflowError) as error:
+            raise FormatError(
+                f"this is not a diagnosis as st-m3se diagnose writes it: {error!r:.200}. Make it again.", file=str(path)
+            ) from error
+
+    @classmethod
+    def _of(cls, content: dict[str, Any], path: Path) -> Diagnosis:
         if content.get("format") != FORMAT:
             raise FormatError(
-                f"the diagnosis has format {content.get('format')!r} and this program reads {FORMAT}. Update st-m3se.",
+                f"the diagnosis has format {content.get('format')!r:.80} and this program reads {FORMAT}: another "
+                "version of st-m3se wrote it. Make it again.",
                 file=str(path),
             )
         scorers = {
             name: Separation(
-                {number: Estimate(*found) for number, found in scorer["numbers"].items()},
-                scorer["spread"],
-                *(np.array(scorer["curves"][curve]) for curve in CURVES),
+                {number: Estimate(*map(float, scorer["numbers"][number])) for number in NUMBERS},
+                float(scorer["spread"]),
+                *(np.array(scorer["curves"][curve], dtype=np.float64) for curve in CURVES),
             )
             for name, scorer in content["scorers"].items()
         }
+        data, settings = content["data"], content["settings"]
+        counts = [*(data[name] for name in ("queries", "positives", "negatives")), *data["left_out"].values()]
+        texts = [data["name"], *data["notes"], *data["left_out"]]
+        if not all(map(is_count, counts)) or not is_texts(texts) or not isinstance(data["notes"], list):
+            raise ValueError("data: counts should be numbers, names and notes texts")
+        if not is_number(settings["confidence"]) or not is_count(settings["n_resamples"]):
+            raise ValueError("settings: confidence and n_resamples should be numbers")
         descriptions = {name: scorer["description"] for name, scorer in content["scorers"].items()}
         gap = None if content["gap"] is None else ClosedShare.of(content["gap"])
-        return cls(content["data"], content["settings"], scorers, descriptions, gap, content["provenance"])
+        return cls(data, settings, scorers, descriptions, gap, content["provenance"])
 
     def _scorer(self, name: str) -> dict[str, Any]:
         separation = self.scorers[name]
@@ -215,7 +235,7 @@ def diagnose(
         lists, scorers, asked, documents, output / "scores", show_progress_bar=show_progress_bar, **options
     )
     judged = [[query, document, 1] for query, relevant in lists.qrels().items() for document in relevant]
-    _write_csv(output / "qrels.tsv", ["query-id", "corpus-id", "score"], judged, delimiter="\t")
+    write_csv(output / "qrels.tsv", ["query-id", "corpus-id", "score"], judged, delimiter="\t")
     statistics: dict[str, Any] = {"n_resamples": n_resamples, "confidence": confidence, "seed": seed}
     found = Diagnosis(
         {
@@ -248,12 +268,9 @@ def _rounded(*arrays: np.ndarray) -> list[list[float]]:
     return [[float(f"{value:.{DIGITS}g}") for value in array.tolist()] for array in arrays]
 
 
-def _write(path: Path, content: str) -> None:
-    path.write_text(content, encoding="utf-8")
-
-
-def _write_csv(path: Path, header: Sequence[str], rows: Iterable[Sequence[Any]], delimiter: str = ",") -> None:
-    with path.open("w", newline="", encoding="utf-8") as stream:
+def write_csv(path: Path, header: Sequence[str], rows: Iterable[Sequence[Any]], delimiter: str = ",") -> None:
+    """Write a table, whole, in the place of what is there."""
+    with atomic_file(path, overwrite=True) as temporary, temporary.open("w", newline="", encoding="utf-8") as stream:
         writer = csv.writer(stream, delimiter=delimiter, lineterminator="\n")
         writer.writerow(header)
         writer.writerows(rows)

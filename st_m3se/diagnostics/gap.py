@@ -52,13 +52,14 @@ class ClosedShare:
     @classmethod
     def of(cls, content: Mapping[str, Any]) -> ClosedShare:
         """From its JSON."""
-        estimates = {name: Estimate(*content[name]) for name in ("before", "after", "teacher", "gap")}
+        estimates = {name: Estimate(*map(float, content[name])) for name in ("before", "after", "teacher", "gap")}
         interval = content["interval"]
+        before, after, teacher = content["names"]
         return cls(
-            measure=content["measure"],
-            names=tuple(content["names"]),
-            share=content["share"],
-            interval=None if interval is None else (interval[0], interval[1]),
+            measure=str(content["measure"]),
+            names=(str(before), str(after), str(teacher)),
+            share=None if content["share"] is None else float(content["share"]),
+            interval=None if interval is None else (float(interval[0]), float(interval[1])),
             **estimates,
         )
 

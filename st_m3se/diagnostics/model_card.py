@@ -8,6 +8,8 @@ from pathlib import Path
 
 from st_m3se.diagnostics.diagnosis import Diagnosis
 from st_m3se.diagnostics.report import about, about_gap, render_markdown
+from st_m3se.files import atomic_file
+from st_m3se.markdown import markdown
 from st_m3se.scores.errors import FormatError
 
 __all__ = ["add_to_model_card"]
@@ -49,7 +51,7 @@ def add_to_model_card(model_folder: str | Path, diagnosis_folder: str | Path) ->
         raise FormatError("the diagnosis has no figure. `st-m3se diagnose` draws it.", file=str(figure))
     (model_folder / PICTURE).parent.mkdir(exist_ok=True)
     shutil.copyfile(figure, model_folder / PICTURE)
-    name = f" on {diagnosis.data['name']}" if diagnosis.data["name"] else ""
+    name = f" on {markdown(diagnosis.data['name'])}" if diagnosis.data["name"] else ""
     parts = [
         START,
         f"## How it separates relevant documents{name}",
@@ -60,7 +62,7 @@ def add_to_model_card(model_folder: str | Path, diagnosis_folder: str | Path) ->
         about(diagnosis),
     ]
     if diagnosis.gap is not None:
-        parts.append(f"**Distance to the teacher.** {about_gap(diagnosis)}")
+        parts.append(f"**Distance to the teacher.** {about_gap(diagnosis, markdown)}")
     section = "\n\n".join([*parts, END])
     text = card.read_text(encoding="utf-8")
     if START in text and END in text:
@@ -69,5 +71,6 @@ def add_to_model_card(model_folder: str | Path, diagnosis_folder: str | Path) ->
         places = [place for heading in BEFORE if (place := text.find(heading)) >= 0]
         place = min(places, default=len(text))
         text = f"{text[:place].rstrip()}\n\n{section}\n{text[place:]}"
-    card.write_text(text, encoding="utf-8")
+    with atomic_file(card, overwrite=True) as temporary:
+        temporary.write_text(text, encoding="utf-8")
     return card

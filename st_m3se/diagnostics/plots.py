@@ -17,6 +17,7 @@ import numpy as np
 from st_m3se.diagnostics.separation import Separation
 from st_m3se.diagnostics.tracking import Evolution
 from st_m3se.extras import require
+from st_m3se.files import atomic_file
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -250,10 +251,11 @@ def save_figure(figure: Figure, path: str | Path) -> tuple[Path, Path]:
         The two files.
     """
     path = Path(path)
-    path.parent.mkdir(parents=True, exist_ok=True)
     png, svg = (path.with_name(f"{path.name}.{kind}") for kind in ("png", "svg"))
-    figure.savefig(png, dpi=160, metadata={"Software": None})
-    figure.savefig(svg, metadata={"Date": None, "Creator": None})
+    with atomic_file(png, overwrite=True) as temporary:
+        figure.savefig(temporary, format="png", dpi=160, metadata={"Software": None})
+    with atomic_file(svg, overwrite=True) as temporary:
+        figure.savefig(temporary, format="svg", metadata={"Date": None, "Creator": None})
     return png, svg
 
 

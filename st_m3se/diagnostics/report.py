@@ -2,15 +2,17 @@
 
 from __future__ import annotations
 
-import re
-from collections.abc import Sequence
+from base64 import b64encode
+from collections.abc import Callable, Sequence
 from html import escape
 from pathlib import Path
 
-from st_m3se.diagnostics.diagnosis import Diagnosis
+from st_m3se.diagnostics.diagnosis import Diagnosis, write_csv
 from st_m3se.diagnostics.plots import plot_densities, plot_evolution, plot_margins, save_figure
 from st_m3se.diagnostics.separation import NUMBERS
 from st_m3se.diagnostics.tracking import Evolution
+from st_m3se.files import atomic_file
+from st_m3se.markdown import cell, markdown
 
 __all__ = [
     "about",
@@ -47,7 +49,7 @@ CSS = (
     ".scroll{overflow-x:auto}table{border-collapse:collapse;margin:1rem 0}"
     "th,td{padding:.25rem .8rem;border-bottom:1px solid #ccc;text-align:right}"
     "th:first-child,td:first-child{text-align:left}td small{color:#555;white-space:nowrap}"
-    "figure{margin:1.5rem 0}figure svg{max-width:100%;height:auto}figcaption{color:#444;font-size:.9em}"
+    "figure{margin:1.5rem 0}figure img{max-width:100%;height:auto}figcaption{color:#444;font-size:.9em}"
 )
 
 
@@ -68,7 +70,8 @@ def write_report(diagnosis: Diagnosis, folder: str | Path, evolutions: Sequence[
 def write_page(folder: str | Path) -> None:
     """Write ``report.html`` of the figures and numbers that are in a diagnosis' folder."""
     title, section = html_section(folder)
-    (Path(folder) / "report.html").write_text(_page(title, section), encoding="utf-8")
+    with atomic_file(Path(folder) / "report.html", overwrite=True) as temporary:
+        temporary.write_text(_page(title, section), encoding="utf-8")
 
 
 def write_evolution(evolutions: Sequence[Evolution], folder: str | Path) -> None:
@@ -76,19 +79,20 @@ def write_evolution(evolutions: Sequence[Evolution], folder: str | Path) -> None
     folder = Path(folder)
     folder.mkdir(parents=True, exist_ok=True)
     save_figure(plot_evolution(evolutions), folder / "evolution")
-    lines = ["model,step,query_id,document_id,positive,score"]
+    rows = []
     for each in evolutions:
         for step, scores in zip(each.steps.tolist(), each.scores.tolist(), strict=True):
             for query, document, positive, score in zip(
                 each.query_ids, each.document_ids, each.positives.tolist(), scores, strict=True
             ):
-                cells = [each.name, str(step), query, document, str(int(positive)), f"{score:.7g}"]
-                lines.append(",".join(_cell(cell) for cell in cells))
-    (folder / "evolution.csv").write_text("\n".join(lines) + "\n", encoding="utf-8")
+                rows.append([cell(each.name), step, cell(query), cell(document), int(positive), f"{score:.7g}"])
+    write_csv(folder / "evolution.csv", ["model", "step", "query_id", "document_id", "positive", "score"], rows)
 
 
 def html_section(folder: str | Path) -> tuple[str, str]:
-    """A diagnosis as a section of an HTML page: its title, and HTML with the figures inlined as SVG.
+    """A diagnosis as a section of an HTML page: its title, and HTML that holds the figures as SVG images.
+
+    As images, since the folder may be another's: a browser runs no script in them.
 
     Args:
         folder: What ``st-m3se diagnose`` has written.
@@ -110,7 +114,7 @@ def html_section(folder: str | Path) -> tuple[str, str]:
     for name, (heading, text) in EXPLAINED.items():
         file = folder / f"{name}.svg"
         if file.is_file():
-            drawing = _inlined(file.read_text(encoding="utf-8"), name, heading)
+            drawing = _image(file.read_bytes(), heading)
             parts.append(f"<h3>{escape(heading)}</h3><figure>{drawing}<figcaption>{escape(text)}</figcaption></figure>")
     return title, "\n".join(parts)
 
@@ -121,8 +125,8 @@ def render_text(diagnosis: Diagnosis) -> str:
     widths = [max(len(row[column]) for row in rows) for column in range(len(rows[0]))]
     lines = [
         "  ".join(
-            cell.ljust(width) if column == 0 else cell.rjust(width)
-            for column, (cell, width) in enumerate(zip(row, widths, strict=True))
+            text.ljust(width) if column == 0 else text.rjust(width)
+            for column, (text, width) in enumerate(zip(row, widths, strict=True))
         ).rstrip()
         for row in rows
     ]
@@ -137,7 +141,8 @@ def render_text(diagnosis: Diagnosis) -> str:
 
 def render_markdown(diagnosis: Diagnosis) -> str:
     """The numbers as a Markdown table."""
-    header, *rows = [[cell.replace("|", "\\|") for cell in row] for row in _rows(diagnosis)]
+    header, *rows = _rows(diagnosis)
+    rows = [[markdown(name), *numbers] for name, *numbers in rows]
     rule = ["---"] + ["---:"] * (len(header) - 1)
     return "\n".join(f"| {' | '.join(row)} |" for row in [header, rule, *rows])
 
@@ -166,12 +171,17 @@ def about(diagnosis: Diagnosis) -> str:
     )
 
 
-def about_gap(diagnosis: Diagnosis) -> str:
-    """The closed share of the teacher's lead, in a sentence; empty where nobody asked for it."""
+def about_gap(diagnosis: Diagnosis, write: Callable[[str], str] = str) -> str:
+    """The closed share of the teacher's lead, in a sentence; empty where nobody asked for it.
+
+    Args:
+        diagnosis: Whose.
+        write: How to write the scorers' names, such as :func:`~st_m3se.markdown.markdown`.
+    """
     gap = diagnosis.gap
     if gap is None:
         return ""
-    before, after, teacher = gap.names
+    before, after, teacher = map(write, gap.names)
     return f"From {before} to {after}, with {teacher} as the teacher: {gap}."
 
 
@@ -188,13 +198,8 @@ def _html_table(diagnosis: Diagnosis) -> str:
     return f'<div class="scroll" role="region" tabindex="0" aria-label="Table: scorers">{table}</div>'
 
 
-def _inlined(svg: str, prefix: str, label: str) -> str:
-    """An SVG file's drawing, with ids that do not meet those of another on the page."""
-    drawing = svg[svg.index("<svg") :].strip()
-    drawing = re.sub(r'\bid="', f'id="{prefix}-', drawing)
-    drawing = re.sub(r'href="#', f'href="#{prefix}-', drawing)
-    drawing = re.sub(r"url\(#", f"url(#{prefix}-", drawing)
-    return drawing.replace("<svg", f'<svg role="img" aria-label="{escape(label)}"', 1)
+def _image(svg: bytes, label: str) -> str:
+    return f'<img src="data:image/svg+xml;base64,{b64encode(svg).decode("ascii")}" alt="{escape(label)}"/>'
 
 
 def _page(title: str, section: str) -> str:
@@ -202,7 +207,3 @@ def _page(title: str, section: str) -> str:
         f'<!DOCTYPE html>\n<html lang="en"><head><meta charset="utf-8"><title>{escape(title)}</title>'
         f"<style>{CSS}</style></head>\n<body><h1>{escape(title)}</h1>\n{section}\n</body></html>\n"
     )
-
-
-def _cell(text: str) -> str:
-    return '"' + text.replace('"', '""') + '"' if re.search(r'[",\n\r]', text) else text

@@ -5,11 +5,11 @@ from __future__ import annotations
 import re
 from collections.abc import Callable, Mapping
 from pathlib import Path
-from tempfile import TemporaryDirectory
 from typing import TYPE_CHECKING, Any, TypeAlias
 
 from st_m3se.candidates import BM25, find_candidates
 from st_m3se.diagnostics.lists import JudgedLists
+from st_m3se.files import scratch_folder
 from st_m3se.scores.scoring import score_candidates
 from st_m3se.scores.store import TeacherScores
 from st_m3se.texts import Texts
@@ -121,13 +121,12 @@ def _bm25(
     """BM25 scores over the whole corpus of the lists' documents, 0 where no word matches."""
     asked = Texts.open(dict(zip(lists.query_ids, queries.take(lists.query_ids), strict=True)), "queries")
     wanted = {query: dict.fromkeys(documents, 1) for query, documents in lists.by_query().items()}
-    place.parent.mkdir(parents=True, exist_ok=True)
-    with TemporaryDirectory(prefix=".bm25.", dir=place.parent) as scratch:
+    with scratch_folder(place) as scratch:
         found = find_candidates(
             asked,
             corpus,
             [source],
-            Path(scratch) / "run",
+            scratch / "run",
             depth=1,
             positives=wanted,
             show_progress_bar=show_progress_bar,

@@ -176,15 +176,24 @@ class Evolution:
             raise FormatError("there is no whole record of the followed documents in it.", file=str(path))
         first = next(iter(steps.values()))
         about = path.with_suffix(".json")
-        known = json.loads(about.read_text(encoding="utf-8")) if about.is_file() else {}
+        try:
+            known = json.loads(about.read_text(encoding="utf-8")) if about.is_file() else {}
+            queries = {str(each["query_id"]): str(each["query"]) for each in known.get("tracked", [])}
+            name = name or str(known.get("name") or path.stem)
+        except (ValueError, LookupError, TypeError, AttributeError, RecursionError) as error:
+            raise FormatError(
+                f"this does not describe the record beside it: {error!r:.200}. Delete it, and the record is read "
+                "without names and texts.",
+                file=str(about),
+            ) from None
         return cls(
-            name or known.get("name") or path.stem,
+            name,
             np.array(list(steps), dtype=np.int64),
             tuple(query for query, _ in pairs),
             tuple(document for _, document in pairs),
             np.array([positive for positive, _ in first], dtype=bool),
             np.array([[score for _, score in record] for record in steps.values()], dtype=np.float64),
-            {str(each["query_id"]): each["query"] for each in known.get("tracked", [])},
+            queries,
         )
 
 
@@ -196,7 +205,10 @@ def read_records(path: Path) -> tuple[dict[int, list[tuple[bool, float]]], list[
     Raises:
         FormatError: If the file is not such a CSV.
     """
-    text = path.read_text(encoding="utf-8")
+    try:
+        text = path.read_text(encoding="utf-8")
+    except UnicodeDecodeError as error:
+        raise FormatError(f"this is not a record of scores: {error}.", file=str(path)) from None
     lines = text[: text.rfind("\n") + 1].splitlines()  # without a torn last line
     reader = csv.reader(lines)
     if tuple(next(reader, ())) != HEADER:

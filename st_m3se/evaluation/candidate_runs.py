@@ -3,15 +3,16 @@
 from __future__ import annotations
 
 import json
+import logging
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import closing, suppress
 from hashlib import blake2b
 from pathlib import Path
-from tempfile import TemporaryDirectory
 from typing import Any
 
 import numpy as np
 
+from st_m3se.files import checked_json, digest, place_folder, read_checked_json, replace_folder, scratch_folder, sweep
 from st_m3se.scores.convert import read_rows
 from st_m3se.scores.errors import FormatError
 from st_m3se.scores.findings import EXAMPLES, Finding, found
@@ -27,7 +28,9 @@ from st_m3se.texts import Texts
 
 __all__ = ["candidates_digest", "is_passage_run", "open_candidates", "texts_of_passage_run"]
 
-CACHE_VERSION = 2  # part of every name in the cache: raise it when what is kept there changes
+logger = logging.getLogger(__name__)
+
+CACHE_VERSION = 3  # part of every name in the cache: raise it when what is kept there changes
 PASSAGES = "passages"
 EXPECTED = (
     "Expected `query Q0 document rank score tag`, with tabs `qid pid rank`, `qid pid rank score` or `qid pid query "
@@ -36,6 +39,7 @@ EXPECTED = (
 )
 ASIDE = "left out: there is nothing to evaluate them with"
 NO_TEXT = "left out: there is no text to score"
+FILES = "files.json"  # what a folder of texts in the cache holds, and its checksums
 UNSCORED = "the run is there to be re-ranked: by itself it would put documents in the order of their ids"
 
 
@@ -63,10 +67,11 @@ def open_candidates(
     chosen = "" if store is None else blake2b("\n".join(map(str, store.query_ids().to_pylist())).encode()).hexdigest()
     known = [CACHE_VERSION, stamps, chosen, list(query_ids), None if corpus is None else corpus.fingerprint]
     target = cache_dir / f"candidates-{_key(known)}"
-    if not (target / MANIFEST).is_file():
+    candidates = TeacherScores.open_cached(target)
+    if candidates is None:
         rows = iter(store) if store is not None else _read(Path(str(run)))
         _write(rows, str(run), query_ids, corpus, target)
-    candidates = TeacherScores.open(target)
+        candidates = TeacherScores.open(target)
     if not len(candidates):
         raise FormatError(
             f"the run has no document for any of the {len(query_ids)} evaluated queries, such as {query_ids[0]!r:.80}: "
@@ -98,16 +103,34 @@ def is_passage_run(run: Any) -> bool:
 def texts_of_passage_run(run: Path, cache_dir: Path) -> tuple[Path, Path]:
     """The queries and passages of such a run, as two jsonl files in the cache."""
     folder = cache_dir / f"passages-{_key([CACHE_VERSION, _stamps([run])])}"
-    if not (folder / "corpus.jsonl").is_file():
-        folder.mkdir(parents=True, exist_ok=True)
-        with closing(TextStore()) as store, TemporaryDirectory(prefix=".", dir=folder) as part:
+    names = ("queries.jsonl", "corpus.jsonl")
+    sweep(folder)
+    if not _intact(folder, names):
+        with closing(TextStore()) as store, scratch_folder(folder) as scratch:
+            part = scratch / folder.name
+            part.mkdir()
             for fields in Reading(run).parsed(_passage):
                 store.query(fields[0], fields[2])
                 store.document(fields[1], fields[3])
-            store.write(Path(part))
-            for name in ("queries.jsonl", "corpus.jsonl"):  # the one that is looked for last
-                (Path(part) / name).replace(folder / name)
-    return folder / "queries.jsonl", folder / "corpus.jsonl"
+            store.write(part)
+            (part / FILES).write_text(checked_json({name: digest(part / name) for name in names}), encoding="utf-8")
+            if not place_folder(part, folder):
+                replace_folder(part, folder)
+    return folder / names[0], folder / names[1]
+
+
+def _intact(folder: Path, names: Sequence[str]) -> bool:
+    """Whether the files of a folder in the cache are there, and what was written."""
+    if not folder.exists():
+        return False
+    try:
+        if all(read_checked_json(folder / FILES)[name] == digest(folder / name) for name in names):
+            return True
+        why = "its content is not what was written"
+    except (OSError, ValueError, KeyError) as error:
+        why = repr(error)
+    logger.warning(f"{folder} in the cache is damaged: {why}. It is made anew.")
+    return False
 
 
 def _as_store(run: str | Path | TeacherScores) -> TeacherScores | None:
@@ -222,7 +245,7 @@ def _write(
     digests: dict[str, bytes] = {}
     manifest: dict[str, Any] = {"source": {"run": source}, "inputs": {}}
     try:
-        with TeacherScoresWriter(target, manifest=manifest) as writer:
+        with TeacherScoresWriter(target, manifest=manifest, overwrite=target.exists()) as writer:
             for row in rows:
                 query = str(row.query_id)
                 if query not in wanted:

@@ -16,6 +16,7 @@ from sentence_transformers.base.evaluation import BaseEvaluator
 from torch import Tensor
 
 from st_m3se.encoders import embed_documents, embed_queries, take_rows
+from st_m3se.markdown import check_name
 
 __all__ = ["DistillationEvaluator"]
 
@@ -92,6 +93,7 @@ class DistillationEvaluator(BaseEvaluator):
         truncate_dim: int | None = None,
     ) -> None:
         super().__init__()  # type: ignore[no-untyped-call]
+        check_name(name)
         if isinstance(scale, bool) or not isinstance(scale, (int, float)) or not 0 < scale < math.inf:
             raise ValueError(f"scale must be a positive finite number, got {scale!r}. Give the loss's.")
         if isinstance(at_k, bool) or not isinstance(at_k, int) or at_k < 1:

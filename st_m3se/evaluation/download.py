@@ -4,15 +4,15 @@ from __future__ import annotations
 
 import hashlib
 import json
-import tempfile
 from datetime import datetime, timezone
 from pathlib import Path
 from typing import Any
-from zipfile import BadZipFile
+from zipfile import is_zipfile
 
 from filelock import FileLock
 
 from st_m3se.extras import require
+from st_m3se.files import scratch_folder
 from st_m3se.scores.errors import FormatError
 
 __all__ = ["BEIR_SETS", "BEIR_URL", "default_cache", "download_set"]
@@ -51,9 +51,9 @@ def default_cache() -> Path:
 def download_set(name: str, cache_dir: str | Path | None = None, *, url: str = BEIR_URL) -> Path:
     """The folder of a BEIR set, downloaded unless it is there already.
 
-    ``beir.util.download_and_unzip`` fetches the archive, into a temporary folder: it would take half a download, or the
-    page of a server's error, for the set. The archive is checked against the published MD5; the SHA-256 of every file
-    in it is kept in ``NAME.json`` beside the folder, and checked on each later call.
+    beir's own functions fetch and unpack the archive, in a temporary folder, and between the two it is checked against
+    the published MD5: ``beir.util.download_and_unzip`` would take half a download, or the page of a server's error, for
+    the set. The SHA-256 of every file is kept in ``NAME.json`` beside the folder, and checked on each later call.
 
     Args:
         name: One of :data:`BEIR_SETS`; a part of CQADupStack is "cqadupstack/android". BEIR's other four sets (BioASQ,
@@ -94,20 +94,21 @@ def _fetch(archive: str, url: str, folder: Path, record: Path) -> None:
     util = require("beir.util", "eval")
     requests = require("requests", "eval")
     by_hand = f"Download and unzip {url} by hand, and give the folder instead of the name."
-    with tempfile.TemporaryDirectory(prefix=f".{archive}.", dir=folder.parent) as temporary:
+    with scratch_folder(folder) as temporary:
+        packed, unzipped = temporary / f"{archive}.zip", temporary / archive
         try:
-            unzipped = Path(util.download_and_unzip(url, temporary))
+            util.download_url(url, str(packed))
         except requests.RequestException as error:
             raise ConnectionError(f"{url} cannot be downloaded: {error}. {by_hand}") from error
-        except BadZipFile as error:
-            raise FormatError(f"what {url} gave is not a zip archive ({error}). {by_hand}") from error
-        packed = Path(temporary) / f"{archive}.zip"
+        if not is_zipfile(packed):
+            raise FormatError(f"what {url} gave is not a zip archive. {by_hand}")
         md5 = _digest(packed, "md5")
         if md5 != BEIR_SETS[archive]:
             raise FormatError(
                 f"the archive from {url} has the MD5 {md5}, and the published one has {BEIR_SETS[archive]}: it is "
                 "damaged, or another version. To use it nevertheless, unzip it yourself and give its folder."
             )
+        util.unzip(str(packed), str(temporary))  # only what is known: an archive may unpack to anything
         if not unzipped.is_dir():
             raise FormatError(f"the archive from {url} has no folder {archive}.")
         files = sorted(file for file in unzipped.rglob("*") if file.is_file())
@@ -118,7 +119,7 @@ def _fetch(archive: str, url: str, folder: Path, record: Path) -> None:
             "sha256": _digest(packed, "sha256"),
             "files": {file.relative_to(unzipped).as_posix(): _digest(file, "sha256") for file in files},
         }
-        part = Path(temporary) / "record.json"
+        part = temporary / "record.json"
         part.write_text(json.dumps(content, indent=1) + "\n", encoding="utf-8")
         part.replace(record)  # first, so that no folder is without its record
         unzipped.rename(folder)
@@ -130,7 +131,10 @@ def _verify(folder: Path, record: Path, part: str) -> None:
         raise FormatError(
             f"there is a folder of this name, and no {record.name} with its checksums. {remedy}", file=str(folder)
         )
-    files: dict[str, str] = json.loads(record.read_text(encoding="utf-8"))["files"]
+    try:
+        files = dict(json.loads(record.read_text(encoding="utf-8"))["files"])
+    except (ValueError, KeyError, TypeError, RecursionError) as error:
+        raise FormatError(f"the checksums are damaged ({error!r:.100}). {remedy}", file=str(record)) from None
     for name, expected in files.items():
         if part and not name.startswith(f"{part}/"):
             continue

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, Literal
@@ -12,13 +11,14 @@ import numpy as np
 import torch
 
 from st_m3se.encoders import Kind
+from st_m3se.files import atomic_file, damage, read_checked_json, seal, write_checked_json
 from st_m3se.scores.errors import FormatError
-from st_m3se.scores.writer import atomic_file
 
 __all__ = [
     "PLAN",
     "VERSION",
     "Precision",
+    "damaged_shards",
     "joined_shards",
     "load_shard",
     "missing_shards",
@@ -29,7 +29,7 @@ __all__ = [
     "write_plan",
 ]
 
-VERSION = 1  # part of every fingerprint: raise it when what is stored changes
+VERSION = 2  # part of every fingerprint: raise it when what is stored changes
 PLAN = "embeddings.json"
 
 Precision = Literal["float32", "float16"]
@@ -46,10 +46,18 @@ def missing_shards(folder: Path, plan: dict[str, Any]) -> list[int]:
     return [shard for shard in range(shard_count(plan)) if _name(plan["kind"], shard) not in done]
 
 
+def damaged_shards(folder: Path, plan: dict[str, Any]) -> dict[int, str]:
+    """The shards that are there and are not what was written, and why; all of them are read."""
+    found = {}
+    for shard in set(range(shard_count(plan))).difference(missing_shards(folder, plan)):
+        if (why := damage(folder / _name(plan["kind"], shard), _place(plan, shard))) is not None:
+            found[shard] = why
+    return found
+
+
 def write_plan(folder: Path, plan: dict[str, Any]) -> None:
     """Write down what the folder holds: whole, or not at all."""
-    with atomic_file(folder / PLAN, overwrite=True) as temporary:
-        temporary.write_text(json.dumps(plan, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
+    write_checked_json(folder / PLAN, plan)
 
 
 def read_plan(path: Path) -> dict[str, Any]:
@@ -59,7 +67,7 @@ def read_plan(path: Path) -> dict[str, Any]:
         FormatError: If the file does not say so.
     """
     try:
-        plan = json.loads(path.read_text(encoding="utf-8"))
+        plan = read_checked_json(path)
         fields = ("fingerprint", "kind", "documents", "shard_documents", "dimension", "dtype", "seconds")
         if plan["version"] != VERSION or any(field not in plan for field in fields):
             raise ValueError(f"version {plan['version']!r}, fields {list(plan)}")
@@ -101,17 +109,26 @@ def shard_arrays(kind: Kind, embeddings: Any, dtype: Precision) -> tuple[dict[st
     return {**arrays, "values": values}, dimension
 
 
-def save_shard(folder: Path, kind: Kind, shard: int, arrays: dict[str, np.ndarray]) -> None:
+def save_shard(folder: Path, plan: dict[str, Any], shard: int, arrays: dict[str, np.ndarray]) -> None:
     """Write the arrays of a shard: whole, or not at all."""
+    kind = plan["kind"]
     with atomic_file(folder / _name(kind, shard), overwrite=True) as temporary, temporary.open("wb") as file:
         if kind == "dense":
             np.save(file, arrays["values"])
         else:
             np.savez(file, **arrays)  # type: ignore[arg-type]
+        file.flush()
+        seal(temporary, _place(plan, shard))
 
 
-def load_shard(folder: Path, plan: dict[str, Any], shard: int) -> Any:
+def load_shard(folder: Path, plan: dict[str, Any], shard: int, *, verify: bool = True) -> Any:
     """The arrays of a shard; dense ones are mapped into memory.
+
+    Args:
+        folder: Where the shards are.
+        plan: What it holds.
+        shard: The shard's number.
+        verify: Compare the file with its checksum first.
 
     Raises:
         FormatError: If it was damaged since it was written.
@@ -119,6 +136,8 @@ def load_shard(folder: Path, plan: dict[str, Any], shard: int) -> Any:
     kind, dimension, size = plan["kind"], plan["dimension"], plan["shard_documents"]
     path = folder / _name(kind, shard)
     expected = min(size, plan["documents"] - shard * size)
+    if verify and (why := damage(path, _place(plan, shard))) is not None:
+        raise _damaged(path, why)
     try:
         if kind == "dense":
             found = np.load(path, mmap_mode="r", allow_pickle=False)
@@ -154,9 +173,13 @@ def _name(kind: Kind, shard: int) -> str:
     return f"{shard:06d}.{'npy' if kind == 'dense' else 'npz'}"
 
 
+def _place(plan: dict[str, Any], shard: int) -> str:
+    return f"{plan['fingerprint']} {shard}"
+
+
 def _damaged(path: Path, why: object) -> FormatError:
     return FormatError(
-        f"this shard was damaged after it was written: {why}. Delete the file and run the same again: this shard alone "
-        "is encoded again.",
+        f"this shard was damaged after it was written: {why}. Run the same embed_corpus, or evaluation, again: it "
+        "finds the shard and encodes it anew.",
         file=str(path),
     )

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import time
 from collections.abc import Iterator, Sequence
 from pathlib import Path
@@ -15,6 +16,7 @@ from st_m3se.evaluation.embedding_shards import (
     PLAN,
     VERSION,
     Precision,
+    damaged_shards,
     joined_shards,
     load_shard,
     missing_shards,
@@ -25,10 +27,13 @@ from st_m3se.evaluation.embedding_shards import (
     write_plan,
 )
 from st_m3se.evaluation.fingerprint import content_hash, model_fingerprint
+from st_m3se.files import sweep
 from st_m3se.scores.errors import FormatError
 from st_m3se.texts import Texts
 
 __all__ = ["CorpusEmbeddings", "embed_corpus", "embed_queries"]
+
+logger = logging.getLogger(__name__)
 
 SHARD: dict[Kind, int] = {"dense": 2_048, "sparse": 2_048, "multi-vector": 512}  # documents: what a kill costs
 CHUNK: dict[Kind, int] = {"dense": 8_192, "sparse": 8_192, "multi-vector": 512}  # documents that come at once, or more
@@ -39,7 +44,7 @@ class CorpusEmbeddings:
 
     Iterating gives consecutive chunks in the form in which :func:`~st_m3se.evaluation.search.search` takes them:
     float32 ``[documents, dimension]`` tensors, sparse COO tensors, or lists of ``[tokens, dimension]``. Only the chunk
-    at hand is in memory.
+    at hand is in memory. Each file is compared with its checksum before it is first used.
 
     Attributes:
         path: The folder.
@@ -52,6 +57,7 @@ class CorpusEmbeddings:
 
     def __init__(self, path: str | Path) -> None:
         self.path = Path(path)
+        self._verified: set[int] = set()
         plan = self._plan = read_plan(self.path / PLAN)
         self.kind: Kind = plan["kind"]
         self.fingerprint: str = plan["fingerprint"]
@@ -92,7 +98,9 @@ class CorpusEmbeddings:
         return found
 
     def _load(self, shard: int) -> Any:
-        return load_shard(self.path, self._plan, shard)
+        loaded = load_shard(self.path, self._plan, shard, verify=shard not in self._verified)
+        self._verified.add(shard)
+        return loaded
 
 
 def embed_corpus(
@@ -113,7 +121,8 @@ def embed_corpus(
     the corpus's ids and texts, every weight of the model, its modules' settings, tokenizer, prompt, maximum length and
     precision, and the options here. Whatever changes, the folder is another one; batch size and device do not count.
     A run that ended early, by whatever cause, goes on after its last whole shard: each is written to the disk under
-    another name first. A second process with the same work waits for the first, and finds it done.
+    another name first. A second process with the same work waits for the first, and finds it done. What is there is
+    read and compared with its checksums; a damaged shard is encoded anew.
 
     Args:
         model: A SentenceTransformer, SparseEncoder or MultiVectorEncoder. Its ``encode_document`` is used.
@@ -131,7 +140,6 @@ def embed_corpus(
     Raises:
         TypeError: If the model is no encoder.
         ValueError: If embeddings are not finite, or an option is not for this kind of model.
-        FormatError: If a shard was damaged since it was written.
     """
     kind = model_kind(model)
     if dtype not in ("float32", "float16"):
@@ -147,13 +155,14 @@ def embed_corpus(
     }
     fingerprint = content_hash({"version": VERSION, **known})
     folder = Path(cache_dir) / f"{kind}-{fingerprint}"
-    if (folder / PLAN).is_file() and not missing_shards(folder, read_plan(folder / PLAN)):
-        return CorpusEmbeddings(folder)  # without the lock: the folder may be read-only
+    plan = _known_plan(folder, fingerprint)
+    if plan is not None and plan["dimension"] and not (missing_shards(folder, plan) or damaged_shards(folder, plan)):
+        return _verified(folder)  # without the lock: the folder may be read-only
     folder.mkdir(parents=True, exist_ok=True)
     with FileLock(folder / ".lock"):
-        for leftover in folder.glob(".*.tmp"):  # of a process that was killed; whoever lives holds the lock
-            leftover.unlink()
-        if not (folder / PLAN).is_file():
+        sweep(folder / PLAN)
+        plan = _known_plan(folder, fingerprint)
+        if plan is None:
             plan = {
                 "version": VERSION,
                 "fingerprint": fingerprint,
@@ -165,11 +174,36 @@ def embed_corpus(
                 **known,
             }
             write_plan(folder, plan)
-        plan = read_plan(folder / PLAN)
-        missing = missing_shards(folder, plan)
+        damaged = damaged_shards(folder, plan)
+        for shard, why in damaged.items():
+            logger.warning(f"shard {shard} of the embeddings in {folder} is damaged: {why}. It is encoded anew.")
+        missing = sorted([*missing_shards(folder, plan), *damaged])
+        if not missing and plan["dimension"] is None:  # killed before it was written down, or the plan was damaged
+            missing = [shard_count(plan) - 1]
         if missing:
             _encode_shards(model, corpus, folder, plan, missing, batch_size, encoding, show_progress_bar)
-    return CorpusEmbeddings(folder)
+    return _verified(folder)
+
+
+def _known_plan(folder: Path, fingerprint: str) -> dict[str, Any] | None:
+    """What a folder holds, as far as encoding has begun there; a damaged plan is as good as none."""
+    if not (folder / PLAN).is_file():
+        return None
+    try:
+        plan = read_plan(folder / PLAN)
+        if plan["fingerprint"] != fingerprint:
+            raise FormatError("this describes other embeddings.", file=str(folder / PLAN))
+    except FormatError as error:
+        logger.warning(f"{error} It is made anew.")
+        return None
+    return plan
+
+
+def _verified(folder: Path) -> CorpusEmbeddings:
+    """The embeddings of a folder whose shards have just been read, or written."""
+    embeddings = CorpusEmbeddings(folder)
+    embeddings._verified.update(range(shard_count(embeddings._plan)))
+    return embeddings
 
 
 def _encode_shards(
@@ -200,7 +234,7 @@ def _encode_shards(
             start = time.perf_counter()
             embeddings = encode_texts(model.encode_document, texts, kind, batch_size, False, encoding)
             arrays, plan["dimension"] = shard_arrays(kind, embeddings, plan["dtype"])
-            save_shard(folder, kind, shard, arrays)
+            save_shard(folder, plan, shard, arrays)
             plan["seconds"] += time.perf_counter() - start
             write_plan(folder, plan)
             bar.update(len(texts))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Sequence
 from typing import Any
 
@@ -11,9 +12,11 @@ import torch
 from st_m3se.evaluation.embeddings import CorpusEmbeddings
 from st_m3se.evaluation.search import Pairs, SearchResult
 from st_m3se.extras import require
-from st_m3se.scores.writer import atomic_file
+from st_m3se.files import atomic_file, damage, seal, sweep
 
 __all__ = ["FaissIndex"]
+
+logger = logging.getLogger(__name__)
 
 TRAINED_ON = 262_144  # embeddings, at most: 64 for each of 4,096 clusters
 SIMILARITIES = ("dot", "cosine", "euclidean")
@@ -64,10 +67,16 @@ class FaissIndex:
         self.similarity, self.dimension, self._documents = similarity, embeddings.dimension, len(embeddings)
         name = "".join(letter if letter.isalnum() else "_" for letter in factory)
         self.path = embeddings.path / f"faiss-{name}-{similarity}-{seed}.index"
-        if not self.path.is_file():
+        sweep(self.path)
+        place = f"{embeddings.fingerprint} {self.path.name}"
+        why = damage(self.path, place) if self.path.is_file() else None
+        if why is not None:
+            logger.warning(f"{self.path} is damaged: {why}. It is made anew.")
+        if why is not None or not self.path.is_file():
             index = self._build(embeddings, factory, seed, show_progress_bar)
             with atomic_file(self.path, overwrite=True) as temporary:
                 self._faiss.write_index(index, str(temporary))
+                seal(temporary, place)
         self.index = self._faiss.read_index(str(self.path))
         if self.index.ntotal != self._documents or self.index.d != self.dimension:
             raise ValueError(

@@ -21,6 +21,7 @@ from st_m3se.evaluation.listings import (
     systems_listing,
 )
 from st_m3se.evaluation.plots import Plot
+from st_m3se.files import atomic_file
 
 if TYPE_CHECKING:
     from st_m3se.evaluation.results import Results
@@ -92,8 +93,8 @@ def write_html(
         version=", ".join(dict.fromkeys(str(part.get("st_m3se", "")) for part in results.parts)),
     )
     path = Path(path)
-    path.parent.mkdir(parents=True, exist_ok=True)
-    path.write_text(page, encoding="utf-8")
+    with atomic_file(path, overwrite=True) as temporary:
+        temporary.write_text(page, encoding="utf-8")
     return path
 
 

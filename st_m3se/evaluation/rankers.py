@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections.abc import Iterator
 from hashlib import blake2b
 from pathlib import Path
-from tempfile import TemporaryDirectory
 from typing import Any
 
 import numpy as np
@@ -17,6 +16,7 @@ from st_m3se.candidates.job import Job, Pairs
 from st_m3se.evaluation.candidate_runs import open_candidates
 from st_m3se.evaluation.systems import Encoder, GivenRun, ReRanker
 from st_m3se.evaluation.tasks import Ranker, Task, best_first, ids_of, score_pairs
+from st_m3se.files import scratch_folder
 from st_m3se.scores.formats.records import parts_of
 from st_m3se.scores.rows import ScoredList
 from st_m3se.scores.store import TeacherScores
@@ -188,9 +188,9 @@ class RunReader:
                 raise ValueError(f"the set {task.evaluation_set.name} comes with no run.")
             task.write(map(best_first, task.evaluation_set.candidates), self.description)
             return
-        with TemporaryDirectory(dir=task.folder) as scratch:
+        with scratch_folder(task.folder / "given-run") as scratch:
             # Documents that the corpus lacks stay: trec_eval counts them too, as not relevant.
-            run, findings = open_candidates(self._file(task), task.evaluation_set.query_ids, None, Path(scratch))
+            run, findings = open_candidates(self._file(task), task.evaluation_set.query_ids, None, scratch)
             task.findings += [finding._replace(kind=f"{self._name}: {finding.kind}") for finding in findings]
             task.write(run, self.description)
 

@@ -11,10 +11,11 @@ from typing import Any
 from filelock import FileLock
 
 from st_m3se.evaluation.tasks import Ranker, Task
+from st_m3se.files import digest, read_checked_json, write_checked_json
 from st_m3se.scores.errors import FormatError
 from st_m3se.scores.formats.writing import write_run
 from st_m3se.scores.store import TeacherScores
-from st_m3se.scores.writer import MANIFEST, atomic_file
+from st_m3se.scores.writer import MANIFEST
 
 __all__ = ["make_ranking"]
 
@@ -51,7 +52,11 @@ def make_ranking(ranker: Ranker, task: Task, name: str, first: Mapping[str, Any]
         if path.is_file():
             begun = _read(path)
             _compare(task.folder, begun["settings"], record["settings"])
-            if "seconds" in begun and (task.output / MANIFEST).is_file():
+            if "seconds" in begun and _is_there(task, begun):
+                run = task.folder / RUN
+                if run.is_file() and begun.get("trec") not in (None, digest(run)):
+                    logger.warning(f"{run} was changed after it was written. It is written anew.")
+                    run.unlink()
                 _write_run(task, name)
                 return begun
         elif any(entry.name != LOCK for entry in task.folder.iterdir()):
@@ -59,13 +64,33 @@ def make_ranking(ranker: Ranker, task: Task, name: str, first: Mapping[str, Any]
                 f"{task.folder} exists and holds no ranking (it has no {RECORD}); it is left alone. Choose another "
                 "output."
             )
-        _write(path, record)
+        write_checked_json(path, record)
         ranker.rank(task)
         (task.folder / RUN).unlink(missing_ok=True)  # of a ranking that is lost
         _write_run(task, name)
-        record |= {"seconds": task.seconds, "findings": task.findings}
-        _write(path, record)
+        run = task.folder / RUN
+        record |= {
+            "seconds": task.seconds,
+            "findings": task.findings,
+            "manifest": digest(task.output / MANIFEST),
+            "trec": digest(run) if run.is_file() else None,
+        }
+        write_checked_json(path, record)
     return record
+
+
+def _is_there(task: Task, record: Mapping[str, Any]) -> bool:
+    """Whether the ranking is there, undamaged."""
+    if not (task.output / MANIFEST).is_file():
+        return False
+    try:
+        TeacherScores.open(task.output).verify()
+        if record.get("manifest") not in (None, digest(task.output / MANIFEST)):
+            raise FormatError("it is another ranking than the one that was made here.", file=str(task.output))
+    except FormatError as error:
+        logger.warning(f"{task.output} is damaged, and the ranking is made anew: {error}")
+        return False
+    return True
 
 
 def _write_run(task: Task, name: str) -> None:
@@ -81,7 +106,7 @@ def _write_run(task: Task, name: str) -> None:
 
 def _read(path: Path) -> dict[str, Any]:
     try:
-        record = json.loads(path.read_text(encoding="utf-8"))
+        record = read_checked_json(path, required=False)  # older ones have no checksum
         if not isinstance(record["settings"], dict) or not isinstance(record.get("seconds", {}), dict):
             raise TypeError("settings and seconds should be objects")
     except (ValueError, KeyError, TypeError) as error:
@@ -90,11 +115,6 @@ def _read(path: Path) -> dict[str, Any]:
             file=str(path),
         ) from None
     return dict(record)
-
-
-def _write(path: Path, record: Mapping[str, Any]) -> None:
-    with atomic_file(path, overwrite=True) as temporary:
-        temporary.write_text(json.dumps(record, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
 
 
 def _compare(folder: Path, begun: Mapping[str, Any], now: Mapping[str, Any]) -> None:

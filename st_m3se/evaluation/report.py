@@ -13,6 +13,7 @@ from st_m3se.evaluation.plots import image
 from st_m3se.evaluation.plots import plots as draw
 from st_m3se.evaluation.results import FILE
 from st_m3se.evaluation.tables import render_latex, render_markdown
+from st_m3se.files import atomic_file
 
 if TYPE_CHECKING:
     from st_m3se.evaluation.results import Results
@@ -49,7 +50,8 @@ def write_report(
     folder = Path(folder)
     written = [results.save(folder / FILE), write_per_query(results, folder / "per_query.jsonl")]
     for name, text in (("report.md", render_markdown(results)), ("report.tex", render_latex(results))):
-        (folder / name).write_text(text, encoding="utf-8")
+        with atomic_file(folder / name, overwrite=True) as temporary:
+            temporary.write_text(text, encoding="utf-8")
         written.append(folder / name)
     drawn = list(draw(results)) if plots else []
     taken: set[str] = set()
@@ -58,7 +60,8 @@ def write_report(
         name = _file_name(plot.name, taken)
         for form, content in (("png", image(plot.figure, "png")), ("svg", plot.svg)):
             file = folder / "plots" / f"{name}.{form}"
-            file.write_bytes(content)
+            with atomic_file(file, overwrite=True) as temporary:
+                temporary.write_bytes(content)
             written.append(file)
     return [*written, write_html(results, folder / "report.html", plots=drawn, sections=sections, title=title)]
 
@@ -66,7 +69,7 @@ def write_report(
 def write_per_query(results: Results, path: str | Path) -> Path:
     """Write one JSON line per set, system and query: {"set", "system", "query_id", and each measure's value}."""
     path = Path(path)
-    with path.open("w", encoding="utf-8") as file:
+    with atomic_file(path, overwrite=True) as temporary, temporary.open("w", encoding="utf-8") as file:
         for name, systems in results.values.items():
             for system, measures in systems.items():
                 columns = [values.tolist() for values in measures.values()]

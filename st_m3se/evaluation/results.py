@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from st_m3se.evaluation.evaluated import EvaluatedSet, is_count, is_number, is_texts, json_object
+from st_m3se.files import atomic_file, read_checked_json, with_checksum
 from st_m3se.scores.errors import FormatError
 
 if TYPE_CHECKING:
@@ -164,14 +165,12 @@ class Results:
         path = Path(path)
         path = path / FILE if path.is_dir() else path
         try:
-            data = json.loads(path.read_text(encoding="utf-8"), object_pairs_hook=_unique)
-            return cls.from_json(data)
-        except (UnicodeDecodeError, json.JSONDecodeError, RecursionError) as error:
-            raise FormatError(
-                f"not a {FILE} as st-m3se evaluate writes it: no JSON ({error}).", file=str(path)
-            ) from error
+            content = read_checked_json(path, required=False, pairs_hook=_unique)
+            return cls.from_json(content)
         except FormatError as error:
             raise FormatError(error.message, file=str(path)) from error
+        except ValueError as error:
+            raise FormatError(f"not a {FILE} as st-m3se evaluate writes it: {error}.", file=str(path)) from error
 
     @classmethod
     def from_json(cls, data: Any) -> Results:
@@ -224,10 +223,9 @@ class Results:
     def save(self, path: str | Path, *, summary: bool = True) -> Path:
         """Write the JSON file, lists of plain values on one line each; what stood there is replaced in one step."""
         path = Path(path)
-        path.parent.mkdir(parents=True, exist_ok=True)
-        unfinished = path.with_name(path.name + ".part")
-        unfinished.write_text(_json_text(self.to_json(summary=summary)) + "\n", encoding="utf-8")
-        return unfinished.replace(path)
+        with atomic_file(path, overwrite=True) as temporary:
+            temporary.write_text(_json_text(with_checksum(self.to_json(summary=summary))) + "\n", encoding="utf-8")
+        return path
 
     @classmethod
     def merge(cls, parts: Mapping[str, Results] | Sequence[Results], *, common_queries: bool = False) -> Results:

@@ -17,6 +17,7 @@ from st_m3se.encoders import CHUNK, embed_documents, embed_queries, model_kind
 from st_m3se.evaluation.data import EvaluationSet, open_set
 from st_m3se.evaluation.measures import DEFAULT_MEASURES, check_grades, parse_measures, per_query
 from st_m3se.evaluation.search import Search, SearchResult
+from st_m3se.markdown import check_name
 from st_m3se.scores.rows import ScoredList
 
 __all__ = ["RetrievalEvaluator"]
@@ -106,6 +107,7 @@ class RetrievalEvaluator(BaseEvaluator):
         check_grades(measures, opened.qrels)
         self.set, self.queries, self.corpus = opened, opened.queries, opened.corpus
         self.name = opened.name if name is None else name
+        check_name(self.name)
         self.measures, self.depth, self.exclude_same_id = tuple(measures), depth, exclude_same_id
         self.batch_size, self.chunk_size, self.show_progress_bar = batch_size, chunk_size, show_progress_bar
         self.write_csv, self.truncate_dim = write_csv, truncate_dim

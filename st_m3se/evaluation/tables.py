@@ -19,6 +19,7 @@ from st_m3se.evaluation.listings import (
     systems_listing,
 )
 from st_m3se.extras import require
+from st_m3se.markdown import markdown
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -48,7 +49,6 @@ LATEX = {
     **{letter: "\\" + letter for letter in "&%$#_"},
 }
 NUMBER = r"[*+<\\\[\- \d]*\d|" + NOTHING + "$"
-MARKDOWN = re.compile(r"([\\`*_{}\[\]<>|~#&])")
 
 
 def render_terminal(results: Results, console: Console | None = None) -> None:
@@ -128,14 +128,14 @@ def _width(text: Text) -> int:
 
 def render_markdown(results: Results) -> str:
     """The whole report: tables, legend, tests, data, speeds, systems, provenance and what to cite."""
-    parts = ["# Evaluation", _markdown(headline(results))]
+    parts = ["# Evaluation", markdown(headline(results))]
     tables = grids(results)
     for grid in tables:
-        parts += [f"## {_markdown(grid.title)}", _markdown_grid(grid)]
-    parts += ["\n".join(f"- {_markdown(sentence)}" for sentence in legend(results))]
+        parts += [f"## {markdown(grid.title)}", _markdown_grid(grid)]
+    parts += ["\n".join(f"- {markdown(sentence)}" for sentence in legend(results))]
     for measure in results.measures:
         if (tests := comparisons_listing(results, measure)).rows:
-            parts += [f"## Significance: {_markdown(measure)}", _markdown_listing(tests)]
+            parts += [f"## Significance: {markdown(measure)}", _markdown_listing(tests)]
     parts += ["## Sets", _markdown_listing(sets_listing(results)), "## Findings in the data"]
     findings = findings_listing(results)
     parts.append(_markdown_listing(findings) if findings.rows else "Nothing unusual was found.")
@@ -147,12 +147,8 @@ def render_markdown(results: Results) -> str:
     ):
         if listing.rows:
             parts += [f"## {listing.title}", _markdown_listing(listing)]
-    cited = "\n".join(f"- **{_markdown(what)}**: {_markdown(text)}" for what, text in citations(results))
+    cited = "\n".join(f"- **{markdown(what)}**: {markdown(text)}" for what, text in citations(results))
     return "\n\n".join([*parts, "## Measures and what to cite", cited]) + "\n"
-
-
-def _markdown(text: str) -> str:
-    return MARKDOWN.sub(r"\\\1", text)
 
 
 def _markdown_grid(grid: Grid) -> str:
@@ -161,14 +157,14 @@ def _markdown_grid(grid: Grid) -> str:
             return NOTHING
         mean = f"**{shown.mean}**" if shown.best else shown.mean
         marks = f"<sup>{shown.marks}</sup>" if shown.marks else ""
-        return f"{mean}{marks} <br><sub>{_markdown(shown.interval)}</sub>" if shown.interval else mean + marks
+        return f"{mean}{marks} <br><sub>{markdown(shown.interval)}</sub>" if shown.interval else mean + marks
 
-    rows = [[_markdown(label), *map(show, figures)] for label, figures in zip(grid.rows, grid.figures, strict=True)]
-    return _markdown_table([_markdown(label) for label in (grid.corner, *grid.columns)], rows)
+    rows = [[markdown(label), *map(show, figures)] for label, figures in zip(grid.rows, grid.figures, strict=True)]
+    return _markdown_table([markdown(label) for label in (grid.corner, *grid.columns)], rows)
 
 
 def _markdown_listing(listing: Listing) -> str:
-    return _markdown_table(list(map(_markdown, listing.columns)), [list(map(_markdown, row)) for row in listing.rows])
+    return _markdown_table(list(map(markdown, listing.columns)), [list(map(markdown, row)) for row in listing.rows])
 
 
 def _markdown_table(columns: Sequence[str], rows: Sequence[Sequence[str]]) -> str:

@@ -22,6 +22,7 @@ from st_m3se.encoding import (
     with_tasks,
 )
 from st_m3se.losses.checks import TrainingChecks, check_routes
+from st_m3se.losses.finite import LARGEST_SCORE, require_finite
 from st_m3se.losses.gather import (
     NO_KEY,
     Known,
@@ -175,6 +176,7 @@ class DistillationLoss(CachedEncoding, nn.Module):
         self.gather_across_devices = gather_across_devices
         self.mini_batch_num_tokens = mini_batch_num_tokens
         self.uses_gradient_cache = mini_batch_num_tokens is not None
+        self._batches = 0  # in training, for messages
         self._checks = TrainingChecks(type(self).__name__)
         temperature = getattr(self, "teacher_temperature", 1.0)
         name = type(self).__name__
@@ -195,6 +197,7 @@ class DistillationLoss(CachedEncoding, nn.Module):
         if self.multi_vector:
             columns = with_tasks(type(self).__name__, self.model, columns)
         check_routes(self.model, columns)
+        self._batches += torch.is_grad_enabled()
         if torch.is_grad_enabled():
             if not isinstance(labels, Mapping):
                 self._checks.columns(self.model, columns)
@@ -259,6 +262,7 @@ class DistillationLoss(CachedEncoding, nn.Module):
                 already), and on ``in_batch_negatives`` or ``gather_across_devices`` where the texts cannot be known.
         """
         name, columns = type(self).__name__, list(embeddings)
+        self._batches += torch.is_grad_enabled()
         if self.multi_vector:
             raise ValueError(
                 f"{name} trains a MultiVectorEncoder, whose texts have an embedding per token and a mask of those that "
@@ -336,6 +340,8 @@ class DistillationLoss(CachedEncoding, nn.Module):
                 positives = torch.cat([positives, torch.zeros_like(joining)], dim=1)
                 mask = torch.cat([mask, joining], dim=1)
             loss = self.score_loss(student_scores, teacher_scores, positives, mask)
+        if torch.is_grad_enabled():
+            require_finite(loss, queries, documents, labels.scores, type(self).__name__, self._batches)
         self._checks.learned(loss, student_scores, teacher_scores, positives, mask)
         if with_backward:
             torch.autograd.backward(loss)
@@ -412,12 +418,14 @@ class DistillationLoss(CachedEncoding, nn.Module):
                 "scores: a loss on them would train towards the wrong margins. Score the documents with the teacher, "
                 "or convert scores that happen to be whole numbers to floats."
             )
-        if bool(labels.isinf().any()) or bool(labels[:, 0].isnan().any()):
-            bad = (labels.isinf().any(1) | labels[:, 0].isnan()).nonzero().flatten().tolist()
+        large = labels.abs() > LARGEST_SCORE
+        if bool(large.any()) or bool(labels[:, 0].isnan().any()):
+            bad = (large.any(1) | labels[:, 0].isnan()).nonzero().flatten().tolist()
             raise ValueError(
-                f"{name}: row(s) {bad} of the batch hold an infinite teacher score, or NaN for document_1, the "
-                "positive. The loss of these rows would be infinite or empty. Score these documents again or drop the "
-                "rows; NaN is allowed for negatives, as 'not scored'."
+                f"{name}: row(s) {bad} of the batch hold an infinite teacher score, or one beyond {LARGEST_SCORE:g}, "
+                "whose margins would be infinite when they are squared, or NaN for document_1, the positive. The loss "
+                "of these rows would be infinite or empty. Score these documents again or drop the rows; NaN is allowed "
+                "for negatives, as 'not scored'."
             )
         positives = torch.zeros_like(labels, dtype=torch.bool)
         positives[:, 0] = True

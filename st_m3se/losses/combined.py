@@ -119,6 +119,8 @@ class CombinedLoss(DistillationLoss):
         self, reps: list[list[Tensor]], labels: Lists, *, with_backward: bool = False
     ) -> Tensor:
         """The weighted sum of the parts' losses of the same embeddings."""
+        for loss in self.losses:
+            loss._batches = self._batches  # type: ignore[assignment]  # which counts where a batch comes in
         values = [
             weight * loss.calculate_loss(reps, labels)  # type: ignore[operator]
             for weight, loss in zip(self.weights, self.losses, strict=True)

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import csv
 import re
-import tempfile
 from collections.abc import Iterator, Mapping
 from contextlib import closing, contextmanager
 from dataclasses import dataclass, field
@@ -14,6 +13,7 @@ from typing import Any
 
 import numpy as np
 
+from st_m3se.files import scratch_folder, sweep
 from st_m3se.scores.errors import FormatError
 from st_m3se.scores.formats import READERS, WRITERS, IdType, OnError, Reading, sniff
 from st_m3se.scores.formats.grouping import TextStore
@@ -120,6 +120,7 @@ def convert(
         raise ValueError("tag is for writing a TREC run.")
     if to != STORE and manifest:
         raise ValueError(f"a file of {to} scores has no manifest; the values {sorted(manifest)} would be lost.")
+    sweep(destination)
     if destination.exists() and (not overwrite or destination.resolve() == source.resolve()):
         raise FileExistsError(f"{destination} exists. Choose another name, or overwrite=True to replace it.")
 
@@ -228,10 +229,9 @@ def _scores_of(path: Path | None, destination: Path, id_type: IdType | None) -> 
     if path is None or path.is_dir():
         yield None if path is None else TeacherScores.open(path)
         return
-    destination.parent.mkdir(parents=True, exist_ok=True)
-    with tempfile.TemporaryDirectory(prefix=".scores-", dir=destination.parent) as folder:
-        convert(path, Path(folder) / STORE, id_type=id_type, destination_format=STORE)
-        yield TeacherScores.open(Path(folder) / STORE)
+    with scratch_folder(destination) as folder:
+        convert(path, folder / STORE, id_type=id_type, destination_format=STORE)
+        yield TeacherScores.open(folder / STORE)
 
 
 def _manifest(given: Mapping[str, Any] | None, kind: str, source: Path, scale: str | None) -> dict[str, Any]:

@@ -228,7 +228,8 @@ def _margins(
         relevant = {document for document, grade in qrels.get(query_id, {}).items() if grade > 0}
         if not relevant:
             continue
-        flags = np.fromiter((document in relevant for document in documents[place].as_py()), dtype=bool)
+        listed = documents[place].as_py() or []  # a row without a list has no document
+        flags = np.fromiter((document in relevant for document in listed), dtype=bool)
         if summary is not None and summary.positives is not None and summary.covered is not None:
             summary.positives += len(relevant)
             summary.covered += int(flags.sum())

@@ -7,7 +7,7 @@ import os
 import re
 import shutil
 import tempfile
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from fnmatch import fnmatchcase
 from hashlib import blake2b
 from pathlib import Path
@@ -17,19 +17,24 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 from filelock import FileLock
 
+from st_m3se.files import checked_json, digest, scratch_folder
+from st_m3se.markdown import markdown
 from st_m3se.scores.convert import convert
 from st_m3se.scores.errors import FormatError
-from st_m3se.scores.ids import SortedIds
+from st_m3se.scores.parquet import UNREADABLE
+from st_m3se.scores.rows import short
 from st_m3se.scores.shard import Shard
 from st_m3se.scores.store import TeacherScores
-from st_m3se.scores.writer import MANIFEST, MANIFEST_FIELDS
+from st_m3se.scores.writer import MANIFEST, MANIFEST_FIELDS, identity
 
 __all__ = ["load", "push", "save_for_hub"]
 
 CARD = "README.md"
 TEXTS = ("queries.jsonl", "corpus.jsonl", "qrels/*.tsv")
 LIBRARY = "st-m3se"
-CONVERTED = 1  # part of every converted set's name in the cache: raise it when readers change
+CONVERTED = 2  # part of every converted set's name in the cache: raise it when readers change
+NAME = re.compile(r"[\w./ +-]+")
+TYPES = ("query_id_type", "document_id_type")
 
 
 def save_for_hub(store: TeacherScores, folder: str | Path, *, repo_id: str, license: str | None = None) -> None:
@@ -44,16 +49,24 @@ def save_for_hub(store: TeacherScores, folder: str | Path, *, repo_id: str, lice
         repo_id: For the card.
         license: For the card.
     """
+    from huggingface_hub.utils import validate_repo_id  # type: ignore[attr-defined]
+
     folder = Path(folder)
     if not len(store):
         raise ValueError("the store is empty; there is nothing to publish.")
     folder.mkdir(parents=True, exist_ok=True)
     if any(folder.iterdir()):
         raise FileExistsError(f"{folder} is not empty.")
-    with tempfile.TemporaryDirectory(prefix=".store-", dir=folder) as scratch:
-        # A store as it was written has a list of its shards; a selection, or a set without a manifest, has none.
-        whole = store if store.manifest.get("shards") else store.save(Path(scratch) / "store")
-        manifest = {**whole.manifest, "shards": []}
+    validate_repo_id(repo_id)
+    with scratch_folder(folder / "store") as scratch:
+        # A store as it was written has a list of its shards; a selection, or a set without a manifest, has none, and a
+        # store of an older version lacks their checksums.
+        facts_of = store.manifest.get("shards") or []
+        as_written = bool(facts_of) and all("xxh3" in facts for facts in facts_of)
+        whole = store if as_written else store.save(scratch / "store")
+        whole.verify()
+        whole.check_paths()
+        manifest = {**whole.manifest, "shards": [], "files": []}
         (folder / "data").mkdir()
         for number, (file, facts) in enumerate(zip(whole.files, whole.manifest["shards"], strict=True)):
             name = f"data/train-{number:05d}-of-{len(whole.files):05d}.parquet"
@@ -62,10 +75,28 @@ def save_for_hub(store: TeacherScores, folder: str | Path, *, repo_id: str, lice
         home = whole.files[0].parent
         home = home if (home / MANIFEST).is_file() else home.parent
         texts = [path.relative_to(home) for pattern in TEXTS for path in sorted(home.glob(pattern))]
+        known = {facts["file"]: facts for facts in whole.manifest.get("files") or ()}
         for path in texts:
+            _check_text(home, path, known)
             _link(home / path, folder / path)
-    (folder / MANIFEST).write_text(json.dumps(manifest, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
+            manifest["files"].append({"file": path.as_posix(), **identity(folder / path)})
+    (folder / MANIFEST).write_text(checked_json(manifest), encoding="utf-8")
     (folder / CARD).write_text(_card(manifest, texts, repo_id, license), encoding="utf-8")
+
+
+def _check_text(home: Path, path: Path, known: Mapping[str, Any]) -> None:
+    """Refuse to publish a file that only a link brings into the store, or that was changed since it was written."""
+    facts = known.get(path.as_posix())
+    if facts is not None and digest(home / path) != facts["xxh3"]:
+        raise FormatError(
+            "the file was changed since the store was written; it is not published.", file=str(home / path)
+        )
+    if facts is None and home.resolve() not in (home / path).resolve().parents:
+        raise FormatError(
+            f"this is a symbolic link to {(home / path).resolve()}, outside the store, and would be published with it. "
+            "Put a copy of the file in its place, or remove the link.",
+            file=str(home / path),
+        )
 
 
 def push(
@@ -84,7 +115,8 @@ def push(
     """See :meth:`TeacherScores.push_to_hub`."""
     from huggingface_hub import HfApi
 
-    with tempfile.TemporaryDirectory(prefix="st-m3se-") as folder:
+    with scratch_folder(Path(tempfile.gettempdir()) / "st-m3se-upload") as scratch:
+        folder = scratch / "repository"
         save_for_hub(store, folder, repo_id=repo_id, license=license)  # first: what fails here has changed nothing
         api = HfApi(token=token, library_name=LIBRARY)
         # With the user's name in front, if it was left out.
@@ -165,18 +197,22 @@ def load(
         "split": split,
         "revision": commit,
     }
-    if all(_is_store(pq.ParquetFile(file).schema_arrow) for file in files):
-        store = TeacherScores([Shard(file) for file in files], manifest)
-        if SortedIds(store.query_ids()).first_duplicate() is None:
-            return store
     try:
+        if all(_is_store(file) for file in files):
+            store = TeacherScores([Shard(file) for file in files], manifest)
+            if not store.has_repeated_queries():
+                return store
         return _converted(files, manifest, cache_dir)
     except FormatError as error:
         raise FormatError(error.message, file=repo_id) from None
 
 
-def _is_store(schema: pa.Schema) -> bool:
+def _is_store(file: Path) -> bool:
     """Whether the columns are those of a store, without positives beside them."""
+    try:
+        schema = pq.read_schema(file)
+    except UNREADABLE as error:
+        raise FormatError(f"this is not a readable Parquet file: {error}", file=str(file)) from error
     types = {name: schema.field(name).type for name in schema.names}
     lists = all(pa.types.is_list(types.get(name, pa.null())) for name in ("document_ids", "scores"))
     return lists and "query_id" in types and "positive_ids" not in types
@@ -193,20 +229,18 @@ def _converted(files: Sequence[Path], manifest: dict[str, Any], cache_dir: str |
     key = blake2b(json.dumps([CONVERTED, stamps]).encode(), digest_size=12).hexdigest()
     target = Path(cache_dir) / f"scores-{key}"
     with FileLock(Path(cache_dir) / f"{target.name}.lock"):
-        if not (target / MANIFEST).is_file():
-            with tempfile.TemporaryDirectory(prefix=".hub-", dir=cache_dir) as folder:
-                for number, file in enumerate(files):
-                    _link(file, Path(folder) / f"part-{number:05}.parquet")
-                convert(folder, target, manifest={"source": manifest["source"]}, overwrite=target.exists())
+        if (store := TeacherScores.open_cached(target)) is not None:
+            return store
+        with scratch_folder(target) as folder:
+            for number, file in enumerate(files):
+                _link(file, folder / f"part-{number:05}.parquet")
+            convert(folder, target, manifest={"source": manifest["source"]}, overwrite=True)
     return TeacherScores.open(target)
 
 
 def _patterns(card: Path, config_name: str | None, split: str, repo_id: str) -> list[str]:
     """The files of a split of a configuration, as the YAML head of the dataset card names them."""
-    from huggingface_hub import DatasetCard
-
-    data = DatasetCard.load(card, ignore_metadata_errors=True).data.to_dict() if card.is_file() else {}
-    configs = {config.get("config_name", "default"): config for config in data.get("configs") or []}
+    configs = _configurations(card, repo_id)
     if not configs:
         if config_name is not None:
             raise FormatError(
@@ -220,12 +254,13 @@ def _patterns(card: Path, config_name: str | None, split: str, repo_id: str) -> 
         config_name = next(iter(defaults or configs)) if defaults or len(configs) == 1 else None
     if config_name not in configs:
         raise FormatError(
-            f"the repository has the configurations {sorted(configs)}; "
+            f"the repository has the configurations {sorted(configs)!r:.300}; "
             + ("choose the one with the scores: config_name=..." if config_name is None else f"not {config_name!r}."),
             file=repo_id,
         )
-    prefix = f"{configs[config_name]['data_dir'].strip('/')}/" if configs[config_name].get("data_dir") else ""
-    found = configs[config_name].get("data_files") or "*.parquet"
+    chosen = configs[config_name]
+    prefix = f"{chosen['data_dir'].strip('/')}/" if chosen.get("data_dir") else ""
+    found = chosen.get("data_files") or "*.parquet"
     entries = found if isinstance(found, list) else [found]
     splits = {entry["split"]: entry["path"] for entry in entries if isinstance(entry, dict)}
     if splits and split not in splits:
@@ -233,6 +268,46 @@ def _patterns(card: Path, config_name: str | None, split: str, repo_id: str) -> 
     paths = splits[split] if splits else entries
     # `**/` is any folders, or none; a `*` of the download's patterns is that already.
     return [prefix + path.replace("**/", "*") for path in (paths if isinstance(paths, list) else [paths])]
+
+
+def _configurations(card: Path, repo_id: str) -> dict[str, dict[str, Any]]:
+    """The configurations that the card of a repository names, each with the texts that say where its files are.
+
+    Raises:
+        FormatError: If its YAML is damaged, or says something else.
+    """
+    import yaml
+    from huggingface_hub import DatasetCard
+
+    if not card.is_file():
+        return {}
+
+    def texts(value: Any) -> bool:
+        return isinstance(value, str) or (isinstance(value, list) and all(isinstance(part, str) for part in value))
+
+    try:
+        data = DatasetCard.load(card, ignore_metadata_errors=True).data.to_dict()
+        configs = {}
+        for config in data.get("configs") or []:
+            name, files = config.get("config_name", "default"), config.get("data_files") or []
+            for entry in files if isinstance(files, list) else [files]:
+                fits = (
+                    texts(entry["path"]) and isinstance(entry["split"], str)
+                    if isinstance(entry, dict)
+                    else texts(entry)
+                )
+                if not fits:
+                    raise ValueError(f"the data_files {short(entry)}")
+            if not isinstance(name, str) or not isinstance(config.get("data_dir") or "", str):
+                raise ValueError(f"the configuration {short(name)}")
+            configs[name] = dict(config)
+    except (ValueError, LookupError, TypeError, AttributeError, RecursionError, yaml.YAMLError) as error:
+        raise FormatError(
+            f"the card of the repository does not say where its files are: {error!r:.200}. Say it yourself: "
+            "data_dir=..., the folder of the Parquet files.",
+            file=repo_id,
+        ) from None
+    return configs
 
 
 def _matching(folder: Path, patterns: Sequence[str]) -> list[Path]:
@@ -255,22 +330,27 @@ def _card(manifest: dict[str, Any], texts: Sequence[Path], repo_id: str, license
     )
     facts = {field: manifest[field] for field in MANIFEST_FIELDS if manifest.get(field) is not None}
     facts = {"queries": f"{manifest['queries']:,}", "scores": f"{manifest['scores']:,}", **facts}
-    rows = [f"| {name.replace('_', ' ')} | {_cell(value)} |" for name, value in facts.items()]
+    rows = [
+        f"| {name.replace('_', ' ')} | "
+        f"{markdown(value if isinstance(value, str) else json.dumps(value, ensure_ascii=False))} |"
+        for name, value in facts.items()
+    ]
+    types = {name: manifest[name] if manifest[name] in ("str", "int") else "unknown" for name in TYPES}
     meaning = (
         "Only the differences between a query's scores mean anything; they have no common zero."
         if manifest.get("scale") == "margin"
         else "Higher is more relevant."
     )
-    named = ", ".join(f"`{path.as_posix()}`" for path in texts)
+    named = ", ".join(f"`{name}`" if NAME.fullmatch(name) else markdown(name) for name in map(Path.as_posix, texts))
     beside = f"\n\nBeside them, in the layout of BEIR: {named}." if texts else ""
     return f"""---
 {data.to_yaml()}
 ---
 
-# {repo_id.split("/")[-1]}
+# {markdown(repo_id.split("/")[-1])}
 
 The scores that a teacher gave to each query's candidate documents, for distillation into a smaller model. Each row is a
-query: `query_id` ({manifest["query_id_type"]}), `document_ids` (list of {manifest["document_id_type"]}) and `scores`
+query: `query_id` ({types["query_id_type"]}), `document_ids` (list of {types["document_id_type"]}) and `scores`
 (list of float32), as many. {meaning}{beside}
 
 | | |
@@ -289,11 +369,6 @@ from st_m3se.scores import TeacherScores  # pip install st-m3se
 scores = TeacherScores.from_hub("{repo_id}")
 ```
 """
-
-
-def _cell(value: Any) -> str:
-    text = value if isinstance(value, str) else json.dumps(value, ensure_ascii=False)
-    return text.replace("|", "\\|").replace("\n", " ")
 
 
 def _link(source: Path, target: Path) -> None:

@@ -12,12 +12,10 @@ from collections.abc import Callable, Container, Iterable, Iterator, Mapping, Se
 from pathlib import Path
 from typing import Any
 
-import pyarrow as pa
-import pyarrow.parquet as pq
-
 from st_m3se.scores.errors import FormatError
 from st_m3se.scores.findings import Finding, found, report
 from st_m3se.scores.formats.reading import INTEGER, IdType, Reading, open_binary, parse_object
+from st_m3se.scores.parquet import UNREADABLE, batches, open_parquet
 from st_m3se.scores.rows import Id, short
 
 __all__ = [
@@ -273,16 +271,16 @@ def _parquet(file: Path) -> Iterator[Judgement]:
     number = 0
     reading = Reading(file, id_type="str")
     try:
-        with pq.ParquetFile(file) as source:
+        with open_parquet(file) as source:
             names = _columns(source.schema_arrow.names)
-            for batch in source.iter_batches(16_384, columns=[name for name in names if name], use_threads=False):
+            for batch in batches(source, [name for name in names if name]):
                 columns = [batch.column(name).to_pylist() if name else [1] * len(batch) for name in names]
                 for values in zip(*columns, strict=True):
                     number += 1
                     yield from _judgements(reading, *values)
     except FormatError as error:
         raise FormatError(error.message, file=str(file), line=number or None) from None
-    except (pa.ArrowException, OSError, UnicodeDecodeError) as error:
+    except UNREADABLE as error:
         raise FormatError(f"this is not a Parquet file that can be read: {error}", file=str(file)) from error
 
 

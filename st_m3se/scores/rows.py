@@ -14,6 +14,7 @@ __all__ = ["Id", "ScoredList", "check_id", "check_score", "first_duplicate", "sh
 
 Id = str | int
 
+LONG_INTEGER = 256  # bits; Python refuses to write numbers of more than 4,300 digits
 FLOAT32 = struct.Struct("f")
 
 
@@ -30,9 +31,16 @@ class ScoredList(NamedTuple):
     line: int | None = None
 
 
+class _Short(reprlib.Repr):
+    """The start of a value, without ever writing the whole of it down."""
+
+    def repr_int(self, x: int, level: int) -> str:
+        return f"<integer of {x.bit_length()} bits>" if x.bit_length() > LONG_INTEGER else super().repr_int(x, level)
+
+
 def short(value: Any) -> str:
     """The start of a value, for messages; a list nested a thousand deep or a number of 5,000 digits does no harm."""
-    return f"{reprlib.repr(value):.80}"
+    return f"{_Short().repr(value):.80}"
 
 
 def check_id(value: Any, name: str) -> Id:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import os
+import re
 import time
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Mapping
@@ -40,6 +41,7 @@ logger = logging.getLogger(__name__)
 
 POLL_SECONDS = 0.5
 LOOK_SECONDS = 5.0
+FOLDER = re.compile(r"\w[\w.+ -]*")
 
 Item = TypeVar("Item")
 Result = TypeVar("Result")
@@ -195,8 +197,10 @@ def score_candidates(
         return _score(_teacher(teacher, name, options), lists, texts, Path(output), shard_queries, show_progress_bar)
     if name is not None:
         raise ValueError("name is for one teacher; of several each has the name under which it is given.")
-    if not teacher or not all(isinstance(key, str) and key == Path(key).name and key for key in teacher):
-        raise ValueError(f"teachers need names that can name a folder, got {list(teacher)!r:.200}.")
+    if not teacher or not all(isinstance(key, str) and FOLDER.fullmatch(key) for key in teacher):
+        raise ValueError(
+            f"teachers need names that can name a folder, of letters, digits and . _ - +, got {list(teacher)!r:.200}."
+        )
     return {
         key: _score(
             _teacher(given, None if isinstance(given, (str, Path)) else key, options),

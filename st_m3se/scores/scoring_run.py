@@ -14,9 +14,10 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 from filelock import FileLock, Timeout
 
+from st_m3se.files import atomic_file, read_checked_json, sweep, sync, write_checked_json
 from st_m3se.scores.candidate_lists import CandidateLists
 from st_m3se.scores.errors import FormatError
-from st_m3se.scores.writer import MANIFEST, UNFINISHED, TeacherScoresWriter, atomic_file, sync
+from st_m3se.scores.writer import MANIFEST, UNFINISHED, TeacherScoresWriter
 
 __all__ = ["ScoringRun"]
 
@@ -65,6 +66,7 @@ class ScoringRun:
 
     def _begin(self, settings: dict[str, Any], shard_queries: int | None) -> dict[str, Any]:
         path = self.output / UNFINISHED
+        sweep(path)
         if path.is_file():
             plan = _read_plan(path)
             _compare(self.output, plan, settings, shard_queries)
@@ -79,11 +81,8 @@ class ScoringRun:
             low, high = SHARD_SCORES
             mean = max(1.0, float(lengths.mean()))
             shard_queries = max(1, round(min(max(lengths.sum() / TARGET_SHARDS, low), high) / mean))
-        for leftover in self.output.glob(f".{UNFINISHED}.*"):  # of a process that was killed right here
-            leftover.unlink()
         plan = {"version": VERSION, "settings": settings, "shard_queries": shard_queries}
-        with atomic_file(path) as temporary:
-            temporary.write_text(json.dumps(plan, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
+        write_checked_json(path, plan)
         return plan
 
     @property
@@ -189,7 +188,7 @@ class ScoringRun:
 
 def _read_plan(path: Path) -> dict[str, Any]:
     try:
-        plan = json.loads(path.read_text(encoding="utf-8"))
+        plan = read_checked_json(path, required=False)  # runs of the first version have no checksum
         version, _, shard_queries = plan["version"], dict(plan["settings"]), plan["shard_queries"]
         if version != VERSION or not isinstance(shard_queries, int) or shard_queries < 1:
             raise ValueError(f"version {version!r}, shard_queries {shard_queries!r}")

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import logging
+import shutil
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -10,11 +12,12 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import pyarrow as pa
 
+from st_m3se.files import digest, read_checked_json, sweep
 from st_m3se.scores.errors import FormatError
 from st_m3se.scores.ids import SortedIds
 from st_m3se.scores.rows import Id, ScoredList
-from st_m3se.scores.shard import COLUMNS, Shard
-from st_m3se.scores.writer import MANIFEST, MANIFEST_FIELDS, UNFINISHED, VERSION, TeacherScoresWriter
+from st_m3se.scores.shard import COLUMNS, Shard, check_complete
+from st_m3se.scores.writer import MANIFEST, MANIFEST_FIELDS, SHARD_NAME, UNFINISHED, VERSION, TeacherScoresWriter
 
 if TYPE_CHECKING:
     from datasets import Dataset
@@ -22,6 +25,10 @@ if TYPE_CHECKING:
     from st_m3se.scores.describe import ScoreSummary
 
 __all__ = ["TeacherScores"]
+
+logger = logging.getLogger(__name__)
+
+REPLACED_MEANWHILE = 100  # times that opening begins again, because another process replaced the store
 
 
 class TeacherScores:
@@ -32,6 +39,10 @@ class TeacherScores:
     manifest, such as the published MS MARCO distillation sets, open just as well. Ids are str or int and stay so.
     Opening reads the manifest and the files' ends; rows are decoded when they are asked for, some sixteen
     thousand scores at a time.
+
+    A damaged store gives an error and no wrong scores: the manifest holds its own checksum and that of each shard. The
+    sizes of the files are compared when it is opened, the content of a shard when it is first read (a second for 10
+    GB, or what the disk takes). What was opened stays open, even if another process replaces the store meanwhile.
 
     Open one with :meth:`open`, make one with :meth:`from_rows`, :class:`TeacherScoresWriter` or
     :func:`~st_m3se.scores.convert`. Iterating gives :class:`ScoredList` rows in stored order;
@@ -57,34 +68,66 @@ class TeacherScores:
             FormatError: If it is none of these, comes from a later version, or a shard is missing or damaged.
         """
         path = Path(path)
+        for attempt in range(REPLACED_MEANWHILE):
+            before = _stamp(path / MANIFEST)
+            try:
+                store = cls._open(path)
+            except FormatError:
+                if _stamp(path / MANIFEST) == before or attempt + 1 == REPLACED_MEANWHILE:
+                    raise
+            else:
+                if _stamp(path / MANIFEST) == before:
+                    return store
+        raise FormatError("other processes replace the store over and over. Try again.", file=str(path))
+
+    @classmethod
+    def open_cached(cls, path: Path) -> TeacherScores | None:
+        """Open a store that a cache keeps, if it is there and undamaged, which a warning says if it is not.
+
+        Where None comes back, a writer with ``overwrite=True`` can make it anew.
+        """
+        sweep(path)
+        if not path.exists():
+            return None
+        try:
+            if not (path / MANIFEST).is_file():
+                raise FormatError("it has no manifest.")
+            store = cls.open(path)
+            store.verify()
+        except FormatError as error:
+            logger.warning(f"{path}, scores in the cache, is damaged: {error} It is made anew.")
+            if not (path / MANIFEST).is_file():  # which the writer, rightly, would not replace
+                shutil.rmtree(path, ignore_errors=True)
+            return None
+        return store
+
+    @classmethod
+    def _open(cls, path: Path) -> TeacherScores:
         manifest: dict[str, Any] = dict.fromkeys(MANIFEST_FIELDS)
-        counts: list[int] | None = None
         if (path / MANIFEST).is_file():
             manifest = _read_manifest(path / MANIFEST)
-            files = [path / shard["file"] for shard in manifest["shards"]]
-            counts = [shard["queries"] for shard in manifest["shards"]]
-        elif (path / UNFINISHED).is_file():
+            shards = [Shard(path / facts["file"], facts) for facts in manifest["shards"]]
+            _compare(shards, manifest, path / MANIFEST)
+            return cls(shards, manifest)
+        if (path / UNFINISHED).is_file():
             raise FormatError(
                 "scoring into this store is not finished. Run the same command again: it goes on where it ended.",
                 file=str(path),
             )
-        elif path.is_dir():
+        if path.is_dir():
             files = sorted(path.glob("*.parquet")) or sorted(path.glob("data/*.parquet"))
             if not files:
                 raise FormatError(f"the folder has neither a {MANIFEST} nor Parquet files.", file=str(path))
+            if files[0].name == SHARD_NAME.format(0):
+                logger.warning(
+                    f"{path} looks like a store that has lost its {MANIFEST}: whether its shards are all there, and "
+                    "undamaged, is not known."
+                )
         elif path.is_file():
             files = [path]
         else:
             raise FormatError("there is no such file or folder.", file=str(path))
-        shards = [Shard(file) for file in files]
-        for place, shard in enumerate(shards):
-            if counts is not None and len(shard) != counts[place]:
-                raise FormatError(
-                    f"the shard has {len(shard)} queries and the manifest says {counts[place]}: it was changed after "
-                    "it was written.",
-                    file=str(shard.path),
-                )
-        return cls(shards, manifest)
+        return cls([Shard(file) for file in files], manifest)
 
     @classmethod
     def from_rows(
@@ -134,6 +177,7 @@ class TeacherScores:
 
     def __iter__(self) -> Iterator[ScoredList]:
         for table in self.tables():
+            check_complete(table)
             columns = (table.column(name).to_pylist() for name in COLUMNS)
             for query_id, documents, scores in zip(*columns, strict=True):
                 yield ScoredList(query_id, documents, scores)
@@ -206,15 +250,36 @@ class TeacherScores:
             raise FormatError(f"query {twice!r:.80} is in two of the stores. Select from one of them first.")
         return joined
 
-    def validate(self) -> None:
-        """Read everything once and check it.
+    def verify(self) -> None:
+        """Read all shards once and compare them with their checksums, at the speed of the disk; no row is decoded.
 
         Raises:
-            FormatError: Naming the first ten of what is wrong: lists and scores of different lengths, a query in two
-                rows, a document twice in a list, a score that is missing or not finite.
+            FormatError: If a shard is not what was written.
+        """
+        for shard in self._shards:
+            shard.verify()
+
+    def check_paths(self) -> None:
+        """Refuse if the store was replaced since it was opened, for those who read its :attr:`files` themselves.
+
+        Raises:
+            FormatError: If so.
+        """
+        for shard in self._shards:
+            shard.check_path()
+
+    def validate(self) -> None:
+        """Read everything once and check it: the checksums of all files, and each row.
+
+        Raises:
+            FormatError: Naming a file that was changed; or the first ten of what is wrong: lists and scores of
+                different lengths, a query in two rows, a document twice in a list, a score that is missing or not
+                finite.
         """
         from st_m3se.scores.describe import problems
 
+        self.verify()
+        self._validate_files()
         found = [f"query {twice!r:.80} has two rows" for twice in (self._first_duplicate(),) if twice is not None]
         for table in self.tables():
             found += problems(table)
@@ -222,6 +287,17 @@ class TeacherScores:
                 break
         if found:
             raise FormatError(f"the store is not valid: {'; '.join(found[:10])}.")
+
+    def _validate_files(self) -> None:
+        """Compare the texts and judgements beside the shards with their checksums."""
+        for facts in self.manifest.get("files") or ():
+            home = self._shards[0].path.parent if self._shards else Path()
+            path = (home.parent if home.name == "data" and not (home / MANIFEST).is_file() else home) / facts["file"]
+            if not path.is_file() or digest(path) != facts["xxh3"]:
+                raise FormatError(
+                    "the file was changed, or removed, since the store was written. Restore it from a copy.",
+                    file=str(path),
+                )
 
     def describe(
         self,
@@ -326,6 +402,8 @@ class TeacherScores:
         from datasets import Dataset
 
         if self._rows is None and self._shards:
+            self.verify()
+            self.check_paths()
             dataset = Dataset.from_parquet([str(shard.path) for shard in self._shards])
             return dataset.select_columns(COLUMNS)
         tables = list(self.tables())
@@ -348,34 +426,95 @@ class TeacherScores:
 
     def _sorted(self) -> SortedIds:
         if self._index is None:
-            self._index = SortedIds(self.query_ids())
+            ids = self.query_ids()
+            if ids.null_count:
+                raise FormatError(f"the store is not valid: {ids.null_count} rows have no query id.")
+            self._index = SortedIds(ids)
         return self._index
 
     def _find(self, query_id: object) -> int | None:
         return self._sorted().find(query_id)
+
+    def has_repeated_queries(self) -> bool:
+        """Whether a query has two rows."""
+        return self._first_duplicate() is not None
 
     def _first_duplicate(self) -> Id | None:
         twice = self._sorted().first_duplicate()
         return None if twice is None else twice[0]
 
 
+def _stamp(path: Path) -> tuple[int, int] | None:
+    """What changes when another file takes the name."""
+    try:
+        status = path.stat()
+    except OSError:
+        return None
+    return status.st_ino, status.st_mtime_ns
+
+
 def _read_manifest(path: Path) -> dict[str, Any]:
     try:
-        manifest = json.loads(path.read_text(encoding="utf-8"))
-        version, shards = manifest["version"], manifest["shards"]
-        if not all(isinstance(shard["file"], str) and isinstance(shard["queries"], int) for shard in shards):
-            raise ValueError("a shard without its file or count")
-        names = [(Path(shard["file"]).name, shard["file"]) for shard in shards]
-        if any(file not in (name, f"data/{name}") for name, file in names):  # data/ as on the hub
-            raise ValueError("a shard outside the folder")
+        version = json.loads(path.read_text(encoding="utf-8"))["version"]
+        if type(version) is int and version > VERSION:
+            raise FormatError(
+                f"the store has version {version}, which a newer st-m3se wrote: this one reads up to version "
+                f"{VERSION}. Update st-m3se.",
+                file=str(path),
+            )
+        if version not in (1, VERSION) or type(version) is not int:
+            raise ValueError(f"no st-m3se wrote a store of version {version!r:.80}")
+        manifest = read_checked_json(path, required=version > 1)
+        _check_shards(manifest["shards"], checksums=version > 1)
     except (ValueError, KeyError, TypeError, RecursionError) as error:
-        raise FormatError(f"this is not the manifest of a store: {error!r}", file=str(path)) from None
-    if version != VERSION:
+        if isinstance(error, FormatError):
+            raise
         raise FormatError(
-            f"the store has version {version!r} and this program reads version {VERSION}. Update st-m3se.",
+            f"this is not the manifest of a store, or it was changed after it was written: {error!r:.200}. Restore it "
+            "from a copy. Without it the shards open as well, as they are: whether they are all, and undamaged, is "
+            "then not known.",
             file=str(path),
+        ) from None
+    if version == 1:
+        logger.warning(
+            f"{path.parent} was written by an older version and has no checksums, so damage would go unnoticed. A copy "
+            f"has them: st-m3se convert {path.parent} NEW"
         )
-    return dict(manifest)
+    return manifest
+
+
+def _check_shards(shards: list[dict[str, Any]], *, checksums: bool) -> None:
+    fields: dict[str, type] = {"file": str, "queries": int}
+    fields |= {"scores": int, "bytes": int, "xxh3": str} if checksums else {}
+    for facts in shards:
+        if wrong := [name for name, kind in fields.items() if not isinstance(facts[name], kind)]:
+            raise ValueError(f"a shard without its {', '.join(wrong)}")
+        name = Path(facts["file"]).name
+        if facts["file"] not in (name, f"data/{name}"):  # data/ as on the hub
+            raise ValueError("a shard outside the folder")
+
+
+def _compare(shards: Sequence[Shard], manifest: Mapping[str, Any], path: Path) -> None:
+    """Refuse shards that are not those of the manifest, as far as can be seen without reading them."""
+    counts = {"queries": [len(shard) for shard in shards]}
+    if all("scores" in shard.facts for shard in shards):
+        counts["scores"] = [shard.facts["scores"] for shard in shards]
+    for name, numbers in counts.items():
+        if manifest.get(name, sum(numbers)) != sum(numbers):
+            raise FormatError(
+                f"the shards have {sum(numbers):,} {name} and the manifest says {manifest[name]}: one is missing, or "
+                "was changed after it was written.",
+                file=str(path),
+            )
+    for place, name in enumerate(("query_id_type", "document_id_type")):
+        for shard in shards:
+            kind = "int" if pa.types.is_integer(shard.id_types[place]) else "str"
+            if manifest.get(name, kind) not in (kind, None):
+                raise FormatError(
+                    f"the {name} of the shard is {kind} and the manifest says {manifest[name]}: it belongs to another "
+                    "store.",
+                    file=str(shard.path),
+                )
 
 
 def _check_types(shards: Sequence[Shard]) -> None:

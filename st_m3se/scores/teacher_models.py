@@ -19,6 +19,7 @@ from sentence_transformers.base.modules import Transformer
 from sentence_transformers.cross_encoder.modules import LogitScore
 from sentence_transformers.util import batch_to_device, load_file_path
 
+from st_m3se.encoders import model_file
 from st_m3se.host import training_arguments
 from st_m3se.positions import check_length, positions
 from st_m3se.scores.teacher import Backend, Pairs, Precision, Teacher, settings
@@ -73,8 +74,8 @@ def load(
 
 
 def _kind(name: str, revision: str | None, trust_remote_code: bool) -> Any:
-    if (path := load_file_path(name, "config_sentence_transformers.json", revision=revision)) is not None:
-        kind = json.loads(Path(path).read_text(encoding="utf-8")).get("model_type")
+    if (host := model_file(name, "config_sentence_transformers.json", revision)) is not None:
+        kind = host.get("model_type")
         for known in TEACHERS:
             if kind == known.__name__:
                 return known
@@ -101,10 +102,9 @@ def _check_adapter(name: str, revision: str | None, trust_remote_code: bool) -> 
     Each load would draw another head, and the scores would be random: ``add_adapter`` of a CrossEncoder saves the
     adapter alone.
     """
-    path = load_file_path(name, "adapter_config.json", revision=revision)
-    if path is None:
+    adapter = model_file(name, "adapter_config.json", revision)
+    if adapter is None:
         return
-    adapter = json.loads(Path(path).read_text(encoding="utf-8"))
     base = adapter.get("base_model_name_or_path")
     if adapter.get("modules_to_save") or not base:
         return

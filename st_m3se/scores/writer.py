@@ -2,12 +2,9 @@
 
 from __future__ import annotations
 
-import json
 import os
-import shutil
-import tempfile
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Mapping, Sequence
+from contextlib import ExitStack
 from itertools import chain
 from pathlib import Path
 from types import TracebackType
@@ -17,15 +14,17 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
+from st_m3se.files import checked_json, digest, place_folder, replace_folder, scratch_folder, sweep, sync
 from st_m3se.scores.errors import FormatError
 from st_m3se.scores.rows import Id, check_id
 
-__all__ = ["MANIFEST", "MANIFEST_FIELDS", "UNFINISHED", "VERSION", "TeacherScoresWriter", "atomic_file", "sync"]
+__all__ = ["MANIFEST", "MANIFEST_FIELDS", "SHARD_NAME", "UNFINISHED", "VERSION", "TeacherScoresWriter", "identity"]
 
 MANIFEST = "manifest.json"
 UNFINISHED = "scoring.json"  # where it stands without a manifest, scoring is under way
+SHARD_NAME = "scores-{:05d}.parquet"
 FORMAT = "st-m3se teacher scores"
-VERSION = 1
+VERSION = 2  # 1 had no checksums
 MANIFEST_FIELDS = (
     "teacher",
     "revision",
@@ -46,7 +45,8 @@ class TeacherScoresWriter:
     """Write a store of teacher scores row by row, in bounded memory, and whole or not at all.
 
     Rows go to Parquet shards in a temporary folder beside ``path``. Leaving the ``with`` block writes the manifest,
-    brings everything to the disk and renames the folder; leaving it by an exception removes the folder.
+    with a checksum of each file, brings everything to the disk and renames the folder; leaving it by an exception
+    removes the folder. Of several processes that replace one store the last wins, and whoever opens it finds one whole.
 
     Args:
         path: The folder to make.
@@ -80,6 +80,7 @@ class TeacherScoresWriter:
             raise ValueError(f"shard_scores must be at least 1, got {shard_scores}.")
         self._manifest = dict(manifest or {})
         self._overwrite, self._shard_scores = overwrite, shard_scores
+        sweep(self.path)
         self._check_destination()
         self._types: list[type | None] = [None, None]
         self._queries: list[Id] = []
@@ -90,6 +91,7 @@ class TeacherScoresWriter:
         self._shards: list[dict[str, Any]] = []
         self._shard: pq.ParquetWriter | None = None
         self._folder: Path | None = None
+        self._scratch = ExitStack()
 
     def _check_destination(self) -> None:
         if not os.path.lexists(self.path):
@@ -107,21 +109,21 @@ class TeacherScoresWriter:
         return self._folder
 
     def __enter__(self) -> TeacherScoresWriter:
-        self.path.parent.mkdir(parents=True, exist_ok=True)
-        self._folder = Path(tempfile.mkdtemp(prefix=f".{self.path.name}.", suffix=".tmp", dir=self.path.parent))
+        self._folder = self._scratch.enter_context(scratch_folder(self.path)) / self.path.name
+        self._folder.mkdir()
         return self
 
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
         folder, self._folder = self.folder, None
-        try:
-            if kind is None:
-                self._finish(folder)
-        finally:
-            if self._shard is not None:
-                self._shard.close()
-            shutil.rmtree(folder, ignore_errors=True)
+        with self._scratch:
+            try:
+                if kind is None:
+                    self._finish(folder)
+            finally:
+                if self._shard is not None:
+                    self._shard.close()
 
     def write(self, query_id: Id, document_ids: Sequence[Id], scores: Any) -> None:
         """Add one query's list.
@@ -230,8 +232,8 @@ class TeacherScoresWriter:
 
     def _write_group(self, folder: Path, table: pa.Table, scores: int) -> None:
         if self._shard is None:
-            name = f"scores-{len(self._shards):05d}.parquet"
-            self._shards.append({"file": name, "queries": 0, "scores": 0, "bytes": 0})
+            name = SHARD_NAME.format(len(self._shards))
+            self._shards.append({"file": name, "queries": 0, "scores": 0})
             strings = pa.types.is_string(table.schema.types[1].value_type)
             self._shard = pq.ParquetWriter(
                 folder / name,
@@ -244,6 +246,7 @@ class TeacherScoresWriter:
                     "scores.list.element": "BYTE_STREAM_SPLIT",
                 },
                 write_statistics=False,
+                write_page_checksum=True,  # for whoever reads the file without the manifest
             )
         self._shard.write_table(table)
         self._shards[-1]["queries"] += len(table)
@@ -255,7 +258,7 @@ class TeacherScoresWriter:
         if self._shard is not None:
             self._shard.close()
             self._shard = None
-            self._shards[-1]["bytes"] = (folder / self._shards[-1]["file"]).stat().st_size
+            self._shards[-1] |= identity(folder / self._shards[-1]["file"])
 
     def _finish(self, folder: Path) -> None:
         self._flush(folder)
@@ -270,53 +273,22 @@ class TeacherScoresWriter:
             "queries": sum(shard["queries"] for shard in self._shards),
             "scores": sum(shard["scores"] for shard in self._shards),
             "shards": self._shards,
+            "files": [
+                {"file": path.relative_to(folder).as_posix(), **identity(path)}
+                for path in sorted(folder.rglob("*"))
+                if path.is_file() and path.suffix != ".parquet"
+            ],
         }
-        (folder / MANIFEST).write_text(json.dumps(manifest, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
+        (folder / MANIFEST).write_text(checked_json(manifest), encoding="utf-8")
         for path in folder.rglob("*"):
             sync(path)
         sync(folder)
-        umask = os.umask(0)
-        os.umask(umask)
-        folder.chmod(0o777 & ~umask)  # mkdtemp's is private
         self._check_destination()
-        if self.path.exists():
-            aside = Path(tempfile.mkdtemp(prefix=f".{self.path.name}.", suffix=".old", dir=self.path.parent))
-            self.path.rename(aside / "store")
-            folder.rename(self.path)
-            shutil.rmtree(aside, ignore_errors=True)
-        else:
-            folder.rename(self.path)
-        sync(self.path.parent)
+        if not place_folder(folder, self.path):
+            self._check_destination()
+            replace_folder(folder, self.path)
 
 
-@contextmanager
-def atomic_file(path: str | Path, *, overwrite: bool = False) -> Iterator[Path]:
-    """A temporary file beside ``path`` that takes its name when the block ends well, and is removed otherwise."""
-    path = Path(path)
-    if path.exists() and not overwrite:
-        raise FileExistsError(f"{path} exists. Choose another name, or overwrite=True to replace it.")
-    path.parent.mkdir(parents=True, exist_ok=True)
-    handle, name = tempfile.mkstemp(prefix=f".{path.name}.", suffix=".tmp", dir=path.parent)
-    os.close(handle)
-    temporary = Path(name)
-    try:
-        yield temporary
-        umask = os.umask(0)
-        os.umask(umask)
-        temporary.chmod(0o666 & ~umask)
-        sync(temporary)
-        temporary.replace(path)
-        sync(path.parent)
-    finally:
-        temporary.unlink(missing_ok=True)
-
-
-def sync(path: Path) -> None:
-    """Bring a file, or the names in a folder, to the disk."""
-    if os.name == "nt" and path.is_dir():  # Windows cannot open a folder, and orders its renames itself
-        return
-    descriptor = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)
+def identity(path: Path) -> dict[str, Any]:
+    """What tells a file from any other one."""
+    return {"bytes": path.stat().st_size, "xxh3": digest(path)}

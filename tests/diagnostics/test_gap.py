@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 
 import numpy as np
@@ -95,5 +96,16 @@ def test_the_model_card_gets_the_plot_and_the_share_once(tmp_path: Path, make_mo
     assert rest.split() == plain.split(), "the rest of the card changed"
     SentenceTransformer(str(folder), device="cpu").save_pretrained(str(tmp_path / "again"))
     assert start in (tmp_path / "again" / "README.md").read_text()
+    about = json.loads((tmp_path / "look" / "diagnosis.json").read_text())
+    hostile = f"<script>x</script>\n# Heading {end} | [a](http://b) `c`"
+    about["scorers"][hostile] = about["scorers"].pop(NAMES[0])
+    about["gap"]["names"][0] = about["data"]["name"] = hostile
+    del about["checksum"]
+    (tmp_path / "look" / "diagnosis.json").write_text(json.dumps(about))
+    once = add_to_model_card(folder, tmp_path / "look").read_text()
+    assert "<script" not in once.replace("\\<script", "")
+    assert "\n# Heading" not in once
+    assert once.count(end) == once.count(start) == 1
+    assert add_to_model_card(folder, tmp_path / "look").read_text() == once
     with pytest.raises(FormatError, match="no card there"):
         add_to_model_card(tmp_path, tmp_path / "look")

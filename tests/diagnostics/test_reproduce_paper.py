@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import sys
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +19,8 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[2] / "examples"))
 import paper_summary  # noqa: E402
 import paper_training  # noqa: E402
 import reproduce_paper  # noqa: E402
+from paper_task import open_task  # noqa: E402
+from retrieval_data import UsageError  # noqa: E402
 from sentence_transformers import CrossEncoder, SentenceTransformer  # noqa: E402
 
 from st_m3se.scores import TeacherScores, read_qrels  # noqa: E402
@@ -105,6 +108,67 @@ def test_every_exhibit_is_made_and_nothing_is_trained_twice(
     monkeypatch.undo()
     assert reproduce_paper.main([*command, "--epochs", "2", "--exhibits", "evolution"]) == 2
     assert "other settings (epochs)" in capsys.readouterr().err
+    # Another teacher, and another one under the name of the first: neither may pass for the one that taught here.
+    teacher = Path(command[command.index("--teacher") + 1])
+    other = out.parent / "other-teacher"
+    CrossEncoder(str(teacher)).save_pretrained(str(other))
+    assert reproduce_paper.main([*command, "--teacher", str(other), "--exhibits", "teacher"]) == 2
+    assert "other settings (teacher)" in capsys.readouterr().err
+    kept = summary_of(out)
+    weights = teacher / "model.safetensors"
+    content = weights.read_bytes()
+    try:
+        weights.write_bytes(content[:-4] + bytes(4))
+        assert reproduce_paper.main([*command, "--exhibits", "teacher"]) == 2
+        assert "other settings (teacher)" in capsys.readouterr().err
+    finally:
+        weights.write_bytes(content)
+    assert summary_of(out) == kept
+
+
+def summary_of(out: Path) -> str:
+    return (out / "summary.json").read_text()
+
+
+class Killed(BaseException):
+    """A kill, as far as what is on the disk goes."""
+
+
+@pytest.mark.parametrize("moment", ["checkpoint", "model", "scores", "result"])
+def test_a_killed_training_goes_on_to_the_same_numbers(
+    moment: str, beir: Path, student: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Prevents a half-written checkpoint, model or JSON file from stopping every later try."""
+    task = open_task(str(beir), tmp_path / "c", train_queries=12, measured_queries=4, depth=4, list_size=4)
+    budget = paper_training.Budget(str(student), 2, 4, 1e-2, 20.0, 32)
+    unit = paper_training.Unit("bi-encoder", "no-teacher", 8, 0.1, 1)
+    expected = paper_training.run_unit(unit, task, None, budget, tmp_path / "whole")
+
+    def kill(*args: Any, **kwargs: Any) -> None:
+        raise Killed
+
+    folder = tmp_path / "killed"
+    with monkeypatch.context() as patch:
+        if moment == "checkpoint":
+            patch.setattr("transformers.trainer_callback.TrainerState.save_to_json", kill)
+        elif moment == "model":
+            patch.setattr(SentenceTransformer, "save_pretrained", kill)
+        elif moment == "scores":
+            patch.setattr(paper_training, "score", kill)
+        else:
+            patch.setattr(paper_training, "write_checked_json", kill)
+        with pytest.raises(Killed):
+            paper_training.run_unit(unit, task, None, budget, folder)
+    found = paper_training.run_unit(unit, task, None, budget, folder)
+    for split, measures in expected.items():
+        for measure, values in measures.items():
+            assert np.array_equal(found[split][measure], values)
+    left = sorted(path.name for path in folder.iterdir())
+    assert left == sorted(path.name for path in (tmp_path / "whole").iterdir())
+    with pytest.raises(UsageError, match=r"other settings \(data\)"):
+        paper_training.run_unit(
+            unit, replace(task, relevant=dict.fromkeys(task.relevant, 1), lists={}), None, budget, folder
+        )
 
 
 @pytest.mark.parametrize(

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import copy
-import json
 import os
 import signal
 import subprocess
@@ -28,6 +27,7 @@ from st_m3se.evaluation.embeddings import (
 )
 from st_m3se.evaluation.fingerprint import model_fingerprint
 from st_m3se.evaluation.search import search
+from st_m3se.files import sealed_bytes
 from st_m3se.scores import FormatError
 from st_m3se.texts import Texts
 
@@ -215,7 +215,7 @@ def test_half_precision_is_a_rounding_and_half_the_disk(checkpoint: Path, corpus
     assert not torch.equal(exact, rounded)
     queries = embed_queries(model, list(QUERIES.values()))
     assert 0 < (model.similarity(queries, exact) - model.similarity(queries, rounded)).abs().max() < 0.0005
-    sizes = [sum(file.stat().st_size for file in each.path.glob("*.npy")) - 128 for each in (whole, half)]
+    sizes = [sum(sealed_bytes(file) for file in each.path.glob("*.npy")) - 128 for each in (whole, half)]
     assert sizes[0] == 2 * sizes[1]
 
 
@@ -246,7 +246,8 @@ def test_a_run_goes_on_after_its_last_whole_shard(
         embed(model, corpus, tmp_path)
     monkeypatch.setattr(model, "encode_document", encode)
     (folder,) = tmp_path.iterdir()
-    (folder / ".000002.npy.abc.tmp").write_bytes(b"half a shard")
+    (folder / ".000002.npy.abc.tmp").mkdir()
+    (folder / ".000002.npy.abc.tmp" / "000002.npy").write_bytes(b"half a shard")
     with pytest.raises(FormatError, match=r"5 of 7 shards are not there yet\. Run the same embed_corpus again"):
         CorpusEmbeddings(folder)
     encoded = count_encoded(model, monkeypatch)
@@ -317,31 +318,43 @@ def test_a_killed_process_leaves_whole_shards(
 
 @pytest.mark.parametrize("kind", KINDS)
 @pytest.mark.usefixtures("small_shards")
-def test_a_damaged_shard_is_named(kind: str, checkpoint: Path, corpus: Texts, tmp_path: Path) -> None:
-    """Cut off, emptied or exchanged: never wrong numbers; and deleting it is all that is to be done."""
+def test_a_damaged_shard_is_named_and_encoded_anew(
+    kind: str,
+    checkpoint: Path,
+    corpus: Texts,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    """Cut off, emptied, exchanged, or one bit: never wrong numbers, and no more work than the shard's."""
     model = make_encoder(kind, checkpoint)
     found = embed(model, corpus, tmp_path)
     shard = next(found.path.glob("000001.np*"))
     content = shard.read_bytes()
-    last = next(found.path.glob("000006.np*")).read_bytes()  # three documents, not five
-    for damage in (content[:-9], b"", b"text", last):
-        shard.write_bytes(damage)
-        with pytest.raises(FormatError, match=r"000001\.np.*damaged.*Delete the file"):
-            list(embed(model, corpus, tmp_path))
-    shard.unlink()
-    assert len(list(embed(model, corpus, tmp_path))) == 4
-    assert shard.is_file()
-
-
-def test_a_folder_that_is_something_else_is_refused(checkpoint: Path, corpus: Texts, tmp_path: Path) -> None:
-    model = make_encoder("dense", checkpoint)
-    found = embed(model, corpus, tmp_path)
+    middle = len(content) // 2
+    other = next(found.path.glob("000002.np*")).read_bytes()  # as many documents
+    flipped = content[:middle] + bytes([content[middle] ^ 1]) + content[middle + 1 :]
+    encoded = count_encoded(model, monkeypatch)
+    for damaged in (content[:-9], b"", b"text", other, flipped):
+        shard.write_bytes(damaged)
+        with pytest.raises(FormatError, match=r"000001\.np.*damaged.*Run the same embed_corpus"):
+            list(CorpusEmbeddings(found.path))
+        caplog.clear()
+        encoded.clear()
+        embed(model, corpus, tmp_path)
+        assert "shard 1 of the embeddings" in caplog.text
+        assert encoded == TEXTS[5:10]
+        assert len(shard.read_bytes()) == len(content)
+        list(CorpusEmbeddings(found.path))
+    encoded.clear()
     plan = found.path / "embeddings.json"
-    content = json.loads(plan.read_text())
-    for wrong in ("", "[]", json.dumps({**content, "version": 99}), json.dumps({"version": 1})):
+    for wrong in ("", "[]", plan.read_text().replace('"documents": 33', '"documents": 32')):
         plan.write_text(wrong)
-        with pytest.raises(FormatError, match=r"embeddings\.json.*does not describe embeddings"):
-            embed(model, corpus, tmp_path)
+        assert len(embed(model, corpus, tmp_path)) == 33
+    assert encoded == 3 * TEXTS[30:], "the shard that tells the dimension"
+
+
+def test_a_folder_that_is_something_else_is_refused(tmp_path: Path) -> None:
     with pytest.raises(FormatError, match="does not describe embeddings"):
         CorpusEmbeddings(tmp_path)
 

@@ -103,11 +103,8 @@ def test_what_faiss_does_not_do_is_refused(
     sparse = embed_corpus(make_encoder("sparse", checkpoint), Texts.open(CORPUS), tmp_path, show_progress_bar=False)
     with pytest.raises(ValueError, match="FAISS indexes dense embeddings"):
         FaissIndex(sparse)
-    faiss.write_index(faiss.IndexFlatIP(3), str(index.path))
-    with pytest.raises(
-        ValueError, match=r"holds 0 embeddings of dimension 3, the corpus has 33 of 32\. Delete the file"
-    ):
-        FaissIndex(corpus)
+    faiss.write_index(faiss.IndexFlatIP(3), str(index.path))  # another index, or a damaged one
+    assert FaissIndex(corpus).index.ntotal == 33
 
 
 def test_a_missing_package_names_the_extra(corpus: CorpusEmbeddings) -> None:

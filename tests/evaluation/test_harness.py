@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import shutil
 from collections.abc import Callable
 from dataclasses import replace
@@ -247,6 +248,30 @@ def test_a_lost_run_file_is_written_again(folder: Path, tmp_path: Path) -> None:
     evaluate(folder, "bm25", tmp_path / "out")
     assert (system / "run.trec").read_text() == text
     assert (system / "system.json").stat().st_mtime_ns == stamp  # the ranking was not made anew
+
+
+def test_a_damaged_ranking_is_made_anew(folder: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    """Prevents measures of a ranking that nobody made."""
+    first = evaluate(folder, "bm25", tmp_path / "out")
+    system = tmp_path / "out" / "small" / "bm25"
+    shard, run = next((system / "run").glob("*.parquet")), system / "run.trec"
+    whole, text = shard.read_bytes(), run.read_text()
+    middle = len(whole) // 2
+    flipped = whole[:middle] + bytes([whole[middle] ^ 1]) + whole[middle + 1 :]
+    other = tmp_path / "other"
+    TeacherScores.open(system / "run").save(other)
+    for damage in (
+        lambda: shard.write_bytes(flipped),
+        lambda: run.write_text(text.replace(" Q0 ", " Q0 x", 1)),
+        lambda: TeacherScores.from_rows(list(TeacherScores.open(other))[:2], system / "run", overwrite=True),
+    ):
+        damage()
+        caplog.clear()
+        again = evaluate(folder, "bm25", tmp_path / "out")
+        assert re.search("damaged, and the ranking is made anew|was changed after it was written", caplog.text)
+        assert run.read_text() == text
+        assert shard.read_bytes() == whole
+        assert np.array_equal(again.values["small"]["bm25"]["nDCG@10"], first.values["small"]["bm25"]["nDCG@10"])
 
 
 def test_a_killed_evaluation_goes_on(models: dict[str, Path], folder: Path, tmp_path: Path) -> None:

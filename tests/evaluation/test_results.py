@@ -35,6 +35,10 @@ class TestFile:
         assert data["summary"]["comparisons"]["toy"]["nDCG@10"][0]["difference"] == 1 / 4 - 3 / 4
         data["summary"]["means"]["nDCG@10"]["toy"]["a"]["mean"] = 0.99
         file.write_text(json.dumps(data))
+        with pytest.raises(FormatError, match="changed after it was written"):
+            Results.load(file)
+        del data["checksum"]
+        file.write_text(json.dumps(data))
         assert Results.load(file).summary.cells["nDCG@10"]["toy"]["a"].mean == 3 / 4
 
     def test_values_stand_on_one_line_so_that_people_can_read_the_rest(self, tmp_path):

@@ -70,6 +70,23 @@ def test_a_cross_encoder_cannot_search(checkpoint: Path, tmp_path: Path) -> None
         detect_kind(str(saved))
 
 
+@pytest.mark.parametrize(
+    ("file", "content"),
+    [
+        ("modules.json", "[{"),
+        ("modules.json", "{}"),
+        ("modules.json", "[3]"),
+        ("config.json", "[]"),
+        ("config_sentence_transformers.json", '"x"'),
+    ],
+)
+def test_a_damaged_file_of_a_model_is_named(file: str, content: str, tmp_path: Path) -> None:
+    (tmp_path / "config.json").write_text("{}")
+    (tmp_path / file).write_text(content)
+    with pytest.raises(ValueError, match=rf"^{file} of the model .* is damaged.*Save or download it again"):
+        detect_kind(str(tmp_path))
+
+
 def test_systems_are_named_after_their_models(make_model: Any) -> None:
     model: SentenceTransformer = make_model()
     found = systems_of(["bm25", "org/my-model", Path("runs/student/"), GivenRun("dl19/bm25.dl19.run.gz"), "candidates"])

@@ -15,6 +15,7 @@ import pyarrow.parquet as pq
 import pytest
 from datasets import load_dataset
 
+from st_m3se.files import checked_json
 from st_m3se.scores import FormatError, TeacherScores, TeacherScoresWriter
 from st_m3se.scores import convert as convert_scores
 from st_m3se.scores.hub import save_for_hub
@@ -315,11 +316,52 @@ def test_a_repository_with_one_configuration_needs_no_name(published: Path) -> N
     assert plain(TeacherScores.from_hub("they/only")) == ROWS
 
 
+@pytest.mark.parametrize(
+    "head",
+    [
+        "configs: 3",
+        "configs: [3]",
+        "configs: [{config_name: 3}]",
+        "configs: [{config_name: a, data_files: 3}]",
+        "configs: [{config_name: a, data_files: [{split: train}]}]",
+        "configs: [{config_name: a, data_files: [{split: train, path: 3}]}]",
+        "configs: [{config_name: a, data_dir: 3}]",
+        "configs: {a: b}",
+        "a: [",
+        "&a [*a]",
+    ],
+)
+def test_a_damaged_card_is_refused(head: str, tmp_path: Path) -> None:
+    (tmp_path / "README.md").write_text(f"---\n{head}\n---\n")
+    with pytest.raises(FormatError, match=r"card of the repository does not say|no file that matches"):
+        TeacherScores.from_hub(str(tmp_path))
+
+
+def test_foreign_names_stay_text_in_the_card(tmp_path: Path) -> None:
+    hostile = "a|b <script>alert(1)</script>\n# Heading [x](y)"
+    store = TeacherScores.from_rows(ROWS, tmp_path / "store", manifest={"teacher": hostile, "source": {"run": hostile}})
+    save_for_hub(store, tmp_path / "repository", repo_id="me/scores")
+    card = (tmp_path / "repository" / "README.md").read_text()
+    assert "<script" not in card.replace("\\<script", "")
+    assert "\n# Heading" not in card
+    with pytest.raises(ValueError, match="Repo id"):
+        save_for_hub(store, tmp_path / "other", repo_id='me/a"b\n# x')
+
+
+def test_a_link_out_of_the_store_is_not_published(tmp_path: Path) -> None:
+    """Prevents the upload of a file that has nothing to do with the scores."""
+    store = TeacherScores.from_rows(ROWS, tmp_path / "store")
+    (tmp_path / "private.txt").write_text("private")
+    (tmp_path / "store" / "corpus.jsonl").symlink_to(tmp_path / "private.txt")
+    with pytest.raises(FormatError, match=r"corpus\.jsonl.*symbolic link to .*private\.txt"):
+        save_for_hub(store, tmp_path / "repository", repo_id="me/scores")
+
+
 def test_a_manifest_reaches_only_into_its_own_folder(store: TeacherScores, tmp_path: Path) -> None:
     save_for_hub(store, tmp_path / "repository", repo_id="me/scores")
     path = tmp_path / "repository" / "manifest.json"
     good = json.loads(path.read_text())
     for file in ("data/../../x.parquet", "/data/x.parquet", "data/data/x.parquet", "other/x.parquet"):
-        path.write_text(json.dumps({**good, "shards": [{**good["shards"][0], "file": file}]}))
+        path.write_text(checked_json({**good, "shards": [{**good["shards"][0], "file": file}]}))
         with pytest.raises(FormatError, match="outside the folder"):
             TeacherScores.open(tmp_path / "repository")

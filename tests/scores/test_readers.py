@@ -14,6 +14,7 @@ import zstandard
 from scores.score_samples import AMBIGUOUS, SAMPLES, write_sample
 from st_m3se.scores import FormatError, TeacherScores, convert, read_qrels, sniff, text_id
 from st_m3se.scores.formats import READERS, Reading
+from st_m3se.texts import Texts
 
 T = text_id
 
@@ -56,6 +57,31 @@ EXPECTED: dict[str, dict[object, dict[object, float]]] = {
     "csv": {"7": {"d1": 9.5, "d,2": -1.25}, "5": {"d4": 8.0}},
     "parquet": {7: {1: 9.5, 2: -1.25}, 5: {4: 8.0}},
 }
+
+
+HUGE = "0x" + "f" * 5_000  # as Python writes no decimal number
+
+
+@pytest.mark.parametrize("id_type", [None, "str", "int"])
+@pytest.mark.parametrize("lists", [(f"[{HUGE}]", "[1.0]"), ("['d']", f"[{HUGE}]"), (f"[[{HUGE}]]", "[1.0]")])
+def test_a_number_of_thousands_of_digits_is_named(tmp_path: Path, lists: tuple[str, str], id_type: str | None) -> None:
+    line = json.dumps({"query_id": "q", "document_ids": lists[0], "scores": lists[1]})
+    with pytest.raises(FormatError, match=r"x\.jsonl:1: .*(bits|integer)"):
+        read("pylate", written(tmp_path / "x.jsonl", line), id_type=id_type)
+
+
+DATE, TIME = pa.array([2**31 - 1], pa.int32()).cast(pa.date32()), pa.array([2**53], pa.timestamp("s"))
+
+
+@pytest.mark.parametrize("ids", [DATE, TIME, pa.array([1], pa.timestamp("us", tz="No/Where")), pa.nulls(1)])
+def test_values_that_python_has_no_object_for_are_refused(tmp_path: Path, ids: pa.Array) -> None:
+    lists = {"document_ids": pa.array([["d"]]), "scores": pa.array([[1.0]])}
+    pq.write_table(pa.table({"query_id": ids, **lists}), tmp_path / "x.parquet")
+    pq.write_table(pa.table({"_id": ids, "text": ["t"]}), tmp_path / "t.parquet")
+    with pytest.raises(FormatError, match=r"x\.parquet"):
+        read("parquet", tmp_path / "x.parquet")
+    with pytest.raises(FormatError, match=r"t\.parquet"):
+        Texts.open(tmp_path / "t.parquet", cache_dir=tmp_path / "cache")
 
 
 def test_every_format_has_a_sample() -> None:
@@ -133,7 +159,7 @@ def test_margins_keep_every_difference(tmp_path: Path) -> None:
     assert scores == {"p1": 0.0, "n1": -3.0, "p2": -3.0 + 4.5, "n2": -3.0 + 4.5 - 0.5}
     with pytest.raises(FormatError, match=r"x:2: .* shares no negative"):
         read("gpl", written(tmp_path / "x", "q\tp1\tn1\t3.0\nq\tp2\tn2\t0.5\n"))
-    with pytest.raises(FormatError, match=r"x:2: .* contradicts earlier lines, from which 3.0 follows"):
+    with pytest.raises(FormatError, match=r"x:2: .* contradicts other lines, from which 3.0 follows"):
         read("gpl", written(tmp_path / "x", "q\tp1\tn1\t3.0\nq\tp1\tn1\t5.0\n"))
     with pytest.raises(FormatError, match="is the positive and the negative"):
         read("gpl", written(tmp_path / "x", "q\tp1\tp1\t3.0\n"))

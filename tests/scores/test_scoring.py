@@ -17,6 +17,7 @@ from sentence_transformers import CrossEncoder, SentenceTransformer
 from students import multi_vector_student, sparse_student
 
 from st_m3se.evaluation.encoders import pair_scorer
+from st_m3se.files import checked_json
 from st_m3se.scores import FormatError, TeacherScores, score_candidates
 from st_m3se.scores.candidate_lists import CandidateLists
 
@@ -317,11 +318,10 @@ def test_a_backend_that_cannot_be_imported_says_what_failed(
 
 
 @pytest.mark.parametrize("kind", ["sparse", "multi-vector"])
-def test_an_encoder_of_another_kind_is_no_function(kind: str, checkpoint: Path, tmp_path: Path) -> None:
-    """Prevents a module, which can be called, from being taken for a function of pairs; its own function is one."""
+def test_the_pair_scorer_of_an_encoder_is_a_function_like_any_other(
+    kind: str, checkpoint: Path, tmp_path: Path
+) -> None:
     model = make_encoder(kind, checkpoint)
-    with pytest.raises(TypeError, match=r"Encoder has no scores of pairs.*pair_scorer"):
-        score(model, tmp_path / "store")
     got = score(pair_scorer(model, 4), tmp_path / "store", name=kind)
     queries, documents = ([pair[place] for pair in TEXTS] for place in (0, 1))
     expected = model.similarity_pairwise(model.encode_query(queries), model.encode_document(documents))
@@ -502,7 +502,7 @@ def test_what_is_not_ours_is_left_alone(tmp_path: Path) -> None:
     assert [path.name for path in (tmp_path / "mine").iterdir() if path.name != ".lock"] == ["thesis.txt"]
     score(stub, tmp_path / "store")
     plan = json.loads((tmp_path / "store" / "scoring.json").read_text())
-    (tmp_path / "store" / "scoring.json").write_text(json.dumps(plan | {"version": 99}))
+    (tmp_path / "store" / "scoring.json").write_text(checked_json(plan | {"version": 99}))
     with pytest.raises(FormatError, match="version 99"):
         score(stub, tmp_path / "store")
 

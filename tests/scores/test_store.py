@@ -2,18 +2,22 @@ from __future__ import annotations
 
 import json
 import math
+import pickle
 import subprocess
 import sys
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
+from damage import damaged
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from st_m3se.scores import FormatError, ScoredList, TeacherScores, TeacherScoresWriter
+from st_m3se.files import checked_json
+from st_m3se.scores import FormatError, ScoredList, TeacherScores, TeacherScoresWriter, convert
 from st_m3se.scores import writer as writer_module
 
 ROWS = [("q2", ["d1", "d2", "d3"], [3.5, -1.25, 0.5]), ("q10", ["d9"], [2.0]), ("q1", [], [])]
@@ -218,18 +222,162 @@ def test_what_is_no_store_is_refused(store: TeacherScores, tmp_path: Path) -> No
     manifest = tmp_path / "store" / "manifest.json"
     good = json.loads(manifest.read_text())
     for change, message in [
-        ({"version": 99}, "version 99"),
-        ({"shards": [{"file": "../x.parquet", "queries": 1}]}, "outside"),
+        ({"version": 99}, "version 99, which a newer st-m3se wrote.*Update"),
+        ({"version": 0}, "no st-m3se wrote a store of version 0"),
+        ({"shards": [{**good["shards"][0], "file": "../x.parquet"}]}, "outside"),
         ({"shards": 3}, "not the manifest"),
         ({"shards": [{**good["shards"][0], "queries": 5}]}, "was changed"),
-        ({"shards": [{**good["shards"][0], "file": "lost.parquet"}]}, "lost.parquet"),
+        ({"shards": [{**good["shards"][0], "file": "lost.parquet"}]}, "lost.parquet.*it is not there"),
+        ({"shards": []}, "0 queries and the manifest says 3: one is missing"),
+        ({"document_id_type": "int"}, "belongs to another store"),
     ]:
-        manifest.write_text(json.dumps({**good, **change}))
+        manifest.write_text(checked_json({**good, **change}))
         with pytest.raises(FormatError, match=message):
             TeacherScores.open(tmp_path / "store")
     manifest.write_text("{")
     with pytest.raises(FormatError, match=r"manifest\.json"):
         TeacherScores.open(tmp_path / "store")
+
+
+@pytest.mark.parametrize("ids", [str, int])
+def test_damage_is_an_error_and_never_other_scores(ids: type, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Every file of a store, in all the ways that disks and copies have; a shard of another teacher as well."""
+    monkeypatch.setattr(writer_module, "GROUP_SCORES", 100)
+    random = np.random.default_rng(0)
+    rows = [(ids(query), [ids(place) for place in range(20)], random.normal(size=20)) for query in range(60)]
+    others = [(query, documents, random.normal(size=20)) for query, documents, _ in rows]
+    for name, content in (("store", rows), ("other", others)):
+        with TeacherScoresWriter(tmp_path / name, shard_scores=500) as writer:
+            for row in content:
+                writer.write(*row)
+    expected = plain(TeacherScores.open(tmp_path / "store"))
+    files = sorted((tmp_path / "store").iterdir())
+    assert len(files) == 4
+    errors = 0
+    for path in files:
+        whole = path.read_bytes()
+        changes: list[bytes | None] = [*damaged(whole, 60), (tmp_path / "other" / path.name).read_bytes(), None]
+        if path.suffix == ".parquet":
+            changes.append(files[(files[1] == path and 2) or 1].read_bytes())
+        for content in changes:
+            if content is None and path.name == "manifest.json":
+                continue  # a folder of Parquet files like any other
+            path.unlink() if content is None else path.write_bytes(content)
+            try:
+                store = TeacherScores.open(tmp_path / "store")
+                assert store[expected[-1][0]].scores == expected[-1][2]
+                assert plain(store) == expected
+            except FormatError as error:
+                assert str(tmp_path / "store") in str(error)  # noqa: PT017 - the loop counts
+                errors += 1
+            path.write_bytes(whole)
+    assert errors > 240, "a changed blank in the manifest does no harm; all else does"
+    TeacherScores.open(tmp_path / "store").validate()
+
+
+def test_without_the_manifest_pages_are_checked(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    random = np.random.default_rng(0)
+    TeacherScores.from_rows(
+        [(query, list(range(50)), random.normal(size=50)) for query in range(20)], tmp_path / "store"
+    )
+    (tmp_path / "store" / "manifest.json").unlink()
+    store = TeacherScores.open(tmp_path / "store")
+    store.validate()
+    expected = plain(store)
+    assert "has lost its manifest.json" in caplog.text
+    shard = tmp_path / "store" / "scores-00000.parquet"
+    whole = shard.read_bytes()
+    errors = 0
+    for place in random.integers(4, len(whole) - 1_500, size=60).tolist():  # not in the file's end
+        shard.write_bytes(whole[:place] + bytes([whole[place] ^ 16]) + whole[place + 1 :])
+        try:
+            assert plain(TeacherScores.open(tmp_path / "store")) == expected
+        except FormatError:
+            errors += 1
+    assert errors > 50
+
+
+def test_texts_beside_the_shards_are_validated(tmp_path: Path) -> None:
+    with TeacherScoresWriter(tmp_path / "store") as writer:
+        writer.write("q", ["d"], [1.0])
+        (writer.folder / "qrels").mkdir()
+        (writer.folder / "qrels" / "train.tsv").write_text("q\td\t1\n")
+    TeacherScores.open(tmp_path / "store").validate()
+    (tmp_path / "store" / "qrels" / "train.tsv").write_text("q\td\t0\n")
+    with pytest.raises(FormatError, match=r"train\.tsv: the file was changed"):
+        TeacherScores.open(tmp_path / "store").validate()
+
+
+def test_a_store_of_the_first_version_opens(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    """It has no checksums, which is said."""
+    store = TeacherScores.from_rows(ROWS, tmp_path / "store")
+    fields = ("file", "queries", "scores", "bytes")
+    facts = [{name: shard[name] for name in fields} for shard in store.manifest["shards"]]
+    old = {**store.manifest, "version": 1, "shards": facts}
+    del old["files"]
+    (tmp_path / "store" / "manifest.json").write_text(json.dumps(old))
+    opened = TeacherScores.open(tmp_path / "store")
+    opened.validate()
+    assert plain(opened) == ROWS
+    assert "has no checksums" in caplog.text
+    assert "st-m3se convert" in caplog.text
+    assert opened.save(tmp_path / "copy").manifest["version"] == 2
+
+
+def test_what_was_opened_stays_though_the_store_is_replaced(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Prevents the rows of one store under the queries of another."""
+    monkeypatch.setattr("datasets.config.HF_DATASETS_CACHE", tmp_path / "cache")
+    store = TeacherScores.from_rows(ROWS, tmp_path / "store")
+    packed = pickle.dumps(store)
+    assert plain(pickle.loads(packed)) == ROWS
+    new = [("q2", ["e1", "e2", "e3"], [0.0, 1.0, 2.0]), ("q10", ["e9"], [1.0]), ("q1", [], [])]
+    TeacherScores.from_rows(new, tmp_path / "store", overwrite=True)
+    assert plain(store) == ROWS
+    assert store["q10"].document_ids == ["d9"]
+    for by_name in (store.to_dataset, lambda: pickle.loads(packed), store.check_paths):
+        with pytest.raises(FormatError, match="replaced since it was opened"):
+            by_name()
+    assert plain(TeacherScores.open(tmp_path / "store")) == new
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(sys.platform != "linux", reason="elsewhere the store is missing for a moment")
+def test_eight_processes_replace_one_store(tmp_path: Path) -> None:
+    """Writers all succeed, readers always find one of the stores whole, and nothing else is left."""
+    code = f"""
+import sys
+from st_m3se.scores import TeacherScores
+number = int(sys.argv[1])
+for turn in range(15):
+    if number < 6:
+        rows = [(query, [number], [number]) for query in range(50)]
+        TeacherScores.from_rows(rows, {str(tmp_path / "store")!r}, overwrite=True)
+    for _ in range(3):
+        rows = list(TeacherScores.open({str(tmp_path / "store")!r}))
+        assert len(rows) == 50 and {{(*row.document_ids, *row.scores) for row in rows}} == {{
+            (*rows[0].document_ids, *rows[0].scores)
+        }}
+"""
+    TeacherScores.from_rows([(query, [9], [9]) for query in range(50)], tmp_path / "store")
+    processes = [
+        subprocess.Popen([sys.executable, "-c", code, str(number)], stderr=subprocess.PIPE) for number in range(8)
+    ]
+    assert [process.communicate()[1].decode()[-2000:] for process in processes] == [""] * 8
+    assert [path.name for path in tmp_path.iterdir()] == ["store"]
+
+
+def test_threads_share_a_store(tmp_path: Path) -> None:
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(writer_module, "GROUP_SCORES", 4)
+        rows = [(query, [query, query + 1], [query, query]) for query in range(200)]
+        store = TeacherScores.from_rows(rows, tmp_path / "store")
+
+    def look(seed: int) -> None:
+        for query in np.random.default_rng(seed).permutation(200).tolist():
+            assert store[query].document_ids == [query, query + 1]
+
+    with ThreadPoolExecutor(8) as threads:
+        list(threads.map(look, range(16)))
 
 
 def test_validate_finds_what_is_wrong(store: TeacherScores, tmp_path: Path) -> None:
@@ -265,6 +413,33 @@ def test_validate_finds_what_is_missing(tmp_path: Path) -> None:
     pq.write_table(table, tmp_path / "bad.parquet")
     with pytest.raises(FormatError, match=r"1 rows have no list; 1 document ids are missing"):
         TeacherScores.open(tmp_path / "bad.parquet").validate()
+
+
+@pytest.mark.parametrize(
+    "column",
+    [
+        {"query_id": pa.array(["a", None])},
+        {"document_ids": pa.array([["d"], None])},
+        {"document_ids": pa.array([["d"], [None]], pa.list_(pa.string()))},
+        {"scores": pa.array([[1.0], None])},
+        {"scores": pa.array([[1.0], [None]], pa.list_(pa.float32()))},
+    ],
+)
+def test_gaps_are_no_rows(column: dict[str, pa.Array], tmp_path: Path) -> None:
+    """Prevents None among ids and scores, and errors of other libraries far from the file."""
+    whole = {"query_id": pa.array(["a", "b"]), "document_ids": pa.array([["d"], ["e"]]), "scores": [[1.0], [2.0]]}
+    pq.write_table(pa.table({**whole, **column}), tmp_path / "x.parquet")
+    store = TeacherScores.open(tmp_path / "x.parquet")
+    for use in (
+        lambda: list(store),
+        lambda: store["b"],
+        store.validate,
+        lambda: convert(tmp_path / "x.parquet", tmp_path / "out"),
+        lambda: convert(tmp_path / "x.parquet", tmp_path / "out", source_format="store"),
+    ):
+        with pytest.raises(FormatError, match=r"gap|no query id|no list|missing|nan|must be|must be a"):
+            use()
+    store.describe({"a": {"d": 1}, "b": {"e": 1}})
 
 
 def test_describe_counts_margins_and_positives(store: TeacherScores) -> None:

@@ -9,8 +9,10 @@ from contextlib import closing
 from pathlib import Path
 from typing import NamedTuple
 
+from st_m3se.scores.errors import FormatError
 from st_m3se.scores.formats.reading import Reading
-from st_m3se.scores.rows import Id, ScoredList
+from st_m3se.scores.limits import VALUES
+from st_m3se.scores.rows import Id, ScoredList, short
 
 __all__ = ["SCORE_TOLERANCE", "Grouper", "Pair", "TextStore", "agree", "group_pairs"]
 
@@ -55,16 +57,30 @@ class _Spill:
 class Grouper(_Spill):
     """Takes pairs in any order and gives them back query by query, each query's in the order they came."""
 
-    def __init__(self) -> None:
+    def __init__(self, reading: Reading) -> None:
+        self._file = str(reading.path)
+        self._last: Id | None = None
+        self._in_a_row = 0
         # Columns without a type keep an int an int and a str a str.
         super().__init__("CREATE TABLE pair (q, d, o, s REAL, p INTEGER, line INTEGER)")
         self._batch: list[Pair] = []
 
     def add(self, pair: Pair) -> None:
-        """Take a pair."""
+        """Take a pair.
+
+        Raises:
+            FormatError: If one query has more of them in a row than a list may have.
+        """
+        self._in_a_row = self._in_a_row + 1 if pair.query_id == self._last else 1
+        self._last = pair.query_id
+        if self._in_a_row > VALUES.value:
+            raise self._too_many(pair.query_id)
         self._batch.append(pair)
         if len(self._batch) == BATCH:
             self._flush()
+
+    def _too_many(self, query_id: Id) -> FormatError:
+        return FormatError(VALUES.error(f"query {short(query_id)} has ever more lines").message, file=self._file)
 
     def _flush(self) -> None:
         self._database.executemany("INSERT INTO pair VALUES (?, ?, ?, ?, ?, ?)", self._batch)
@@ -80,6 +96,8 @@ class Grouper(_Spill):
                 yield group
                 group = []
             group.append(pair)
+            if len(group) > VALUES.value:
+                raise self._too_many(pair.query_id)
         if group:
             yield group
 
@@ -89,7 +107,7 @@ def group_pairs(pairs: Iterator[Pair], reading: Reading) -> Iterator[ScoredList]
 
     A pair with two scores that do not agree is rejected, and under "skip" keeps the first.
     """
-    with closing(Grouper()) as grouper:
+    with closing(Grouper(reading)) as grouper:
         for pair in pairs:
             grouper.add(pair)
         for group in grouper:

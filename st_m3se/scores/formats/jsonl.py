@@ -16,12 +16,20 @@ from st_m3se.scores.store import TeacherScores
 __all__ = ["decode_list", "read_colbert", "read_hard_negatives"]
 
 
+LITERAL = 1 << 20  # characters; Python's syntax trees take some hundred times their memory
+
+
 def decode_list(value: Any, name: str) -> list[Any]:
     """A list, or the text of one as JSON or as Python writes it."""
     if isinstance(value, str):
         try:
             value = parse_json(value)
         except FormatError:
+            if len(value) > LITERAL:
+                raise FormatError(
+                    f"{name} is a text of {len(value):,} characters that is no JSON. Lists as Python writes them are "
+                    f"read up to {LITERAL:,} characters: write them as JSON, or as lists."
+                ) from None
             try:
                 with warnings.catch_warnings():
                     warnings.simplefilter("ignore", SyntaxWarning)

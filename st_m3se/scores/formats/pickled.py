@@ -12,14 +12,13 @@ from __future__ import annotations
 import pickletools
 import struct
 from collections.abc import Iterator
-from functools import partial
-from types import SimpleNamespace
-from typing import Any, NamedTuple
+from typing import Any, BinaryIO, NamedTuple
 
 import pyarrow as pa
 
 from st_m3se.scores.errors import FormatError
-from st_m3se.scores.formats.reading import MAX_LINE, Reading, open_binary
+from st_m3se.scores.formats.reading import Reading, open_binary
+from st_m3se.scores.limits import HELD, LINE
 from st_m3se.scores.rows import ScoredList, short
 
 __all__ = ["read_score_pickle"]
@@ -39,7 +38,10 @@ NUMPY = {
     "_codecs encode": "encode",
 }
 STRUCT = {"f2": "e", "f4": "f", "f8": "d", "i1": "b", "i2": "h", "i4": "i", "i8": "q", "u1": "B", "u2": "H", "u4": "I"}
+SCALARS = (str, int, float, bytes, type(None))  # bool is an int
+OBJECT_BYTES = 64  # what an object takes at least, for the limit
 MARK = object()
+CONTAINER = object()  # in the memo, for what is handed on and must not come again
 
 
 class _Name(NamedTuple):
@@ -70,7 +72,9 @@ def _call(function: Any, arguments: Any) -> Any:
     if function.name == "dtype" and arguments and isinstance(arguments[0], str):
         return _DType(arguments[0].lstrip("<>|="))
     if function.name == "encode" and len(arguments) == 2 and arguments[1] == "latin1":  # bytes, up to protocol 2
-        return str(arguments[0]).encode("latin1")
+        if not isinstance(arguments[0], str):
+            raise FormatError("the pickle encodes something that is no text: refused.")
+        return arguments[0].encode("latin1")
     if function.name == "scalar" and len(arguments) == 2 and isinstance(arguments[0], _DType):
         dtype, content = arguments
         if not isinstance(content, bytes):
@@ -86,15 +90,24 @@ class _Machine:
         self.stack: list[Any] = []
         self.memo: dict[int, Any] = {}
         self.count = 0
-        self.slots: dict[int, int] = {}  # id of a dict -> its place in the memo, to forget what has been handed on
+        self.held = self.kept = 0  # bytes, about: since the last query, and in the memo
+
+    def push(self, value: Any) -> None:
+        """Put an object onto the stack."""
+        self.held += OBJECT_BYTES + (len(value) if isinstance(value, (str, bytes)) else 0)
+        if self.held > HELD.value:
+            raise HELD.error("one query of the pickle takes too much memory")
+        self.stack.append(value)
 
     def put(self, index: int) -> None:
-        """Store the top of the stack."""
+        """Store the top of the stack; of a dict or list that it was there, so that it can be let go of."""
         if index not in self.memo:
             self.count += 1
-        self.memo[index] = top = self.stack[-1]
-        if isinstance(top, dict):
-            self.slots[id(top)] = index
+        top = self.stack[-1]
+        self.memo[index] = CONTAINER if isinstance(top, (dict, list)) else top
+        self.kept += 2 * OBJECT_BYTES + (len(top) if isinstance(top, (str, bytes)) else 0)
+        if self.kept > 2 * HELD.value:
+            raise HELD.error("the pickle keeps too much for later use")
 
     def to_mark(self) -> list[Any]:
         """Take off the stack what stands above the last mark."""
@@ -111,21 +124,21 @@ class _Machine:
         """Carry out one operation; returns keys and values in turn where the outer dict receives some."""
         stack = self.stack
         if name in NUMBERS or name in STRINGS or name in BYTES:
-            stack.append(argument)
+            self.push(argument)
         elif name in EMPTY:
-            stack.append(EMPTY[name]())
+            self.push(EMPTY[name]())
         elif name == "MARK":
-            stack.append(MARK)
+            self.push(MARK)
         elif name in MEMO_PUT:
             self.put(argument)
         elif name == "MEMOIZE":
             self.put(self.count)
         elif name in MEMO_GET:
-            if argument not in self.memo:
+            if self.memo.get(argument, CONTAINER) is CONTAINER:
                 raise FormatError("two queries share one object, which cannot be read in a stream.")
-            stack.append(self.memo[argument])
+            self.push(self.memo[argument])
         elif name in CONSTANTS:
-            stack.append(CONSTANTS[name])
+            self.push(CONSTANTS[name])
         elif name in ("SETITEMS", "SETITEM", "DICT"):
             return self.set_items(name)
         elif name in ("APPENDS", "APPEND", "LIST"):
@@ -138,11 +151,17 @@ class _Machine:
                 raise FormatError("the pickle appends to something that is not a list: refused.")
         elif name == "TUPLE" or name in TUPLES:
             items = self.to_mark() if name == "TUPLE" else [stack.pop() for _ in range(TUPLES[name])][::-1]
+            # Flat: tuples of tuples that share their parts grow beyond any measure when they are compared or printed.
+            if not all(isinstance(item, (*SCALARS, _Name, _DType)) for item in items):
+                raise FormatError("the pickle has a tuple of tuples, lists or dicts, which is no score: refused.")
             stack.append(tuple(items))
         elif name in ("GLOBAL", "STACK_GLOBAL"):
-            wanted = argument if name == "GLOBAL" else " ".join(str(stack.pop()) for _ in range(2))
             if name == "STACK_GLOBAL":
-                wanted = " ".join(reversed(wanted.split(" ", 1)))
+                attribute, module = stack.pop(), stack.pop()
+                if not isinstance(attribute, str) or not isinstance(module, str):
+                    raise FormatError("the pickle names something by what is no text: refused.")
+                argument = f"{module} {attribute}"
+            wanted = argument
             if wanted not in NUMPY:
                 raise FormatError(f"the pickle names {wanted!r:.80}, which is code and not a score: refused, not run.")
             stack.append(_Name(NUMPY[wanted]))
@@ -173,14 +192,33 @@ class _Machine:
             return items
         if not isinstance(self.stack[-1], dict):
             raise FormatError("the pickle sets items of something that is not a dict: refused.")
+        if not all(isinstance(key, SCALARS) for key in items[::2]):
+            raise FormatError("a key of a dict is neither a text nor a number, so it is no id: refused.")
         self.stack[-1].update(zip(items[::2], items[1::2], strict=True))
         return None
 
-    def forget(self, value: dict[Any, Any]) -> None:
-        """Let go of a dict that has been handed on."""
-        index = self.slots.pop(id(value), None)
-        if index is not None:
-            self.memo.pop(index, None)
+
+class _Bounded:
+    """A file for pickletools, without values beyond the limit.
+
+    It has no ``tell``, which a packed stream lacks and pickletools would call for every operation.
+    """
+
+    def __init__(self, file: BinaryIO) -> None:
+        self._file, self._most = file, LINE.value
+
+    def read(self, size: int) -> bytes:
+        """Bytes of a value."""
+        if size > self._most:
+            raise LINE.error(f"the pickle announces a value of {size:,} bytes")
+        return self._file.read(size)
+
+    def readline(self) -> bytes:
+        """A value that ends with its line."""
+        line = self._file.readline(self._most + 1)
+        if len(line) > self._most:
+            raise LINE.error("the pickle has a value that does not end")
+        return line
 
 
 def read_score_pickle(reading: Reading) -> Iterator[ScoredList]:
@@ -190,10 +228,11 @@ def read_score_pickle(reading: Reading) -> Iterator[ScoredList]:
     with open_binary(reading.path) as file:
         machine = _Machine()
         try:
-            # Without `tell`, which a packed stream lacks and pickletools would call for every operation.
-            stream: Any = SimpleNamespace(read=file.read, readline=partial(file.readline, MAX_LINE))
+            stream: Any = _Bounded(file)
             for opcode, argument, _ in pickletools.genops(stream):
                 items = machine.step(opcode.name, argument)
+                if items:
+                    machine.held = 0
                 for place in range(0, len(items or ()), 2):
                     assert items is not None
                     entry += 1
@@ -202,7 +241,6 @@ def read_score_pickle(reading: Reading) -> Iterator[ScoredList]:
                         if not isinstance(value, dict):
                             raise FormatError(f"expected {{document_id: score}} for {short(key)}, got {short(value)}.")
                         row = reading.row(key, list(value), list(value.values()), (), entry)
-                        machine.forget(value)
                     except FormatError as error:
                         reading.reject(entry, error)
                         continue

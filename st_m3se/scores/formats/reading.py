@@ -15,6 +15,7 @@ from typing import Any, Literal, Protocol, TypeVar
 import pyarrow as pa
 
 from st_m3se.scores.errors import FormatError
+from st_m3se.scores.limits import LINE, RATIO, VALUES
 from st_m3se.scores.rows import Id, ScoredList, check_id, check_score, first_duplicate, short
 
 __all__ = ["IdType", "OnError", "Reading", "TextSink", "open_binary", "text_id"]
@@ -22,7 +23,7 @@ __all__ = ["IdType", "OnError", "Reading", "TextSink", "open_binary", "text_id"]
 OnError = Literal["raise", "skip"]
 IdType = Literal["str", "int"]
 
-MAX_LINE = 1 << 28  # a "line" of 256 MiB is a damaged file or a decompression bomb
+UNCOUNTED = 1 << 25  # bytes that any packed file may unpack to
 KEPT_MESSAGES = 20
 MAGIC = {b"\x1f\x8b": "gzip", b"\x28\xb5\x2f\xfd": "zstd"}
 INTEGER = re.compile(r"-?[0-9]+", re.ASCII)
@@ -62,11 +63,31 @@ def open_binary(path: Path) -> Iterator[io.BufferedReader]:
                 yield raw
             else:
                 stream: Any = pa.CompressedInputStream(pa.PythonFile(raw, "r"), packed)
-                yield io.BufferedReader(stream, 1 << 16)
+                most = max(UNCOUNTED, RATIO.value * path.stat().st_size)
+                yield io.BufferedReader(_Unpacked(stream, most, path), 1 << 16)
         except (OSError, EOFError, pa.ArrowException) as error:
             if packed is None:
                 raise
             raise FormatError(f"the {packed} data is damaged: {error}", file=str(path)) from error
+
+
+class _Unpacked(io.RawIOBase):
+    """A packed stream that ends with an error where it gives more than it may."""
+
+    def __init__(self, stream: Any, most: int, path: Path) -> None:
+        self._stream, self._left, self._path = stream, most, path
+
+    def readable(self) -> bool:
+        return True
+
+    def readinto(self, buffer: Any) -> int:
+        block = self._stream.read(len(buffer))
+        self._left -= len(block)
+        if self._left < 0:
+            error = RATIO.error(f"the {self._path.stat().st_size:,} bytes of the file unpack to ever more")
+            raise FormatError(error.message, file=str(self._path))
+        buffer[: len(block)] = block
+        return len(block)
 
 
 @dataclass
@@ -108,7 +129,7 @@ class Reading:
     def lines(self) -> Iterator[tuple[int, str]]:
         """The lines that are not blank, without their ends, counted from 1."""
         with open_binary(self.path) as file:
-            number = 0
+            number = blank = 0
             while raw := self._readline(file, number + 1):
                 number += 1
                 if number == 1 and raw.startswith(b"\xef\xbb\xbf"):
@@ -119,15 +140,20 @@ class Reading:
                     self.reject(number, f"this is not UTF-8 ({error.reason} at byte {error.start + 1} of the line).")
                     continue
                 if line and not line.isspace():
+                    blank = 0
                     yield number, line
+                    continue
+                blank += 1
+                if blank > VALUES.value:
+                    raise FormatError(VALUES.error("blank lines follow each other").message, file=str(self.path))
 
     def _readline(self, file: io.BufferedReader, number: int) -> bytes:
         try:
-            raw = file.readline(MAX_LINE)
+            raw = file.readline(LINE.value + 1)
         except (OSError, EOFError, pa.ArrowException) as error:
             raise FormatError(f"reading stops here: {error}", file=str(self.path), line=number) from error
-        if len(raw) == MAX_LINE:
-            raise FormatError(f"the line is longer than {MAX_LINE} bytes.", file=str(self.path), line=number)
+        if len(raw) > LINE.value:
+            raise FormatError(LINE.error("the line is too long").message, file=str(self.path), line=number)
         return raw
 
     def parsed(self, parse: Callable[[str, int], Parsed]) -> Iterator[Parsed]:
@@ -154,7 +180,7 @@ class Reading:
                 raise FormatError(f"{name} {value!r:.80} is not an integer in its plain form. Read it as a string.")
             value = int(value)
         elif self.id_type == "str" and type(value) is int:
-            value = str(value)
+            value = str(check_id(value, name))
         checked = check_id(value, name)
         known = self._types.setdefault(name, type(checked))
         if type(checked) is not known:
@@ -169,6 +195,7 @@ class Reading:
     ) -> ScoredList:
         """Check a whole row."""
         query_id = self.query_id(query_id)
+        document_ids, scores = parse_list(document_ids, "document_ids"), parse_list(scores, "scores")
         if len(document_ids) != len(scores):
             raise FormatError(
                 f"query {query_id!r:.80} has {len(document_ids)} documents and {len(scores)} scores. From the first "
@@ -204,6 +231,8 @@ def parse_list(value: Any, name: str) -> list[Any]:
     """``value`` if it is a list."""
     if not isinstance(value, list):
         raise FormatError(f"{name} must be a list, got {short(value)}.")
+    if len(value) > VALUES.value:
+        raise VALUES.error(f"{name} has {len(value):,} values")
     return value
 
 

@@ -12,13 +12,15 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from st_m3se.scores.errors import FormatError
-from st_m3se.scores.formats.reading import MAX_LINE, Parsed, Reading, open_binary, parse_object
+from st_m3se.scores.formats.reading import Parsed, Reading, open_binary, parse_object
+from st_m3se.scores.limits import ARRAY
+from st_m3se.scores.parquet import UNREADABLE, batches, check_values, open_parquet
 
 __all__ = ["Record", "column_names", "is_table", "parsed_records", "parts_of", "records"]
 
 Record = dict[str, Any]
 
-BATCH = 1_024
+HEAD = 1 << 16  # bytes in which an array of objects shows, whatever blanks it begins with
 
 
 def parts_of(path: Path) -> list[Path]:
@@ -96,16 +98,18 @@ def _is_arrow(path: Path, head: bytes) -> bool:
 
 @contextmanager
 def _damage_named(path: Path) -> Iterator[None]:
-    """What Arrow raises on a damaged file as an error that names it."""
+    """What Arrow raises on a damaged file, or a limit without a place, as an error that names the file."""
     try:
         yield
-    except (pa.ArrowException, OSError, UnicodeDecodeError) as error:
+    except FormatError as error:
+        raise error if error.file else FormatError(error.message, file=str(path)) from None
+    except UNREADABLE as error:
         raise FormatError(f"this file cannot be read: {error}", file=str(path)) from error
 
 
 def _opened(path: Path) -> Any:
     if _kind(path) == "parquet":
-        return pq.ParquetFile(path, memory_map=True)
+        return open_parquet(path)
     source = pa.OSFile(str(path), "rb")
     try:
         return pa.ipc.open_stream(source)  # as the datasets library writes it
@@ -126,30 +130,31 @@ def _table(path: Path, columns: Sequence[str] | None) -> Iterator[tuple[int, Rec
 
 def _batches(source: Any, columns: Sequence[str] | None) -> Iterator[pa.RecordBatch]:
     if isinstance(source, pq.ParquetFile):
-        yield from source.iter_batches(BATCH, columns=None if columns is None else list(columns))
+        yield from batches(source, source.schema_arrow.names if columns is None else columns)
         return
     if isinstance(source, pa.RecordBatchFileReader):
         source = (source.get_batch(place) for place in range(source.num_record_batches))
     for batch in source:
         batch.validate(full=True)  # Arrow reads what is there: a damaged offset would point anywhere
-        yield batch if columns is None else batch.select(list(columns))
+        batch = batch if columns is None else batch.select(list(columns))
+        for name, column in zip(batch.schema.names, batch.columns, strict=True):
+            check_values(column, name)
+        yield batch
 
 
 def _json(reading: Reading) -> Iterator[tuple[int, Record]]:
     """Lines of objects, or one array of them."""
-    first = next(reading.lines(), None)
-    start = "" if first is None else first[1].strip()
-    if start != "[" and not (start.startswith("[") and start[1:].lstrip().startswith("{")):
+    with open_binary(reading.path) as file:
+        start = file.read(HEAD).removeprefix(b"\xef\xbb\xbf").lstrip()
+    objects = start.startswith(b"[") and start[1:].lstrip().startswith(b"{")
+    if not objects and start.partition(b"\n")[0].strip() != b"[":
         yield from reading.parsed(lambda line, number: (number, parse_object(line, ())))
         return
     with open_binary(reading.path) as file:
-        content = file.read(MAX_LINE)
-    if len(content) == MAX_LINE:
-        raise FormatError(
-            f"a JSON array is read as a whole, and this one has {MAX_LINE} bytes or more: write one object a line "
-            "(jq -c '.[]').",
-            file=str(reading.path),
-        )
+        content = file.read(ARRAY.value + 1)
+    if len(content) > ARRAY.value:
+        error = ARRAY.error("a JSON array is read as a whole, and this one is longer")
+        raise FormatError(f"{error.message} Or write one object a line (jq -c '.[]').", file=str(reading.path))
     try:
         values = json.loads(content.decode("utf-8-sig"))
     except (ValueError, RecursionError) as error:

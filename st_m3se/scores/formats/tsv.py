@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import deque
 from collections.abc import Callable, Iterator
 from contextlib import closing
 from itertools import chain
@@ -76,13 +77,14 @@ def read_gpl(reading: Reading) -> Iterator[ScoredList]:
 def group_margins(pairs: Iterator[Pair], reading: Reading) -> Iterator[ScoredList]:
     """One row per query from pairs of a positive and a negative with their margin; see :func:`read_gpl`."""
     reading.scale = "margin"
-    with closing(Grouper()) as grouper:
+    with closing(Grouper(reading)) as grouper:
         for pair in pairs:
             grouper.add(pair)
         for group in grouper:
             scores = _place(group, reading)
-            positives = tuple(dict.fromkeys(pair.document_id for pair in group if pair.document_id in scores))
-            documents = [*positives, *(document for document in scores if document not in positives)]
+            named = dict.fromkeys(pair.document_id for pair in group if pair.document_id in scores)
+            documents = [*named, *(document for document in scores if document not in named)]
+            positives = tuple(named)
             values = [scores[document] for document in documents]
             try:
                 for value in values:
@@ -96,36 +98,45 @@ def group_margins(pairs: Iterator[Pair], reading: Reading) -> Iterator[ScoredLis
 def _place(group: list[Pair], reading: Reading) -> dict[Id, float]:
     """The scores that the margins of one query imply, with its first positive at 0."""
     scores: dict[Id, float] = {group[0].document_id: 0.0}
-    waiting = group
-    while waiting:
-        left: list[Pair] = []
-        for pair in waiting:
+    pairs_of: dict[Id, list[int]] = {}
+    for place, pair in enumerate(group):
+        assert pair.other is not None
+        pairs_of.setdefault(pair.document_id, []).append(place)
+        pairs_of.setdefault(pair.other, []).append(place)
+    bad: dict[int, str] = {}
+    used = [False] * len(group)
+    waiting = deque([group[0].document_id])
+    while waiting:  # each pair once, as soon as one of its documents has a score
+        for place in pairs_of[waiting.popleft()]:
+            if used[place]:
+                continue
+            used[place] = True
+            pair = group[place]
             assert pair.other is not None
             positive, negative = scores.get(pair.document_id), scores.get(pair.other)
             if positive is not None and negative is not None:
                 if not agree(positive - negative, pair.score):
-                    reading.reject(
-                        pair.line,
-                        f"the margin {pair.score!r} of query {pair.query_id!r:.80}, positive "
-                        f"{pair.document_id!r:.80} and negative {pair.other!r:.80} contradicts earlier lines, from "
-                        f"which {positive - negative!r} follows.",
+                    bad[place] = (
+                        f"the margin {pair.score!r} of query {pair.query_id!r:.80}, positive {pair.document_id!r:.80} "
+                        f"and negative {pair.other!r:.80} contradicts other lines, from which "
+                        f"{positive - negative!r} follows."
                     )
             elif positive is not None:
                 scores[pair.other] = positive - pair.score
+                waiting.append(pair.other)
             elif negative is not None:
                 scores[pair.document_id] = negative + pair.score
-            else:
-                left.append(pair)
-        if len(left) == len(waiting):
-            for pair in left:
-                reading.reject(
-                    pair.line,
-                    f"positive {pair.document_id!r:.80} of query {pair.query_id!r:.80} shares no negative with the "
-                    "query's first positive, so that its margins cannot be put on one scale.",
-                )
-            return scores
-        waiting = left
-    return scores
+                waiting.append(pair.document_id)
+    for place, pair in enumerate(group):
+        if not used[place]:
+            bad[place] = (
+                f"positive {pair.document_id!r:.80} of query {pair.query_id!r:.80} shares no negative with the query's "
+                "first positive, so that its margins cannot be put on one scale."
+            )
+    for place in sorted(bad):
+        reading.reject(group[place].line, bad[place])
+    order = dict.fromkeys(document for pair in group for document in (pair.document_id, pair.other))
+    return {document: scores[document] for document in order if document is not None and document in scores}
 
 
 def _fields(line: str, count: int) -> list[str]:

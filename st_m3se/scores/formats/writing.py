@@ -13,9 +13,9 @@ from typing import Any, TextIO
 import numpy as np
 import pyarrow as pa
 
+from st_m3se.files import atomic_file
 from st_m3se.scores.errors import FormatError
 from st_m3se.scores.rows import Id, ScoredList
-from st_m3se.scores.writer import atomic_file
 
 __all__ = ["WRITERS", "write_csv", "write_marginmse", "write_pylate", "write_run"]
 
@@ -82,12 +82,17 @@ def write_csv(rows: Rows, path: str | Path, *, overwrite: bool = False) -> int:
     """
     count = 0
     with _output(path, overwrite) as file:
-        writer = csv.writer(file, lineterminator="\n")
+        writer, careful = (
+            csv.writer(file, lineterminator="\n"),
+            csv.writer(file, lineterminator="\n", quoting=csv.QUOTE_ALL),
+        )
         writer.writerow(["query_id", "document_id", "score"])
         for row in rows:
             query_id = _one_field(row.query_id, _line)
             for document_id, score in zip(row.document_ids, _decimal(row.scores), strict=True):
-                writer.writerow([query_id, _one_field(document_id, _line), score])
+                cells = [query_id, _one_field(document_id, _line), score]
+                # Ids that look like formulas are quoted, not changed: they have to be read back.
+                (careful if any(cell.startswith(("=", "@")) for cell in cells) else writer).writerow(cells)
                 count += 1
     return count
 

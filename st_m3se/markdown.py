@@ -1,0 +1,33 @@
+"""Foreign text in Markdown and CSV: shown as it is, and nothing more."""
+
+from __future__ import annotations
+
+import re
+
+__all__ = ["cell", "check_name", "markdown"]
+
+SPECIAL = re.compile(r"([\\`*_{}\[\]<>|~#&!])")
+FORMULA = ("=", "+", "-", "@", "\t", "\r")
+
+
+def markdown(text: str) -> str:
+    """A text as Markdown that shows it on one line: no markup, HTML, link or comment of its own."""
+    printable = "".join(letter if letter.isprintable() else "\N{REPLACEMENT CHARACTER}" for letter in text)
+    return SPECIAL.sub(r"\\\1", printable)
+
+
+def check_name(name: str) -> None:
+    """Refuse a name that would be markup where others print it as it is: the host does so in model cards.
+
+    Raises:
+        ValueError: If so.
+    """
+    if not name.isprintable() or re.search(r"[<>|`\\]", name):
+        raise ValueError(
+            f"the name {name!r:.80} goes into model cards and file names: leave out < > | ` \\ and breaks."
+        )
+
+
+def cell(text: str) -> str:
+    """A name as a CSV cell that no spreadsheet takes for a formula; an apostrophe in front is how they write that."""
+    return f"'{text}" if text.startswith(FORMULA) else text
