@@ -8,12 +8,13 @@ what was expected, what came and what to do.
 
 from __future__ import annotations
 
-import csv
 import hashlib
 import json
 from collections.abc import Iterable
 from dataclasses import dataclass, field
 from pathlib import Path
+
+from st_m3se.scores import FormatError, read_qrels
 
 SPLITS = ("train", "dev", "test")
 
@@ -115,22 +116,16 @@ def _read_texts(path: Path) -> dict[str, str]:
 
 
 def _read_qrels(path: Path) -> Qrels:
-    qrels: Qrels = {}
-    with path.open(encoding="utf-8", newline="") as lines:
-        for number, row in enumerate(csv.reader(lines, delimiter="\t", quoting=csv.QUOTE_NONE), start=1):
-            if not row:
-                continue
-            try:
-                query, document, relevance = row[0], row[1], int(float(row[2]))
-            except (IndexError, ValueError) as error:
-                if number == 1:  # the header
-                    continue
-                raise UsageError(
-                    f"{path}, line {number}: expected query id, document id and a number, separated by tabs, got {row}."
-                ) from error
-            if relevance > 0:
-                qrels.setdefault(query, {})[document] = relevance
-    return qrels
+    """What is relevant, by query; read as everywhere in the package."""
+    try:
+        judged = read_qrels(path)
+    except FormatError as error:
+        raise UsageError(str(error)) from error
+    found = {
+        str(query): {str(document): grade for document, grade in grades.items() if grade > 0}
+        for query, grades in judged.items()
+    }
+    return {query: relevant for query, relevant in found.items() if relevant}
 
 
 def load_beir(folder: Path) -> RetrievalData:

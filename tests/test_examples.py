@@ -341,7 +341,7 @@ def test_bad_input_ends_with_one_message_and_code_2(case, beir, command, models,
         ("corpus.jsonl", '{"id": "d1", "text": "x"}\n', '"_id"'),
         ("corpus.jsonl", '{"_id": "d00", "text": "x"}\n', "not in the corpus"),
         ("qrels/test.tsv", "query-id\tcorpus-id\tscore\nq99\td00\t1\n", "have no text"),
-        ("qrels/test.tsv", "query-id\tcorpus-id\tscore\nq00 d00 1\n", "separated by tabs"),
+        ("qrels/test.tsv", "query-id\tcorpus-id\tscore\nq00 d00 1\n", r"test\.tsv:2"),
     ],
 )
 def test_broken_beir_folders(file, content, words, beir):
