@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ctypes
+import errno
 import json
 import os
 import shutil
@@ -129,8 +130,9 @@ def place_folder(folder: Path, path: Path) -> bool:
     """
     try:
         folder.rename(path)
-    except OSError:
-        if not os.path.lexists(path):
+    except OSError as error:
+        # A name that was taken may be free again by now: what the system said counts, where it says it.
+        if error.errno not in (errno.EEXIST, errno.ENOTEMPTY) and not os.path.lexists(path):
             raise
         return False
     sync(path.parent)

@@ -395,6 +395,7 @@ def test_the_store_says_where_it_comes_from(tmp_path: Path, make_model: Callable
         "b": 0.75,
         "stopwords": "english",
         "stemmer": "english",
+        "tokens": "words",
     }
     assert source["candidates"][1]["prompts"] == {"query": "find: ", "document": ""}
     assert source["candidates"][1]["similarity"] == "cosine"

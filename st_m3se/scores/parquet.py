@@ -12,20 +12,44 @@ import pyarrow.parquet as pq
 
 from st_m3se.scores.limits import HELD, LINE, VALUES
 
-__all__ = ["UNREADABLE", "batches", "check_groups", "check_values", "dictionaries", "open_parquet"]
+__all__ = ["UNREADABLE", "batches", "check_footer", "check_groups", "check_values", "dictionaries", "open_parquet"]
 
 # What Arrow raises over damaged files, and over values that Python has no object for: dates before year 1, time zones.
 UNREADABLE = (pa.ArrowException, OSError, ValueError, OverflowError, LookupError, TypeError, ImportError, MemoryError)
 
 BATCH_ROWS = 1_024
+SCANNED = 1 << 16  # bytes; files of the size of a hand-made bomb, which a scan survives
 UNCOUNTED = 4  # lists of the limit's length that a group may hold however few bytes they take
 EXPANSION = 1_024  # values, or bytes, that a stored byte may stand for; ids cost about a byte each in any encoding
 
 
 def open_parquet(path: Path) -> pq.ParquetFile:
     """Open a file, its packed texts left as dictionaries: unpacked, one of them could be repeated a million times."""
+    check_footer(path)
     metadata = pq.read_metadata(path)
     return pq.ParquetFile(path, read_dictionary=dictionaries(metadata), page_checksum_verification=True)
+
+
+def check_footer(path: Path) -> None:
+    """Have Arrow read what the footer says of every column where damage to it is an error.
+
+    Asked for a damaged column from Python (``row_group(i).column(j)``), pyarrow ends the process. A small file is
+    scanned, a thousand values at a time; of a large one the first row of each group is read.
+
+    Raises:
+        pa.ArrowException, OSError: If the footer is damaged.
+    """
+    with pq.ParquetFile(path) as file:
+        for number in range(file.metadata.num_row_groups):
+            if (columns := file.metadata.row_group(number).num_columns) != file.metadata.num_columns:
+                raise pa.ArrowInvalid(
+                    f"row group {number} has {columns} columns, and the file {file.metadata.num_columns}"
+                )
+        if path.stat().st_size < SCANNED:
+            file.scan_contents(batch_size=BATCH_ROWS)
+        else:
+            for number in range(file.metadata.num_row_groups):
+                next(file.iter_batches(1, row_groups=[number], use_threads=False), None)
 
 
 def dictionaries(metadata: pq.FileMetaData) -> list[str]:

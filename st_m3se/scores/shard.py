@@ -14,7 +14,7 @@ import pyarrow.parquet as pq
 import xxhash
 
 from st_m3se.scores.errors import FormatError
-from st_m3se.scores.parquet import check_groups, check_values, dictionaries
+from st_m3se.scores.parquet import check_footer, check_groups, check_values, dictionaries
 from st_m3se.scores.rows import ScoredList, short
 
 __all__ = ["COLUMNS", "Shard", "check_complete"]
@@ -46,8 +46,10 @@ class Shard:
             # Plain reads: the packed pages are unpacked in any case, and mapped ones would stay in the process as well.
             self._source = pa.OSFile(str(path))
             self._check_size()
-            metadata = pq.read_metadata(self._source)
             foreign = "xxh3" not in self.facts
+            if foreign:
+                check_footer(path)
+            metadata = pq.read_metadata(self._source)
             self._file = pq.ParquetFile(
                 self._source,
                 metadata=metadata,
