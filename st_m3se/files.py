@@ -6,11 +6,14 @@ import ctypes
 import errno
 import json
 import os
+import random
 import shutil
 import tempfile
+import time
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager, suppress
 from pathlib import Path
+from threading import Lock
 from typing import Any, BinaryIO
 
 import xxhash
@@ -39,6 +42,7 @@ LOCK = ".lock"
 REPLACED = "replaced"
 SEAL = b"st-m3se1"  # the seal: these 8 bytes, the length of the content (8 bytes), its XXH3 (16 bytes)
 SEAL_BYTES = 32
+_REPLACING = Lock()  # between threads; processes come in each other's way and try again
 AT_FDCWD, RENAME_EXCHANGE = -100, 2  # Linux
 
 
@@ -70,7 +74,14 @@ def scratch_folder(path: Path) -> Iterator[Path]:
     try:
         yield folder
     finally:
-        lock.release()
+        _remove_locked(folder, lock)
+
+
+def _remove_locked(folder: Path, lock: FileLock) -> None:
+    """Remove a folder while its lock is held: between a release and a removal another could begin to use it."""
+    shutil.rmtree(folder, ignore_errors=True)
+    lock.release()
+    if os.name == "nt":  # which removes no file that is open
         shutil.rmtree(folder, ignore_errors=True)
 
 
@@ -90,8 +101,7 @@ def sweep(path: Path) -> None:
                 with suppress(OSError):
                     (entry / REPLACED).rename(path)
         finally:
-            lock.release()
-            shutil.rmtree(entry, ignore_errors=True)
+            _remove_locked(entry, lock)
 
 
 @contextmanager
@@ -145,14 +155,16 @@ def replace_folder(folder: Path, path: Path) -> None:
     At every moment ``path`` is the old folder or the new one, where the system can exchange two names (Linux).
     Elsewhere it is missing for a moment; if a process is killed then, the next one puts the old folder back.
     """
-    for _ in range(1_000):  # as often as others may come first
+    for attempt in range(1_000):  # as often as others may come first
         if _exchange(folder, path):
             break
-        with suppress(FileNotFoundError):
-            path.rename(folder.parent / REPLACED)
-        if place_folder(folder, path):
-            break
+        with _REPLACING:
+            with suppress(FileNotFoundError):
+                path.rename(folder.parent / REPLACED)
+            if place_folder(folder, path):
+                break
         shutil.rmtree(folder.parent / REPLACED, ignore_errors=True)
+        time.sleep(random.uniform(0, min(0.001 * (attempt + 1), 0.05)))  # others are at it: not all at once
     else:
         raise FileExistsError(f"{path} is replaced by other processes over and over. Try again.")
     sync(path.parent)
