@@ -181,7 +181,6 @@ def run(args: argparse.Namespace) -> dict[str, Any]:
     if left_out := sizes["train"] - len(lists):
         console.print(f"  {left_out} training queries have no scored relevant document or no scored negative: left out")
 
-    control = lessons.training_lists(taught, args.list_size, not args.filter, args.seed, teacher=False)
     evaluator, curves = lessons.dev_evaluator(teacher.scores("dev")) if qrels["dev"] else None, {}
     options, seconds = vars(args), {}
     for name, loss in {"student without a teacher": "contrastive", "student after": args.loss}.items():
@@ -191,7 +190,9 @@ def run(args: argparse.Namespace) -> dict[str, Any]:
         student = load_student(args.student)
         torch.manual_seed(args.seed)
         clock = time.perf_counter()
-        own_lists = lists if name == "student after" else control
+        own_lists = lists
+        if name != "student after" and not args.judgements:  # with judgements both have the same positives
+            own_lists = lessons.training_lists(taught, args.list_size, not args.filter, args.seed, teacher=False)
         curves[name] = train_student(student, own_lists, {**options, "loss": loss}, args.output, evaluator)
         seconds[name] = time.perf_counter() - clock
         runs[name] = run_of(lessons.search(student, test, name.replace(" ", "-")), test)
