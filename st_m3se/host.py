@@ -5,14 +5,17 @@ Beside them :func:`st_m3se.packing.pack` asks the host's Transformer where its p
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import sys
+from collections.abc import Callable, Mapping
 from functools import partial
+from types import FrameType
 from typing import Any
 
 from sentence_transformers import MultiVectorEncoder
 from sentence_transformers.base.data_collator import BaseDataCollator
 from sentence_transformers.base.model import BaseModel
 from sentence_transformers.base.modules import Router, Transformer
+from sentence_transformers.base.trainer import BaseTrainer
 from sentence_transformers.multi_vector_encoder.data_collator import MultiVectorEncoderDataCollator
 from sentence_transformers.sentence_transformer.data_collator import SentenceTransformerDataCollator
 from torch import nn
@@ -76,17 +79,24 @@ def model_of(preprocess_fn: Callable[..., Any]) -> BaseModel | None:
     return owner if isinstance(owner, BaseModel) else None
 
 
-def training_arguments(model: BaseModel | None) -> dict[str, Any]:
-    """The training arguments, by name; empty before a trainer has begun to train the model.
+def training_arguments(model: BaseModel | None, told: Mapping[str, Any] | None = None) -> dict[str, Any]:
+    """The training arguments, by name: those of the trainer that is calling; empty where no trainer is known.
 
-    A trainer hands them to the collator that it makes and not to one that it is given. When training starts, its model
-    card callback leaves them with the model's card, before the first batch is read and before workers start.
+    A trainer hands its arguments to the collator that it makes, and neither to one that it is given nor to a loss; but
+    it calls both, and so stands on the stack, of a worker that was forked too. Who is called by no trainer goes by
+    what it was ``told``, and else by the model's card, in which a trainer leaves its arguments when it begins to train.
     """
-    return {} if model is None else dict(getattr(model.model_card_data, "all_hyperparameters", {}))
+    frame: FrameType | None = sys._getframe(1)
+    while frame is not None:
+        if frame.f_code.co_varnames[:1] == ("self",) and isinstance(frame.f_locals.get("self"), BaseTrainer):
+            arguments = frame.f_locals["self"].args
+            return {name: getattr(arguments, name, None) for name in ("prompts", "router_mapping", "max_length")}
+        frame = frame.f_back
+    return dict(told or getattr(getattr(model, "model_card_data", None), "all_hyperparameters", {}))
 
 
 def has_waiting_trainer(model: BaseModel | None) -> bool:
-    """Whether a trainer was made for the model and has not begun to train it, so that its arguments are not known."""
+    """Whether a trainer was made for the model and none calls or has begun to train it: its arguments are not known."""
     tags = [] if model is None else getattr(model.model_card_data, "tags", None) or []
     return "generated_from_trainer" in tags and not training_arguments(model)
 
