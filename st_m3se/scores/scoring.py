@@ -150,9 +150,8 @@ def score_candidates(
             memory runs out. It may differ from one call to the next.
         shard_queries: Queries in a shard. None cuts 256 shards, but of 1,024 to 65,536 pairs.
         device: Such as "cuda:1" or "cpu". None is the GPU of this process, where there is one.
-        backend: "torch", "onnx" or "openvino", for a teacher by name or path. An int8 export whose activations are
-            quantised dynamically takes their scale from the whole batch: a pair's score then depends on
-            ``batch_tokens`` and on the pairs beside it, by some tenths of a logit.
+        backend: "torch", "onnx" or "openvino", for a teacher by name or path. The pairs of an int8 ONNX model whose
+            activations are quantised dynamically are scored one by one: it takes their scale from the whole batch.
         revision: Of a teacher by name on the hub. The commit that it stands for goes into the manifest.
         trust_remote_code: Let a model by name run code of its own.
         label: Of a cross-encoder with several labels, the one whose logit is the score, counted from 0.
