@@ -108,7 +108,7 @@ def convert(
         raise ValueError(f'on_error must be "raise" or "skip", got {on_error!r}.')
     if id_type not in (None, "str", "int"):
         raise ValueError(f'id_type must be "str", "int" or None, got {id_type!r}.')
-    kind = _source_format(source, source_format)
+    kind = _source_format(source, source_format, columns)
     to = _destination_format(destination, destination_format)
     if qrels is not None and to != "marginmse":
         raise ValueError("qrels is only for writing MarginMSE pairs; scores of other formats need none.")
@@ -159,12 +159,12 @@ def run_tag(path: Path) -> str:
     return re.sub(r"\s+", "_", stem) or "st-m3se"
 
 
-def _source_format(source: Path, chosen: str | None) -> str:
+def _source_format(source: Path, chosen: str | None, columns: Mapping[str, str] | None) -> str:
     if chosen is not None and chosen not in SOURCES:
         raise ValueError(f"there is no format {chosen!r} to read; there are {', '.join(SOURCES)}.")
     if chosen is None and ((source / MANIFEST).is_file() or (source / UNFINISHED).is_file()):
         return STORE
-    return chosen or sniff(source)
+    return chosen or sniff(source, columns)
 
 
 def _destination_format(destination: Path, chosen: str | None) -> str:
