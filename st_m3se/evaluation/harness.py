@@ -119,6 +119,10 @@ def evaluate(
     _check(opened, named)
     for evaluation_set in opened.values():
         check_grades(chosen, evaluation_set.qrels)
+    for name, _, source in named[1:]:  # the first is loaded at once, and no other may fail when it has run for hours
+        if isinstance(source, (Encoder, ReRanker)):
+            load_ranker(source, name, device)
+            _free()
     output = Path(output)
     descriptions: dict[str, dict[str, Any]] = {}
     records: dict[tuple[str, str], dict[str, Any]] = {}

@@ -200,14 +200,12 @@ def score_candidates(
         raise ValueError(
             f"teachers need names that can name a folder, of letters, digits and . _ - +, got {list(teacher)!r:.200}."
         )
+    of = {key: None if isinstance(given, (str, Path)) else key for key, given in teacher.items()}
+    for key in list(teacher)[1:]:  # what cannot teach is told before the first has worked for hours
+        _teacher(teacher[key], of[key], options)
     return {
         key: _score(
-            _teacher(given, None if isinstance(given, (str, Path)) else key, options),
-            lists,
-            texts,
-            Path(output) / key,
-            shard_queries,
-            show_progress_bar,
+            _teacher(given, of[key], options), lists, texts, Path(output) / key, shard_queries, show_progress_bar
         )
         for key, given in teacher.items()
     }

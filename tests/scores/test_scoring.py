@@ -377,6 +377,8 @@ def test_models_that_cannot_teach_are_refused(checkpoint: Path, tmp_path: Path) 
     model = CrossEncoder(str(make_cross_encoder(checkpoint, tmp_path / "three", labels=3)), device="cpu")
     with pytest.raises(ValueError, match="has 3 labels, and a teacher gives one score"):
         score(model, tmp_path / "store")
+    with pytest.raises(ValueError, match="has 3 labels"):  # before the first teacher has worked for hours
+        score_candidates({"stub": stub, "three": tmp_path / "three"}, CANDIDATES, QUERIES, CORPUS, tmp_path / "store")
     model = CrossEncoder(str(make_cross_encoder(checkpoint, tmp_path / "one")), device="cpu")
     model.max_seq_length = int(1e30)
     with pytest.raises(ValueError, match="knows no maximum length"):
