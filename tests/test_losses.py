@@ -27,7 +27,14 @@ from sentence_transformers.base.losses.merged_forward import column_merging_disa
 from sentence_transformers.sentence_transformer.losses import MultipleNegativesRankingLoss
 from torch import Tensor
 
-from st_m3se import CoupledRankDistilLoss, M3SELoss, RankDistilLoss, ScoreMSELoss, SoftmaxCrossEntropyLoss
+from st_m3se import (
+    CoupledRankDistilLoss,
+    M3SELoss,
+    MarginMSELoss,
+    RankDistilLoss,
+    ScoreMSELoss,
+    SoftmaxCrossEntropyLoss,
+)
 from st_m3se.functional import softmax_cross_entropy_loss
 
 NAN, INF = math.nan, math.inf
@@ -733,9 +740,22 @@ def _scaled_to_unit(rows: list[dict[str, Any]]) -> list[dict[str, Any]]:
         lambda model: M3SELoss(model),
         lambda model: M3SELoss(model, scale=15.0),
         lambda model: M3SELoss(model, 15.0, similarity_fct=lambda one, two: util.cos_sim(one, two)),
+        lambda model: MarginMSELoss(model, similarity_fct=lambda one, two: util.cos_sim(one, two)),
+        lambda model: M3SELoss(model, similarity_fct=util.dot_score),
         lambda model: SoftmaxCrossEntropyLoss(model),
+        lambda model: CoupledRankDistilLoss(model),
+        lambda model: RankDistilLoss(model),
     ],
-    ids=["default", "scale 15", "a cosine by another name", "softmax"],
+    ids=[
+        "default",
+        "scale 15",
+        "a cosine by another name",
+        "a cosine times 1",
+        "dot",
+        "softmax",
+        "rankings",
+        "log-odds",
+    ],
 )
 def test_sigmoid_scores_are_noticed(
     model: Any, ragged_rows: list[dict[str, Any]], build: Any, caplog: pytest.LogCaptureFixture

@@ -125,7 +125,7 @@ class DistillationLoss(CachedEncoding, nn.Module):
     """Whether every list must hold a positive."""
     matches: ClassVar[Matches | None] = None
     """What the loss compares with the teacher: "margins", scores in absolute units, which ``scale`` must fit; the
-    teacher's "distribution"; None: neither."""
+    teacher's "odds"; its "distribution", or "rankings" drawn from it; None: none of these."""
 
     def __init__(
         self,
