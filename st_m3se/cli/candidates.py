@@ -9,7 +9,7 @@ import pyarrow.compute as pc
 import typer
 
 from st_m3se.cli.convert import IdsChoice
-from st_m3se.scores.errors import FormatError
+from st_m3se.core.errors import FormatError
 from st_m3se.scores.formats import IdType
 
 __all__ = ["candidates"]
@@ -103,14 +103,15 @@ def candidates(
     if include_positives and split is None and qrels is None:
         raise typer.BadParameter("--include-positives needs --split or --qrels: they say which documents those are.")
 
-    from st_m3se.candidates import BM25, find_candidates
-    from st_m3se.candidates.files import read_exclusions
-    from st_m3se.collection import absent_queries, open_texts
+    from st_m3se.core.findings import found, report
+    from st_m3se.data.collection import absent_queries, open_texts
+    from st_m3se.data.qrels import read_judgements
+    from st_m3se.data.text_files import choose_file
+    from st_m3se.data.texts import Texts
     from st_m3se.evaluation.data import qrels_of
-    from st_m3se.scores.findings import found, report
-    from st_m3se.scores.judgements import read_judgements
-    from st_m3se.text_sources import choose_file
-    from st_m3se.texts import Texts
+    from st_m3se.retrieval.bm25 import BM25
+    from st_m3se.retrieval.candidates import find_candidates
+    from st_m3se.retrieval.exclusions import read_exclusions
 
     try:
         id_type: IdType | None = None if ids is IdsChoice.KEEP else "int" if ids is IdsChoice.INT else "str"

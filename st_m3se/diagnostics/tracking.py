@@ -12,13 +12,13 @@ from typing import TYPE_CHECKING, Any, NamedTuple, TypeVar
 
 import numpy as np
 
-from st_m3se.collection import open_texts
-from st_m3se.scores.errors import FormatError
-from st_m3se.scores.findings import report
-from st_m3se.scores.judgements import read_judgements
-from st_m3se.scores.rows import Id
+from st_m3se.core.errors import FormatError
+from st_m3se.core.findings import report
+from st_m3se.core.ids import Id
+from st_m3se.data.collection import open_texts
+from st_m3se.data.qrels import read_judgements
+from st_m3se.data.texts import Texts
 from st_m3se.scores.store import TeacherScores
-from st_m3se.texts import Texts
 
 if TYPE_CHECKING:
     from datasets import Dataset

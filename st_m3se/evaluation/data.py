@@ -9,20 +9,20 @@ from hashlib import blake2b
 from pathlib import Path
 from typing import Any, Literal
 
-from st_m3se.collection import absent_documents, absent_queries, text_findings
+from st_m3se.core.errors import FormatError
+from st_m3se.core.findings import Finding, found, refuse
+from st_m3se.data.collection import absent_documents, absent_queries, text_findings
+from st_m3se.data.download import BEIR_SETS, default_cache, download_set
+from st_m3se.data.qrels import Judgements, check_judgements, read_judgements
+from st_m3se.data.text_files import SHARD, choose_file, parquet_of_split
+from st_m3se.data.texts import Texts
 from st_m3se.evaluation.candidate_runs import (
     candidates_digest,
     is_passage_run,
     open_candidates,
     texts_of_passage_run,
 )
-from st_m3se.evaluation.download import BEIR_SETS, default_cache, download_set
-from st_m3se.scores.errors import FormatError
-from st_m3se.scores.findings import Finding, found, refuse
-from st_m3se.scores.judgements import Judgements, check_judgements, read_judgements
 from st_m3se.scores.store import TeacherScores
-from st_m3se.text_sources import SHARD, choose_file, parquet_of_split
-from st_m3se.texts import Texts
 
 __all__ = ["EvaluationSet", "Finding", "open_set", "qrels_of", "qrels_set"]
 
@@ -106,8 +106,8 @@ def open_set(
     - judgements: ``qrels/{split}.tsv`` as BEIR, four columns as TREC in ``qrels/{split}.txt``, ``qrels.{split}.tsv``,
       ``qrels.txt`` and the like, or Parquet files ``qrels/{split}-*.parquet``.
 
-    Documents are held on disk, see :class:`~st_m3se.texts.Texts`; memory holds the ids of the documents, the queries
-    and the judgements. What is not as it should be is dealt with as BEIR's loader and trec_eval do, where these
+    Documents are held on disk, see :class:`~st_m3se.data.texts.Texts`; memory holds the ids of the documents, the
+    queries and the judgements. What is not as it should be is dealt with as BEIR's loader and trec_eval do, where these
     define it, and every such thing is a :class:`Finding`:
 
     - an empty document or query is kept, as the empty text;
@@ -124,7 +124,7 @@ def open_set(
 
     Args:
         source: The folder; or a name such as "scifact" or "cqadupstack/android", see
-            :func:`~st_m3se.evaluation.download.download_set`. A folder of that name goes first.
+            :func:`~st_m3se.data.download.download_set`. A folder of that name goes first.
         name: For tables; None is the folder's name.
         split: "test", "dev" or "train". BEIR reports MS MARCO on "dev". A copy that has only one other split, as
             NanoBEIR's "train", is opened with that one, which is a finding too.
@@ -199,7 +199,7 @@ def qrels_set(
         run: The candidates: a TREC run; MS MARCO's ``qid pid rank``; its ``top1000`` files, ``qid pid query passage``,
             whose texts are used unless ``queries`` or ``corpus`` are given; or a store, as ``find_candidates``
             writes it.
-        queries: Whatever :meth:`Texts.open <st_m3se.texts.Texts.open>` takes, such as ``queries.dev.small.tsv``.
+        queries: Whatever :meth:`Texts.open <st_m3se.data.texts.Texts.open>` takes, such as ``queries.dev.small.tsv``.
         corpus: Likewise, such as ``collection.tsv``.
         strict: See :func:`open_set`.
         cache_dir: See :func:`open_set`.

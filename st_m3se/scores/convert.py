@@ -13,12 +13,13 @@ from typing import Any
 
 import numpy as np
 
-from st_m3se.files import scratch_folder, sweep
-from st_m3se.scores.errors import FormatError
+from st_m3se.core.errors import FormatError
+from st_m3se.core.files import scratch_folder, sweep
+from st_m3se.core.ids import Id
+from st_m3se.core.scored_list import ScoredList
+from st_m3se.data.qrels import Qrels, read_qrels
 from st_m3se.scores.formats import READERS, WRITERS, IdType, OnError, Reading, sniff
 from st_m3se.scores.formats.grouping import TextStore
-from st_m3se.scores.judgements import Qrels, read_qrels
-from st_m3se.scores.rows import Id, ScoredList
 from st_m3se.scores.sigmoid import ScoreRange
 from st_m3se.scores.store import TeacherScores
 from st_m3se.scores.writer import MANIFEST, MANIFEST_FIELDS, UNFINISHED, TeacherScoresWriter

@@ -17,12 +17,12 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 from filelock import FileLock
 
-from st_m3se.files import checked_json, digest, scratch_folder
-from st_m3se.markdown import markdown
+from st_m3se.core.errors import FormatError
+from st_m3se.core.files import checked_json, digest, scratch_folder
+from st_m3se.core.ids import short
+from st_m3se.core.markdown import markdown
+from st_m3se.core.parquet import UNREADABLE
 from st_m3se.scores.convert import convert
-from st_m3se.scores.errors import FormatError
-from st_m3se.scores.parquet import UNREADABLE
-from st_m3se.scores.rows import short
 from st_m3se.scores.shard import Shard
 from st_m3se.scores.store import TeacherScores
 from st_m3se.scores.writer import MANIFEST, MANIFEST_FIELDS, identity

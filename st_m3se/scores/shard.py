@@ -13,9 +13,10 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import xxhash
 
-from st_m3se.scores.errors import FormatError
-from st_m3se.scores.parquet import check_footer, check_groups, check_values, dictionaries
-from st_m3se.scores.rows import ScoredList, short
+from st_m3se.core.errors import FormatError
+from st_m3se.core.ids import short
+from st_m3se.core.parquet import check_footer, check_groups, check_values, dictionaries
+from st_m3se.core.scored_list import ScoredList
 
 __all__ = ["COLUMNS", "Shard", "check_complete"]
 

@@ -12,10 +12,10 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import pyarrow as pa
 
-from st_m3se.files import digest, read_checked_json, sweep
-from st_m3se.scores.errors import FormatError
-from st_m3se.scores.ids import SortedIds
-from st_m3se.scores.rows import Id, ScoredList
+from st_m3se.core.errors import FormatError
+from st_m3se.core.files import digest, read_checked_json, sweep
+from st_m3se.core.ids import Id, SortedIds
+from st_m3se.core.scored_list import ScoredList
 from st_m3se.scores.shard import COLUMNS, Shard, check_complete
 from st_m3se.scores.writer import MANIFEST, MANIFEST_FIELDS, SHARD_NAME, UNFINISHED, VERSION, TeacherScoresWriter
 

@@ -8,9 +8,10 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from st_m3se.scores.errors import FormatError
-from st_m3se.scores.formats.reading import Reading, parse_json, parse_list, parse_object
-from st_m3se.scores.rows import Id, ScoredList, short
+from st_m3se.core.errors import FormatError
+from st_m3se.core.ids import Id, short
+from st_m3se.core.reading import Reading, parse_json, parse_list, parse_object
+from st_m3se.core.scored_list import ScoredList
 from st_m3se.scores.store import TeacherScores
 
 __all__ = ["decode_list", "read_colbert", "read_hard_negatives"]
