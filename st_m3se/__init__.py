@@ -26,7 +26,7 @@ if TYPE_CHECKING:
     from st_m3se.retrieval.bm25 import BM25
     from st_m3se.retrieval.candidates import find_candidates
     from st_m3se.retrieval.scoring import score_candidates
-    from st_m3se.scores.store import TeacherScores
+    from st_m3se.scores.teacher_scores import TeacherScores
     from st_m3se.training.collator import DistillationCollator
     from st_m3se.training.dataset import build_distillation_dataset
     from st_m3se.training.reader import ResampleCallback
@@ -65,7 +65,7 @@ MODULES = {
     "FormatError": "core.errors",
     "ResampleCallback": "training.reader",
     "RetrievalEvaluator": "evaluation.retrieval",
-    "TeacherScores": "scores.store",
+    "TeacherScores": "scores.teacher_scores",
     "build_distillation_dataset": "training.dataset",
     "evaluate": "evaluation.harness",
     "find_candidates": "retrieval.candidates",

@@ -12,7 +12,7 @@ from st_m3se.cli.score import BackendChoice, DtypeChoice
 if TYPE_CHECKING:
     from st_m3se.diagnostics.scoring import Scorer
     from st_m3se.evaluation.data import EvaluationSet, Finding
-    from st_m3se.scores.store import TeacherScores
+    from st_m3se.scores.teacher_scores import TeacherScores
 
 __all__ = ["diagnose"]
 
@@ -240,7 +240,7 @@ def _split(given: str) -> tuple[str | None, str]:
 
 
 def _scorers(models: list[str], stores: list[str]) -> dict[str, Scorer]:
-    from st_m3se.scores.store import TeacherScores
+    from st_m3se.scores.teacher_scores import TeacherScores
 
     found: dict[str, Scorer] = {}
     for given, is_store in [*((each, False) for each in models), *((each, True) for each in stores)]:

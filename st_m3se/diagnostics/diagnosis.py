@@ -24,7 +24,7 @@ from st_m3se.evaluation.evaluated import is_count, is_number, is_texts
 from st_m3se.evaluation.measures import parse_measures
 from st_m3se.evaluation.provenance import provenance
 from st_m3se.evaluation.systems import ReRanker, check_model
-from st_m3se.scores.store import TeacherScores
+from st_m3se.scores.teacher_scores import TeacherScores
 
 if TYPE_CHECKING:
     from datasets import Dataset

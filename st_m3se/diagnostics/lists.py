@@ -11,7 +11,7 @@ import numpy as np
 from st_m3se.core.errors import FormatError
 from st_m3se.core.ids import Id, short
 from st_m3se.data.qrels import is_own_document
-from st_m3se.scores.store import TeacherScores
+from st_m3se.scores.teacher_scores import TeacherScores
 
 __all__ = ["JudgedLists"]
 

@@ -13,7 +13,7 @@ from st_m3se.diagnostics.lists import JudgedLists
 from st_m3se.retrieval.bm25 import BM25
 from st_m3se.retrieval.candidates import find_candidates
 from st_m3se.retrieval.scoring import score_candidates
-from st_m3se.scores.store import TeacherScores
+from st_m3se.scores.teacher_scores import TeacherScores
 
 if TYPE_CHECKING:
     from sentence_transformers import CrossEncoder, SentenceTransformer

@@ -18,7 +18,7 @@ from st_m3se.core.ids import Id
 from st_m3se.data.collection import open_texts
 from st_m3se.data.qrels import read_judgements
 from st_m3se.data.texts import Texts
-from st_m3se.scores.store import TeacherScores
+from st_m3se.scores.teacher_scores import TeacherScores
 
 if TYPE_CHECKING:
     from datasets import Dataset

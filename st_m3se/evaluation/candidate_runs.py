@@ -31,7 +31,7 @@ from st_m3se.scores.formats.grouping import Pair, TextStore, group_pairs
 from st_m3se.scores.formats.records import parts_of
 from st_m3se.scores.formats.sniffing import HEAD, head_lines, sniff
 from st_m3se.scores.formats.trec import is_ranking
-from st_m3se.scores.store import TeacherScores
+from st_m3se.scores.teacher_scores import TeacherScores
 from st_m3se.scores.writer import MANIFEST, UNFINISHED, TeacherScoresWriter
 
 __all__ = ["candidates_digest", "is_passage_run", "open_candidates", "texts_of_passage_run"]

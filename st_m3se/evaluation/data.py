@@ -22,7 +22,7 @@ from st_m3se.evaluation.candidate_runs import (
     open_candidates,
     texts_of_passage_run,
 )
-from st_m3se.scores.store import TeacherScores
+from st_m3se.scores.teacher_scores import TeacherScores
 
 __all__ = ["EvaluationSet", "Finding", "open_set", "qrels_of", "qrels_set"]
 

@@ -25,7 +25,7 @@ from st_m3se.evaluation.results import EvaluatedSet, Results
 from st_m3se.evaluation.systems import NAME, Encoder, GivenRun, ReRanker, System, check_model, systems_of
 from st_m3se.evaluation.tasks import Task
 from st_m3se.retrieval.bm25 import BM25
-from st_m3se.scores.store import TeacherScores
+from st_m3se.scores.teacher_scores import TeacherScores
 
 if TYPE_CHECKING:
     from st_m3se.evaluation.systems import Model

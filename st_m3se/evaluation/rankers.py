@@ -20,7 +20,7 @@ from st_m3se.retrieval.candidates import find_candidates
 from st_m3se.retrieval.sources import Job, Pairs
 from st_m3se.retrieval.teacher import as_teacher
 from st_m3se.scores.formats.records import parts_of
-from st_m3se.scores.store import TeacherScores
+from st_m3se.scores.teacher_scores import TeacherScores
 
 __all__ = ["LexicalRanker", "RunReader", "SecondStage", "load_ranker"]
 

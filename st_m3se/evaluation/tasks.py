@@ -17,7 +17,7 @@ from st_m3se.core.scored_list import ScoredList
 from st_m3se.data.texts import Texts
 from st_m3se.evaluation.data import EvaluationSet
 from st_m3se.retrieval.scoring import score_candidates
-from st_m3se.scores.store import TeacherScores
+from st_m3se.scores.teacher_scores import TeacherScores
 
 __all__ = ["Ranker", "Task", "best_first", "ids_of", "score_pairs"]
 

@@ -13,8 +13,8 @@ import pyarrow as pa
 
 from st_m3se.core.errors import FormatError
 from st_m3se.core.ids import Id, SortedIds, check_id
-from st_m3se.scores.describe import problems
-from st_m3se.scores.store import TeacherScores
+from st_m3se.scores.shard import problems
+from st_m3se.scores.teacher_scores import TeacherScores
 
 __all__ = ["CandidateLists"]
 

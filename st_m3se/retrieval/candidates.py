@@ -18,7 +18,7 @@ from st_m3se.data.texts import Texts
 from st_m3se.retrieval.bm25 import BM25, load_bm25, search_bm25
 from st_m3se.retrieval.models import describe_encoder, encoder_name, load_encoder
 from st_m3se.retrieval.sources import Found, Job, Pairs, rows_of
-from st_m3se.scores.store import TeacherScores
+from st_m3se.scores.teacher_scores import TeacherScores
 from st_m3se.scores.writer import TeacherScoresWriter
 
 if TYPE_CHECKING:

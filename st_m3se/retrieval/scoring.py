@@ -22,7 +22,7 @@ from st_m3se.retrieval.candidate_lists import CandidateLists
 from st_m3se.retrieval.scoring_run import ScoringRun
 from st_m3se.retrieval.teacher import Backend, Pairs, Precision, Teacher, as_teacher
 from st_m3se.scores.sigmoid import ScoreRange
-from st_m3se.scores.store import TeacherScores
+from st_m3se.scores.teacher_scores import TeacherScores
 
 if TYPE_CHECKING:
     from datasets import Dataset

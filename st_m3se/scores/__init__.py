@@ -7,7 +7,7 @@ from st_m3se.scores.combine import combine
 from st_m3se.scores.convert import Conversion, convert
 from st_m3se.scores.describe import Histogram, ScoreSummary
 from st_m3se.scores.formats import sniff, text_id
-from st_m3se.scores.store import TeacherScores
+from st_m3se.scores.teacher_scores import TeacherScores
 from st_m3se.scores.writer import TeacherScoresWriter
 
 __all__ = [
