@@ -320,7 +320,7 @@ def test_many_texts_over_many_batches(tmp_path: Path, monkeypatch: pytest.Monkey
     rng = random.Random(0)
     texts = {f"d{rng.randrange(10**9)}_{row}": "x" * rng.randrange(20) for row in range(1000)}
     whole = Texts.open(texts)
-    for module in ("texts", "text_cache"):
+    for module in ("data.texts", "data.text_cache"):
         monkeypatch.setattr(f"st_m3se.{module}.GROUP_TEXTS", 64)
     monkeypatch.setattr("st_m3se.data.text_cache.GROUP_CHARACTERS", 300)
     opened = Texts.open(write_jsonl(tmp_path, texts))

@@ -10,11 +10,11 @@ import pytest
 import torch
 from conftest import ANSWERS, LOSSES, M3SE, Batch, LossSpec, collate, collate_columns, gradients, split
 from datasets import Dataset
+from packed import distance
 from sentence_transformers import util
 from sentence_transformers.multi_vector_encoder import losses, scoring
 from sentence_transformers.multi_vector_encoder.data_collator import MultiVectorEncoderDataCollator
 from students import multi_vector_student
-from test_packing import distance
 from torch import Tensor, nn
 
 from st_m3se import DistillationCollator, M3SELoss, SoftmaxCrossEntropyLoss

@@ -8,8 +8,8 @@ from typing import Any
 import pytest
 import torch
 from conftest import collate, gradients
+from packed import TEXTS, assert_as_plain
 from students import sparse_student, trunk_config, untrained
-from test_packing import TEXTS, assert_as_plain
 from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 from transformers import AutoModelForMaskedLM

@@ -638,7 +638,7 @@ def test_what_is_wrong_is_said_in_a_line(tmp_path: Path, folder: Path) -> None:
     assert not out.exists()
 
 
-SCIFACT = Path(__file__).parents[2] / "shared" / "data" / "scifact"
+SCIFACT = Path(__file__).parents[2].parent / "shared" / "data" / "scifact"
 
 
 @pytest.mark.slow

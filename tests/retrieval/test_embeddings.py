@@ -273,7 +273,7 @@ import sys, time
 from pathlib import Path
 sys.path.insert(0, sys.argv[3])
 from evaluation.encoders import CORPUS, KINDS, make_encoder
-from st_m3se.evaluation import embeddings
+from st_m3se.retrieval import embeddings
 from st_m3se.data.texts import Texts
 embeddings.SHARD = dict.fromkeys(KINDS, 5)
 model = make_encoder("dense", Path(sys.argv[1]))

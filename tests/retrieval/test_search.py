@@ -233,7 +233,7 @@ def test_one_chunk_is_held_at_a_time() -> None:
 
 MEMORY = """
 import resource, torch
-from st_m3se.evaluation.search import search
+from st_m3se.retrieval.search import search
 torch.set_num_threads(1)
 queries = torch.randn(1000, 16, generator=torch.Generator().manual_seed(0))
 def chunks(count):
