@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from st_m3se.core.errors import FormatError
+    from st_m3se.data.collection import Collection
     from st_m3se.evaluation.distillation import DistillationEvaluator
     from st_m3se.evaluation.harness import evaluate
     from st_m3se.evaluation.retrieval import RetrievalEvaluator
@@ -36,6 +37,7 @@ __version__ = "0.1.0"
 __all__ = [
     "BM25",
     "AllMarginsMSELoss",
+    "Collection",
     "CombinedLoss",
     "ContrastiveLoss",
     "CoupledRankDistilLoss",
@@ -60,6 +62,7 @@ __all__ = [
 
 MODULES = {
     "BM25": "retrieval.bm25",
+    "Collection": "data.collection",
     "DistillationCollator": "training.collator",
     "DistillationEvaluator": "evaluation.distillation",
     "FormatError": "core.errors",
