@@ -37,7 +37,8 @@ sys.path += [str(HERE), str(HERE.parent / "examples")]
 from benchmark_results import Table, provenance, save, table
 from demo_models import MINILM, onnx_scorer, weights_folder
 
-from st_m3se.candidates import BM25, find_candidates
+from st_m3se import BM25, find_candidates
+from st_m3se.data.texts import Texts
 from st_m3se.evaluation import (
     Encoder,
     EvaluationSet,
@@ -51,7 +52,6 @@ from st_m3se.evaluation import (
     write_report,
 )
 from st_m3se.scores import TeacherScores
-from st_m3se.texts import Texts
 
 SEED = 0
 PAIR_TOKENS = 512

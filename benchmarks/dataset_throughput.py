@@ -143,7 +143,7 @@ def measure(folder: Path, way: str, batches: int) -> dict[str, float]:
     import sentence_transformers.util  # noqa: F401
     import torch
 
-    import st_m3se.dataset  # noqa: F401
+    import st_m3se.training.dataset  # noqa: F401
 
     torch.set_num_threads(1)
     before = resident("RssAnon")

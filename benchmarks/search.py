@@ -81,7 +81,7 @@ def chunks(folder: Path, sizes: Sizes, size: int) -> Iterator[torch.Tensor]:
 
 def ours(folder: Path, sizes: Sizes) -> Callable[[], Any]:
     """This package's."""
-    from st_m3se.evaluation.search import search
+    from st_m3se.retrieval.search import search
 
     queries = read(folder, "queries", sizes, 0, sizes.queries)
     return lambda: tuple(search(queries, chunks(folder, sizes, CHUNK), sizes.depth))

@@ -69,7 +69,7 @@ def against_predict(options: argparse.Namespace) -> list[dict[str, Any]]:
     from benchmark_results import table
     from sentence_transformers import CrossEncoder
 
-    from st_m3se.scores import score_candidates
+    from st_m3se import score_candidates
 
     candidates, queries, corpus = real_pairs(options.data, options.pairs)
     model = CrossEncoder(str(options.teacher), device=options.device, max_length=options.max_length)
@@ -139,8 +139,9 @@ def stub_run(pairs: int, ids: str, folder: str) -> dict[str, float]:
     """Score with a function that returns the documents' lengths; runs in a process of its own."""
     import psutil
 
-    from st_m3se.scores import TeacherScores, score_candidates
-    from st_m3se.texts import Texts
+    from st_m3se import score_candidates
+    from st_m3se.data.texts import Texts
+    from st_m3se.scores import TeacherScores
 
     root = Path(folder)
     queries, corpus = (Texts.open(root / f"{name}.tsv", name, id_type=ids) for name in ("queries", "corpus"))

@@ -43,7 +43,9 @@ from teaching import Lessons, Teacher
 from training import finetune_teacher, train_student
 from transformers.utils import logging as transformers_logging
 
-from st_m3se.scores import FormatError, TeacherScores, score_candidates
+from st_m3se import score_candidates
+from st_m3se.core.errors import FormatError
+from st_m3se.scores import TeacherScores
 
 console = Console(width=110)
 

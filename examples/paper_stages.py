@@ -10,7 +10,7 @@ from typing import Any
 
 from retrieval_data import UsageError
 
-from st_m3se.files import (
+from st_m3se.core.files import (
     atomic_file,
     digest,
     place_folder,

@@ -14,10 +14,10 @@ from datasets import Dataset
 from python_docs import in_hash_order, load_python_docs
 from retrieval_data import Qrels, RetrievalData, UsageError, load_beir
 
-from st_m3se.candidates import find_candidates
+from st_m3se import find_candidates
+from st_m3se.data.texts import Texts
 from st_m3se.evaluation import per_query
 from st_m3se.scores import TeacherScores
-from st_m3se.texts import Texts
 
 MEASURES = ("RR@10", "nDCG@10")
 SPLITS = ("train", "test")

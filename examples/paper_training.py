@@ -27,10 +27,10 @@ from sentence_transformers.sentence_transformer.modules import Pooling
 from training import LOSSES, common
 from transformers import TrainerCallback
 
-from st_m3se import DistillationCollator, SoftmaxCrossEntropyLoss
+from st_m3se import DistillationCollator, SoftmaxCrossEntropyLoss, score_candidates
+from st_m3se.core.files import write_checked_json
 from st_m3se.diagnostics import ScoreEvolutionCallback, TrackedList
-from st_m3se.files import write_checked_json
-from st_m3se.scores import TeacherScores, score_candidates
+from st_m3se.scores import TeacherScores
 
 Measured = dict[str, dict[str, np.ndarray]]
 """Split -> measure -> value of each query."""

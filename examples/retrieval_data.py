@@ -14,7 +14,8 @@ from collections.abc import Iterable
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from st_m3se.scores import FormatError, read_qrels
+from st_m3se.core.errors import FormatError
+from st_m3se.data.qrels import read_qrels
 
 SPLITS = ("train", "dev", "test")
 

@@ -14,11 +14,10 @@ from measures import Run, run_of
 from retrieval_data import Qrels, RetrievalData, UsageError
 from sentence_transformers import CrossEncoder, SentenceTransformer
 
-from st_m3se import RetrievalEvaluator, build_distillation_dataset
-from st_m3se.candidates import BM25, find_candidates
+from st_m3se import BM25, RetrievalEvaluator, build_distillation_dataset, find_candidates, score_candidates
+from st_m3se.data.texts import Texts
 from st_m3se.evaluation import EvaluationSet
-from st_m3se.scores import TeacherScores, combine, score_candidates
-from st_m3se.texts import Texts
+from st_m3se.scores import TeacherScores, combine
 
 Teacher = CrossEncoder | Callable[[list[tuple[str, str]]], Any]
 

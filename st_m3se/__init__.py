@@ -6,9 +6,10 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from st_m3se.collator import DistillationCollator
-    from st_m3se.dataset import build_distillation_dataset
+    from st_m3se.core.errors import FormatError
+    from st_m3se.data.collection import Collection
     from st_m3se.evaluation.distillation import DistillationEvaluator
+    from st_m3se.evaluation.harness import evaluate
     from st_m3se.evaluation.retrieval import RetrievalEvaluator
     from st_m3se.losses import (
         AllMarginsMSELoss,
@@ -23,18 +24,27 @@ if TYPE_CHECKING:
         SoftmaxCrossEntropyLoss,
         SpladeLoss,
     )
-    from st_m3se.resampling import ResampleCallback
+    from st_m3se.retrieval.bm25 import BM25
+    from st_m3se.retrieval.candidates import find_candidates
+    from st_m3se.retrieval.scoring import score_candidates
+    from st_m3se.scores.teacher_scores import TeacherScores
+    from st_m3se.training.collator import DistillationCollator
+    from st_m3se.training.dataset import build_distillation_dataset
+    from st_m3se.training.reader import ResampleCallback
 
 __version__ = "0.1.0"
 
 __all__ = [
+    "BM25",
     "AllMarginsMSELoss",
+    "Collection",
     "CombinedLoss",
     "ContrastiveLoss",
     "CoupledRankDistilLoss",
     "DistillationCollator",
     "DistillationEvaluator",
     "DistillationLoss",
+    "FormatError",
     "M3SELoss",
     "MarginMSELoss",
     "RankDistilLoss",
@@ -43,15 +53,26 @@ __all__ = [
     "ScoreMSELoss",
     "SoftmaxCrossEntropyLoss",
     "SpladeLoss",
+    "TeacherScores",
     "build_distillation_dataset",
+    "evaluate",
+    "find_candidates",
+    "score_candidates",
 ]
 
 MODULES = {
-    "DistillationCollator": "collator",
+    "BM25": "retrieval.bm25",
+    "Collection": "data.collection",
+    "DistillationCollator": "training.collator",
     "DistillationEvaluator": "evaluation.distillation",
-    "ResampleCallback": "resampling",
+    "FormatError": "core.errors",
+    "ResampleCallback": "training.reader",
     "RetrievalEvaluator": "evaluation.retrieval",
-    "build_distillation_dataset": "dataset",
+    "TeacherScores": "scores.teacher_scores",
+    "build_distillation_dataset": "training.dataset",
+    "evaluate": "evaluation.harness",
+    "find_candidates": "retrieval.candidates",
+    "score_candidates": "retrieval.scoring",
 }
 """Where a public name is, if not in ``losses``."""
 

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import ast
 import subprocess
 import sys
 from importlib import resources
+from pathlib import Path
 
 import pytest
 
@@ -60,22 +62,75 @@ print(m3se_loss(torch.tensor([[4.0, 1.0, 2.0]]), torch.tensor([[5.0, 3.0, 1.0]])
     assert float(run(code)) == ((5 - 3) - (4 - 1)) ** 2 + (2 - 1) ** 2
 
 
-def test_the_losses_reach_no_extra_and_imports_point_one_way() -> None:
-    """encoding <- losses, and what sentence-transformers itself imports is its own affair: nothing comes on top."""
+def test_the_losses_reach_no_extra() -> None:
+    """What sentence-transformers itself imports is its own affair: nothing comes on top."""
     code = f"""
 import sys, sentence_transformers
 host = set(sys.modules)
-import st_m3se.encoding
-assert not {{"st_m3se.losses", "st_m3se.collator", "st_m3se.functional"}} & set(sys.modules)
-import st_m3se.losses, st_m3se.collator
+import st_m3se.losses, st_m3se.training.collator
 print(*[name for name in {EXTRAS!r} if name in set(sys.modules) - host])
 """
     assert run(code) == ""
 
 
-def test_the_functions_import_nothing_else_of_the_package() -> None:
-    others = ("st_m3se.losses", "st_m3se.collator", "st_m3se.encoding")
-    assert loaded_by("import st_m3se.functional", others) == []
+BELOW: dict[str, set[str]] = {
+    "core": set(),
+    "functional": set(),
+    "data": {"core"},
+    "encoding": {"core"},
+    "scores": {"core", "data"},
+    "losses": {"core", "functional", "encoding"},
+    "retrieval": {"core", "data", "encoding", "scores"},
+    "training": {"core", "data", "encoding", "scores", "losses"},
+    "evaluation": {"core", "data", "encoding", "scores", "retrieval"},
+    "diagnostics": {"core", "data", "encoding", "scores", "retrieval", "evaluation"},
+    "cli": {"core", "data", "encoding", "scores", "retrieval", "training", "evaluation", "diagnostics"},
+}
+"""What each part of the package may import, besides itself and the package's own version."""
+
+
+def imported() -> dict[str, set[str]]:
+    """Each module of the package, and those that it imports anywhere: in functions and for types as well."""
+    folder = Path(st_m3se.__file__).parent
+    files = {".".join(file.relative_to(folder.parent).with_suffix("").parts): file for file in folder.rglob("*.py")}
+    modules = {name.removesuffix(".__init__"): file for name, file in files.items()}
+    found: dict[str, set[str]] = {}
+    for module, file in modules.items():
+        names: set[str] = set()
+        for node in ast.walk(ast.parse(file.read_text(encoding="utf-8"))):
+            if isinstance(node, ast.ImportFrom):
+                assert node.level == 0, f"{file}:{node.lineno}: a relative import"
+                whole = [f"{node.module}.{alias.name}" for alias in node.names]
+                names |= {name if name in modules else str(node.module) for name in whole}
+            elif isinstance(node, ast.Import):
+                names |= {alias.name for alias in node.names}
+        found[module] = (names & modules.keys()) - {module}
+    return found
+
+
+def part(module: str) -> str:
+    return module.removeprefix("st_m3se").removeprefix(".").split(".")[0]
+
+
+def test_every_import_points_downwards() -> None:
+    """Prevents knowledge from settling above those who need it, who would then write it a second time."""
+    assert {part(module) for module in imported()} == {*BELOW, "", "__main__"}
+    wrong = [
+        f"{module} imports {name}"
+        for module, names in imported().items()
+        if part(module) in BELOW
+        for name in names
+        if part(name) not in BELOW[part(module)] | {part(module), ""}
+    ]
+    assert wrong == []
+
+
+def test_no_import_is_circular() -> None:
+    """Also none that hides in a function. The package's own file is lazy and stands above all."""
+    graph = {module: {name for name in names if part(name)} for module, names in imported().items() if part(module)}
+    while ends := {m for m in graph if not graph[m] & graph.keys() or not any(m in names for names in graph.values())}:
+        graph = {module: names for module, names in graph.items() if module not in ends}
+    assert graph == {}
 
 
 def test_every_public_name_resolves() -> None:
@@ -93,12 +148,7 @@ def test_every_public_name_resolves() -> None:
     [
         "functional",
         "losses",
-        "collator",
-        "encoding",
         "scores",
-        "texts",
-        "candidates",
-        "dataset",
         "evaluation",
         "diagnostics",
     ],

@@ -8,9 +8,9 @@ from typing import Annotated
 
 import typer
 
+from st_m3se.core.errors import FormatError
 from st_m3se.scores.convert import DESTINATIONS, SOURCES
 from st_m3se.scores.convert import convert as convert_scores
-from st_m3se.scores.errors import FormatError
 
 __all__ = ["convert"]
 

@@ -8,10 +8,10 @@ from typing import Annotated, Any
 
 import typer
 
-from st_m3se.scores.errors import FormatError
+from st_m3se.core.errors import FormatError
+from st_m3se.data.qrels import Qrels, read_qrels
 from st_m3se.scores.formats import IdType
-from st_m3se.scores.judgements import Qrels, read_qrels
-from st_m3se.scores.store import TeacherScores
+from st_m3se.scores.teacher_scores import TeacherScores
 
 __all__ = ["describe"]
 

@@ -12,7 +12,7 @@ from st_m3se.cli.score import BackendChoice, DtypeChoice
 if TYPE_CHECKING:
     from st_m3se.diagnostics.scoring import Scorer
     from st_m3se.evaluation.data import EvaluationSet, Finding
-    from st_m3se.scores.store import TeacherScores
+    from st_m3se.scores.teacher_scores import TeacherScores
 
 __all__ = ["diagnose"]
 
@@ -148,13 +148,13 @@ def diagnose(
     if names is not None and len(names) != 3:
         raise typer.BadParameter("expected three names: BEFORE,AFTER,TEACHER.", param_hint="--gap")
 
+    from st_m3se.core.extras import require
     from st_m3se.diagnostics.diagnosis import DIAGNOSIS
     from st_m3se.diagnostics.diagnosis import diagnose as look
     from st_m3se.diagnostics.model_card import add_to_model_card
     from st_m3se.diagnostics.report import render_text, write_evolution, write_page, write_report
     from st_m3se.diagnostics.tracking import Evolution
     from st_m3se.evaluation.data import open_set, qrels_set
-    from st_m3se.extras import require
 
     try:
         require("matplotlib", "plot")  # not after hours of scoring
@@ -240,7 +240,7 @@ def _split(given: str) -> tuple[str | None, str]:
 
 
 def _scorers(models: list[str], stores: list[str]) -> dict[str, Scorer]:
-    from st_m3se.scores.store import TeacherScores
+    from st_m3se.scores.teacher_scores import TeacherScores
 
     found: dict[str, Scorer] = {}
     for given, is_store in [*((each, False) for each in models), *((each, True) for each in stores)]:
@@ -254,8 +254,8 @@ def _scorers(models: list[str], stores: list[str]) -> dict[str, Scorer]:
 
 def _find(opened: EvaluationSet, output: Path, depth: int, min_relevance: int) -> TeacherScores:
     """The lists where none are given: BM25's, with the relevant documents."""
-    from st_m3se.candidates import find_candidates
-    from st_m3se.texts import Texts
+    from st_m3se.data.texts import Texts
+    from st_m3se.retrieval.candidates import find_candidates
 
     if opened.queries is None or opened.corpus is None:
         raise ValueError("without --candidates lists are searched for, which needs texts: --data.")

@@ -238,8 +238,8 @@ def evaluate(
         raise typer.BadParameter("name what to evaluate, such as --system bm25.", param_hint="--system")
 
     def evaluated() -> Any:
+        from st_m3se.core.extras import require
         from st_m3se.evaluation.harness import evaluate as evaluate_systems
-        from st_m3se.extras import require
 
         require("rich", "eval")
         sections = _sections(diagnosis)

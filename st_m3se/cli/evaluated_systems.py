@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from st_m3se.encoders import EncoderKind
+    from st_m3se.retrieval.models import EncoderKind
 
 __all__ = ["Given", "read_systems"]
 
@@ -88,8 +88,8 @@ def read_systems(given: Given, *, candidates: bool, unscored: bool) -> dict[str,
     Raises:
         ValueError: If names clash or are missing.
     """
-    from st_m3se.candidates import BM25
     from st_m3se.evaluation.systems import Encoder, GivenRun, file_stem
+    from st_m3se.retrieval.bm25 import BM25
 
     bm25 = BM25(tokens=given.tokens)
     systems: dict[str, list[Any]] = {"candidates": [GivenRun()]} if candidates and not unscored else {}

@@ -119,7 +119,7 @@ def score(
         raise typer.BadParameter(
             "two of the teachers end in the same name, which would be the folder of both.", param_hint="--teacher"
         )
-    from st_m3se.scores.scoring import score_candidates
+    from st_m3se.retrieval.scoring import score_candidates
 
     options: dict[str, Any] = {
         "max_length": max_length,

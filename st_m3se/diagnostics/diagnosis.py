@@ -10,7 +10,12 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from st_m3se.collection import open_texts
+from st_m3se.core.errors import FormatError
+from st_m3se.core.files import atomic_file, read_checked_json, write_checked_json
+from st_m3se.core.findings import report
+from st_m3se.core.markdown import cell
+from st_m3se.data.collection import open_texts
+from st_m3se.data.texts import Texts
 from st_m3se.diagnostics.gap import ClosedShare, closed_share
 from st_m3se.diagnostics.lists import JudgedLists
 from st_m3se.diagnostics.scoring import describe_scorer, folder_names, score_lists
@@ -19,12 +24,7 @@ from st_m3se.evaluation.evaluated import is_count, is_number, is_texts
 from st_m3se.evaluation.measures import parse_measures
 from st_m3se.evaluation.provenance import provenance
 from st_m3se.evaluation.systems import ReRanker, check_model
-from st_m3se.files import atomic_file, read_checked_json, write_checked_json
-from st_m3se.markdown import cell
-from st_m3se.scores.errors import FormatError
-from st_m3se.scores.findings import report
-from st_m3se.scores.store import TeacherScores
-from st_m3se.texts import Texts
+from st_m3se.scores.teacher_scores import TeacherScores
 
 if TYPE_CHECKING:
     from datasets import Dataset
@@ -177,7 +177,7 @@ def diagnose(
     :func:`~st_m3se.diagnostics.report.write_report`. A call that was killed goes on where it was when it is repeated.
 
     Args:
-        scorers: By the name that figures give them: "bm25" or :class:`~st_m3se.candidates.BM25`; a CrossEncoder or
+        scorers: By the name that figures give them: "bm25" or :class:`~st_m3se.BM25`; a CrossEncoder or
             SentenceTransformer, or the name or path of one; a function of (query, document) pairs; or a
             :class:`~st_m3se.scores.TeacherScores` store. Documents that one of the stores has not scored are left out
             for all.

@@ -20,8 +20,8 @@ import torch
 from sentence_transformers import CrossEncoder, SentenceTransformer
 from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 
+from st_m3se.core.files import atomic_file
 from st_m3se.diagnostics.tracking import HEADER, TrackedList, read_records
-from st_m3se.files import atomic_file
 
 __all__ = ["ScoreEvolutionCallback"]
 

@@ -10,7 +10,7 @@ import numpy as np
 
 from st_m3se.diagnostics.lists import JudgedLists
 from st_m3se.diagnostics.separation import Estimate
-from st_m3se.scores.store import TeacherScores
+from st_m3se.scores.teacher_scores import TeacherScores
 
 __all__ = ["ClosedShare", "closed_share", "share_of_gap"]
 

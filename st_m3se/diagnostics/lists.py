@@ -8,10 +8,10 @@ from typing import Any
 
 import numpy as np
 
-from st_m3se.scores.errors import FormatError
-from st_m3se.scores.judgements import is_own_document
-from st_m3se.scores.rows import Id, short
-from st_m3se.scores.store import TeacherScores
+from st_m3se.core.errors import FormatError
+from st_m3se.core.ids import Id, short
+from st_m3se.data.qrels import is_own_document
+from st_m3se.scores.teacher_scores import TeacherScores
 
 __all__ = ["JudgedLists"]
 

@@ -6,11 +6,11 @@ import re
 import shutil
 from pathlib import Path
 
+from st_m3se.core.errors import FormatError
+from st_m3se.core.files import atomic_file
+from st_m3se.core.markdown import markdown
 from st_m3se.diagnostics.diagnosis import Diagnosis
 from st_m3se.diagnostics.report import about, about_gap, render_markdown
-from st_m3se.files import atomic_file
-from st_m3se.markdown import markdown
-from st_m3se.scores.errors import FormatError
 
 __all__ = ["add_to_model_card"]
 

@@ -14,10 +14,10 @@ from typing import TYPE_CHECKING, Any, TypeVar, cast
 
 import numpy as np
 
+from st_m3se.core.extras import require
+from st_m3se.core.files import atomic_file
 from st_m3se.diagnostics.separation import Separation
 from st_m3se.diagnostics.tracking import Evolution
-from st_m3se.extras import require
-from st_m3se.files import atomic_file
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes

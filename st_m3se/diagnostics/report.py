@@ -7,12 +7,12 @@ from collections.abc import Callable, Sequence
 from html import escape
 from pathlib import Path
 
+from st_m3se.core.files import atomic_file
+from st_m3se.core.markdown import cell, markdown
 from st_m3se.diagnostics.diagnosis import Diagnosis, write_csv
 from st_m3se.diagnostics.plots import plot_densities, plot_evolution, plot_margins, save_figure
 from st_m3se.diagnostics.separation import NUMBERS
 from st_m3se.diagnostics.tracking import Evolution
-from st_m3se.files import atomic_file
-from st_m3se.markdown import cell, markdown
 
 __all__ = [
     "about",
@@ -176,7 +176,7 @@ def about_gap(diagnosis: Diagnosis, write: Callable[[str], str] = str) -> str:
 
     Args:
         diagnosis: Whose.
-        write: How to write the scorers' names, such as :func:`~st_m3se.markdown.markdown`.
+        write: How to write the scorers' names, such as :func:`~st_m3se.core.markdown.markdown`.
     """
     gap = diagnosis.gap
     if gap is None:

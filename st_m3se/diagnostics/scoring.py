@@ -7,13 +7,14 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeAlias
 
-from st_m3se.candidates import BM25, find_candidates
+from st_m3se.core.files import scratch_folder
+from st_m3se.data.texts import Texts
 from st_m3se.diagnostics.lists import JudgedLists
-from st_m3se.files import scratch_folder
-from st_m3se.scores.scoring import score_candidates
-from st_m3se.scores.store import TeacherScores
-from st_m3se.scores.teacher import as_teacher
-from st_m3se.texts import Texts
+from st_m3se.retrieval.bm25 import BM25
+from st_m3se.retrieval.candidates import find_candidates
+from st_m3se.retrieval.scoring import score_candidates
+from st_m3se.retrieval.teacher import as_teacher
+from st_m3se.scores.teacher_scores import TeacherScores
 
 if TYPE_CHECKING:
     from sentence_transformers import CrossEncoder, SentenceTransformer
@@ -39,12 +40,12 @@ def score_lists(
 ) -> dict[str, TeacherScores]:
     """Score every document of the lists with every scorer.
 
-    Models go through :func:`~st_m3se.scores.score_candidates`: raw logits, and what was killed goes on with the same
+    Models go through :func:`~st_m3se.score_candidates`: raw logits, and what was killed goes on with the same
     call. BM25 scores, and those that are taken from a store, are written anew.
 
     Args:
         lists: What to score.
-        scorers: By name: a store; "bm25" or :class:`~st_m3se.candidates.BM25`; or whatever ``score_candidates`` takes
+        scorers: By name: a store; "bm25" or :class:`~st_m3se.BM25`; or whatever ``score_candidates`` takes
             as a teacher.
         queries: Their texts; needed by all but stores.
         corpus: The documents, likewise.

@@ -8,8 +8,6 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from st_m3se.evaluation.data import EvaluationSet, Finding, open_set, qrels_set
     from st_m3se.evaluation.distillation import DistillationEvaluator
-    from st_m3se.evaluation.embeddings import CorpusEmbeddings, embed_corpus, embed_queries
-    from st_m3se.evaluation.faiss_search import FaissIndex
     from st_m3se.evaluation.harness import evaluate
     from st_m3se.evaluation.html import write_html
     from st_m3se.evaluation.measures import DEFAULT_MEASURES, parse_measures, per_query
@@ -17,7 +15,6 @@ if TYPE_CHECKING:
     from st_m3se.evaluation.report import write_report
     from st_m3se.evaluation.results import EvaluatedSet, Results, compare_files
     from st_m3se.evaluation.retrieval import RetrievalEvaluator
-    from st_m3se.evaluation.search import Search, SearchResult
     from st_m3se.evaluation.significance import Comparison, compare, confidence_interval
     from st_m3se.evaluation.systems import Encoder, GivenRun, ReRanker
     from st_m3se.evaluation.tables import render_latex, render_markdown, render_terminal
@@ -25,24 +22,18 @@ if TYPE_CHECKING:
 __all__ = [
     "DEFAULT_MEASURES",
     "Comparison",
-    "CorpusEmbeddings",
     "DistillationEvaluator",
     "Encoder",
     "EvaluatedSet",
     "EvaluationSet",
-    "FaissIndex",
     "Finding",
     "GivenRun",
     "ReRanker",
     "Results",
     "RetrievalEvaluator",
-    "Search",
-    "SearchResult",
     "compare",
     "compare_files",
     "confidence_interval",
-    "embed_corpus",
-    "embed_queries",
     "evaluate",
     "open_set",
     "parse_measures",
@@ -61,18 +52,12 @@ __all__ = [
 MODULES = {
     "DEFAULT_MEASURES": "measures",
     "Comparison": "significance",
-    "CorpusEmbeddings": "embeddings",
     "DistillationEvaluator": "distillation",
     "EvaluationSet": "data",
-    "FaissIndex": "faiss_search",
     "Finding": "data",
     "RetrievalEvaluator": "retrieval",
-    "Search": "search",
-    "SearchResult": "search",
     "compare": "significance",
     "confidence_interval": "significance",
-    "embed_corpus": "embeddings",
-    "embed_queries": "embeddings",
     "open_set": "data",
     "parse_measures": "measures",
     "per_query": "measures",

@@ -12,19 +12,27 @@ from typing import Any
 
 import numpy as np
 
-from st_m3se.files import checked_json, digest, place_folder, read_checked_json, replace_folder, scratch_folder, sweep
+from st_m3se.core.errors import FormatError
+from st_m3se.core.files import (
+    checked_json,
+    digest,
+    place_folder,
+    read_checked_json,
+    replace_folder,
+    scratch_folder,
+    sweep,
+)
+from st_m3se.core.findings import EXAMPLES, Finding, found
+from st_m3se.core.reading import INTEGER, Reading, open_binary
+from st_m3se.core.scored_list import ScoredList, check_score
+from st_m3se.data.texts import Texts
 from st_m3se.scores.convert import read_rows
-from st_m3se.scores.errors import FormatError
-from st_m3se.scores.findings import EXAMPLES, Finding, found
 from st_m3se.scores.formats.grouping import Pair, TextStore, group_pairs
-from st_m3se.scores.formats.reading import INTEGER, Reading, open_binary
 from st_m3se.scores.formats.records import parts_of
 from st_m3se.scores.formats.sniffing import HEAD, head_lines, sniff
 from st_m3se.scores.formats.trec import is_ranking
-from st_m3se.scores.rows import ScoredList, check_score
-from st_m3se.scores.store import TeacherScores
+from st_m3se.scores.teacher_scores import TeacherScores
 from st_m3se.scores.writer import MANIFEST, UNFINISHED, TeacherScoresWriter
-from st_m3se.texts import Texts
 
 __all__ = ["candidates_digest", "is_passage_run", "open_candidates", "texts_of_passage_run"]
 

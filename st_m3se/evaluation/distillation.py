@@ -15,8 +15,8 @@ from sentence_transformers import MultiVectorEncoder, SentenceTransformer, Spars
 from sentence_transformers.base.evaluation import BaseEvaluator
 from torch import Tensor
 
-from st_m3se.encoders import embed_documents, embed_queries, take_rows
-from st_m3se.markdown import check_name
+from st_m3se.core.markdown import check_name
+from st_m3se.retrieval.models import embed_documents, embed_queries, take_rows
 
 __all__ = ["DistillationEvaluator"]
 

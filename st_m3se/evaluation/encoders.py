@@ -10,17 +10,17 @@ import numpy as np
 import pyarrow as pa
 import torch
 
-from st_m3se import encoders
-from st_m3se.candidates.job import Pairs
-from st_m3se.encoders import embed_documents, embed_queries, encoder_kind, model_kind, take_rows
-from st_m3se.evaluation.embeddings import embed_corpus
-from st_m3se.evaluation.fingerprint import model_fingerprint
-from st_m3se.evaluation.search import search
+from st_m3se.core.scored_list import ScoredList
+from st_m3se.data.texts import Texts
+from st_m3se.encoding.positions import check_length
 from st_m3se.evaluation.systems import Encoder
 from st_m3se.evaluation.tasks import Task, best_first, ids_of, score_pairs
-from st_m3se.positions import check_length
-from st_m3se.scores.rows import ScoredList
-from st_m3se.texts import Texts
+from st_m3se.retrieval import models as encoders
+from st_m3se.retrieval.embeddings import embed_corpus
+from st_m3se.retrieval.fingerprint import model_fingerprint
+from st_m3se.retrieval.models import embed_documents, embed_queries, encoder_kind, model_kind, take_rows
+from st_m3se.retrieval.search import search
+from st_m3se.retrieval.sources import Pairs
 
 __all__ = ["EncoderRanker", "load_encoder", "pair_scorer"]
 

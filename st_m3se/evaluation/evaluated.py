@@ -5,8 +5,8 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
-from st_m3se.scores.errors import FormatError
-from st_m3se.scores.findings import Finding
+from st_m3se.core.errors import FormatError
+from st_m3se.core.findings import Finding
 
 if TYPE_CHECKING:
     from st_m3se.evaluation.data import EvaluationSet

@@ -11,7 +11,9 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from tqdm.auto import tqdm
 
-from st_m3se.candidates.bm25 import BM25
+from st_m3se.core.extras import require
+from st_m3se.core.findings import Finding, found
+from st_m3se.data.qrels import is_own_document
 from st_m3se.evaluation.data import EvaluationSet, open_set
 from st_m3se.evaluation.html import Section
 from st_m3se.evaluation.measures import DEFAULT_MEASURES, check_grades, parse_measures, per_query
@@ -22,10 +24,8 @@ from st_m3se.evaluation.report import write_report
 from st_m3se.evaluation.results import EvaluatedSet, Results
 from st_m3se.evaluation.systems import NAME, Encoder, GivenRun, ReRanker, System, check_model, systems_of
 from st_m3se.evaluation.tasks import Task
-from st_m3se.extras import require
-from st_m3se.scores.findings import Finding, found
-from st_m3se.scores.judgements import is_own_document
-from st_m3se.scores.store import TeacherScores
+from st_m3se.retrieval.bm25 import BM25
+from st_m3se.scores.teacher_scores import TeacherScores
 
 if TYPE_CHECKING:
     from st_m3se.evaluation.systems import Model
@@ -68,7 +68,7 @@ def evaluate(
         sets: Opened sets, or the folders or names that :func:`~st_m3se.evaluation.open_set` takes, with their test
             split.
         systems: A mapping from a name to a system, or to several models that are seeds of one system; or a list. A
-            system is "bm25" or :class:`~st_m3se.candidates.BM25`; an encoder, its name or folder, or an
+            system is "bm25" or :class:`~st_m3se.BM25`; an encoder, its name or folder, or an
             :class:`Encoder` with options; a :class:`ReRanker`; a :class:`GivenRun`; or "candidates", the run that a set
             comes with.
         output: The folder.

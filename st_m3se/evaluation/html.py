@@ -8,6 +8,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from st_m3se.core.files import atomic_file
 from st_m3se.evaluation.citations import citations
 from st_m3se.evaluation.grids import NOTHING, grids, headline, legend, plain, reference
 from st_m3se.evaluation.listings import (
@@ -21,7 +22,6 @@ from st_m3se.evaluation.listings import (
     systems_listing,
 )
 from st_m3se.evaluation.plots import Plot
-from st_m3se.files import atomic_file
 
 if TYPE_CHECKING:
     from st_m3se.evaluation.results import Results

@@ -8,10 +8,11 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from st_m3se.extras import require
-from st_m3se.scores.errors import FormatError
-from st_m3se.scores.judgements import check_judgements, is_own_document
-from st_m3se.scores.rows import Id, ScoredList
+from st_m3se.core.errors import FormatError
+from st_m3se.core.extras import require
+from st_m3se.core.ids import Id
+from st_m3se.core.scored_list import ScoredList
+from st_m3se.data.qrels import check_judgements, is_own_document
 
 if TYPE_CHECKING:
     from ir_measures import Measure

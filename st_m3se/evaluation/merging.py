@@ -10,9 +10,9 @@ from typing import Any
 
 import numpy as np
 
+from st_m3se.core.errors import FormatError
+from st_m3se.core.findings import Finding
 from st_m3se.evaluation.results import FILE, EvaluatedSet, Results, Values
-from st_m3se.scores.errors import FormatError
-from st_m3se.scores.findings import Finding
 
 __all__ = ["labels", "merge"]
 

@@ -13,8 +13,8 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from st_m3se.core.extras import require
 from st_m3se.evaluation.grids import AVERAGE, DIGITS, NOTHING, Grid, grids, plain, reference
-from st_m3se.extras import require
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes

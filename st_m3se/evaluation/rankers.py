@@ -10,17 +10,17 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 
-from st_m3se.candidates.bm25 import BM25, search_bm25
-from st_m3se.candidates.find import find_candidates
-from st_m3se.candidates.job import Job, Pairs
+from st_m3se.core.files import scratch_folder
+from st_m3se.core.scored_list import ScoredList
 from st_m3se.evaluation.candidate_runs import open_candidates
 from st_m3se.evaluation.systems import Encoder, GivenRun, ReRanker
 from st_m3se.evaluation.tasks import Ranker, Task, best_first, ids_of, score_pairs
-from st_m3se.files import scratch_folder
+from st_m3se.retrieval.bm25 import BM25, search_bm25
+from st_m3se.retrieval.candidates import find_candidates
+from st_m3se.retrieval.sources import Job, Pairs
+from st_m3se.retrieval.teacher import as_teacher
 from st_m3se.scores.formats.records import parts_of
-from st_m3se.scores.rows import ScoredList
-from st_m3se.scores.store import TeacherScores
-from st_m3se.scores.teacher import as_teacher
+from st_m3se.scores.teacher_scores import TeacherScores
 
 __all__ = ["LexicalRanker", "RunReader", "SecondStage", "load_ranker"]
 
@@ -103,7 +103,7 @@ class SecondStage:
         }
         model: Any = source.model
         if isinstance(model, (str, Path)):
-            from st_m3se.scores.teacher_models import load
+            from st_m3se.retrieval.teacher_models import load
 
             self._options["name"] = str(model)
             model = load(

@@ -10,11 +10,11 @@ from typing import Any
 
 from filelock import FileLock
 
+from st_m3se.core.errors import FormatError
+from st_m3se.core.files import digest, read_checked_json, write_checked_json
 from st_m3se.evaluation.tasks import Ranker, Task
-from st_m3se.files import digest, read_checked_json, write_checked_json
-from st_m3se.scores.errors import FormatError
 from st_m3se.scores.formats.writing import write_run
-from st_m3se.scores.store import TeacherScores
+from st_m3se.scores.teacher_scores import TeacherScores
 from st_m3se.scores.writer import MANIFEST
 
 __all__ = ["make_ranking"]

@@ -8,12 +8,12 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from st_m3se.core.files import atomic_file
 from st_m3se.evaluation.html import Section, write_html
 from st_m3se.evaluation.plots import image
 from st_m3se.evaluation.plots import plots as draw
 from st_m3se.evaluation.results import FILE
 from st_m3se.evaluation.tables import render_latex, render_markdown
-from st_m3se.files import atomic_file
 
 if TYPE_CHECKING:
     from st_m3se.evaluation.results import Results

@@ -11,9 +11,9 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from st_m3se.core.errors import FormatError
+from st_m3se.core.files import atomic_file, read_checked_json, with_checksum
 from st_m3se.evaluation.evaluated import EvaluatedSet, is_count, is_number, is_texts, json_object
-from st_m3se.files import atomic_file, read_checked_json, with_checksum
-from st_m3se.scores.errors import FormatError
 
 if TYPE_CHECKING:
     from st_m3se.evaluation.summary import Summary

@@ -12,13 +12,13 @@ import numpy as np
 import pyarrow as pa
 from sentence_transformers.base.evaluation import BaseEvaluator
 
-from st_m3se.candidates.job import Pairs
-from st_m3se.encoders import CHUNK, embed_documents, embed_queries, model_kind
+from st_m3se.core.markdown import check_name
+from st_m3se.core.scored_list import ScoredList
 from st_m3se.evaluation.data import EvaluationSet, open_set
 from st_m3se.evaluation.measures import DEFAULT_MEASURES, check_grades, parse_measures, per_query
-from st_m3se.evaluation.search import Search, SearchResult
-from st_m3se.markdown import check_name
-from st_m3se.scores.rows import ScoredList
+from st_m3se.retrieval.models import CHUNK, embed_documents, embed_queries, model_kind
+from st_m3se.retrieval.search import Search, SearchResult
+from st_m3se.retrieval.sources import Pairs
 
 __all__ = ["RetrievalEvaluator"]
 

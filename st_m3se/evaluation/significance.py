@@ -8,7 +8,7 @@ from itertools import combinations
 
 import numpy as np
 
-from st_m3se.extras import require
+from st_m3se.core.extras import require
 
 __all__ = ["Comparison", "compare", "confidence_interval", "confidence_intervals"]
 

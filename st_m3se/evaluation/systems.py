@@ -8,9 +8,9 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple, TypeAlias
 
-from st_m3se.candidates.bm25 import BM25
-from st_m3se.encoders import EncoderKind, detect_kind, model_configuration
-from st_m3se.scores.teacher import Backend, Precision
+from st_m3se.retrieval.bm25 import BM25
+from st_m3se.retrieval.models import EncoderKind, detect_kind, model_configuration
+from st_m3se.retrieval.teacher import Backend, Precision
 
 if TYPE_CHECKING:
     from sentence_transformers import CrossEncoder, MultiVectorEncoder, SentenceTransformer, SparseEncoder
@@ -128,7 +128,7 @@ def systems_of(systems: Any) -> list[System]:
     Args:
         systems: A mapping from a name to a source or to several, which are seeds of one system: ``NAME-1``,
             ``NAME-2``, ...; or a list of sources, which get the last part of their model's name; or one source. A
-            source is "bm25" or :class:`~st_m3se.candidates.BM25`; "candidates", the run that a set comes with; an
+            source is "bm25" or :class:`~st_m3se.BM25`; "candidates", the run that a set comes with; an
             :class:`Encoder` or its model alone; a :class:`ReRanker`; or a :class:`GivenRun`.
 
     Raises:

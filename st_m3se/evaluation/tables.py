@@ -6,6 +6,8 @@ import re
 from collections.abc import Callable, Iterator, Sequence
 from typing import TYPE_CHECKING
 
+from st_m3se.core.extras import require
+from st_m3se.core.markdown import markdown
 from st_m3se.evaluation.citations import citations
 from st_m3se.evaluation.grids import NOTHING, Grid, Shown, grids, headline, legend
 from st_m3se.evaluation.listings import (
@@ -18,8 +20,6 @@ from st_m3se.evaluation.listings import (
     speeds_listing,
     systems_listing,
 )
-from st_m3se.extras import require
-from st_m3se.markdown import markdown
 
 if TYPE_CHECKING:
     from rich.console import Console

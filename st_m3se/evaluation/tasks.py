@@ -12,12 +12,12 @@ from typing import Any, Protocol
 import numpy as np
 import pyarrow as pa
 
+from st_m3se.core.findings import Finding
+from st_m3se.core.scored_list import ScoredList
+from st_m3se.data.texts import Texts
 from st_m3se.evaluation.data import EvaluationSet
-from st_m3se.scores.findings import Finding
-from st_m3se.scores.rows import ScoredList
-from st_m3se.scores.scoring import score_candidates
-from st_m3se.scores.store import TeacherScores
-from st_m3se.texts import Texts
+from st_m3se.retrieval.scoring import score_candidates
+from st_m3se.scores.teacher_scores import TeacherScores
 
 __all__ = ["Ranker", "Task", "best_first", "ids_of", "score_pairs"]
 

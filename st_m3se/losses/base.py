@@ -12,7 +12,7 @@ from sentence_transformers import SentenceTransformer
 from sentence_transformers.util import SimilarityFunction, maxsim, mean_maxsim, similarity_fct_name
 from torch import Tensor, nn
 
-from st_m3se.encoding import (
+from st_m3se.encoding.batch import (
     CachedEncoding,
     check_caching,
     check_student,
@@ -21,6 +21,8 @@ from st_m3se.encoding import (
     widened,
     with_tasks,
 )
+from st_m3se.encoding.positions import check_own_lengths
+from st_m3se.encoding.rows import Features, has_tokens, in_order, is_sliceable, merge_columns
 from st_m3se.losses.checks import TrainingChecks, check_routes
 from st_m3se.losses.finite import LARGEST_SCORE, require_finite
 from st_m3se.losses.gather import (
@@ -40,8 +42,6 @@ from st_m3se.losses.late_interaction import (
     token_similarity,
 )
 from st_m3se.losses.scale import Matches, ScaleCheck, default_scale
-from st_m3se.positions import check_own_lengths
-from st_m3se.rows import Features, has_tokens, in_order, is_sliceable, merge_columns
 
 __all__ = ["DistillationLoss"]
 

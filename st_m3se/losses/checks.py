@@ -11,8 +11,8 @@ from sentence_transformers.base.modules import Transformer
 from sentence_transformers.sentence_transformer.modules import Normalize
 from torch import Tensor, nn
 
-from st_m3se.host import base_model, in_matryoshka, own_prompt, routes_by_default, training_arguments
-from st_m3se.rows import Features
+from st_m3se.encoding.host import base_model, in_matryoshka, own_prompt, routes_by_default, training_arguments
+from st_m3se.encoding.rows import Features
 
 __all__ = ["TrainingChecks", "check_routes"]
 

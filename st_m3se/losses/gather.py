@@ -9,7 +9,7 @@ import torch.nn.functional as F
 from sentence_transformers.util import all_gather, all_gather_with_grad, get_rank
 from torch import Tensor
 
-from st_m3se.rows import Features
+from st_m3se.encoding.rows import Features
 
 NO_KEY, NO_DOCUMENT = -1, -2
 """Padding of ``Known``: equal to no key, nor to each other."""

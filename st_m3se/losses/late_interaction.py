@@ -23,7 +23,7 @@ from sentence_transformers.util import (
 )
 from torch import Tensor
 
-from st_m3se.encoding import widened
+from st_m3se.encoding.batch import widened
 
 __all__ = ["listed_scores", "score_matrix", "scoreable", "token_similarity"]
 

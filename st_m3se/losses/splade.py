@@ -11,9 +11,9 @@ from sentence_transformers import SparseEncoder
 from sentence_transformers.sparse_encoder import losses
 from torch import Tensor
 
-from st_m3se.encoding import CachedEncoding, check_caching, check_student, encode
+from st_m3se.encoding.batch import CachedEncoding, check_caching, check_student, encode
+from st_m3se.encoding.rows import Features, in_order, is_sliceable, merge_columns
 from st_m3se.losses.base import DistillationLoss
-from st_m3se.rows import Features, in_order, is_sliceable, merge_columns
 
 __all__ = ["SpladeLoss"]
 

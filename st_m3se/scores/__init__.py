@@ -2,30 +2,23 @@
 
 from __future__ import annotations
 
+from st_m3se.core.scored_list import ScoredList
 from st_m3se.scores.combine import combine
 from st_m3se.scores.convert import Conversion, convert
 from st_m3se.scores.describe import Histogram, ScoreSummary
-from st_m3se.scores.errors import FormatError
 from st_m3se.scores.formats import sniff, text_id
-from st_m3se.scores.judgements import read_qrels
-from st_m3se.scores.rows import Id, ScoredList
-from st_m3se.scores.scoring import score_candidates
-from st_m3se.scores.store import TeacherScores
+from st_m3se.scores.teacher_scores import TeacherScores
 from st_m3se.scores.writer import TeacherScoresWriter
 
 __all__ = [
     "Conversion",
-    "FormatError",
     "Histogram",
-    "Id",
     "ScoreSummary",
     "ScoredList",
     "TeacherScores",
     "TeacherScoresWriter",
     "combine",
     "convert",
-    "read_qrels",
-    "score_candidates",
     "sniff",
     "text_id",
 ]

@@ -13,11 +13,11 @@ import pyarrow as pa
 import pyarrow.compute as pc
 from tqdm import tqdm
 
+from st_m3se.core.errors import FormatError
 from st_m3se.scores.calibration import Calibration, calibrate, deviation
-from st_m3se.scores.describe import problems
-from st_m3se.scores.errors import FormatError
+from st_m3se.scores.shard import problems
 from st_m3se.scores.sigmoid import ScoreRange
-from st_m3se.scores.store import TeacherScores
+from st_m3se.scores.teacher_scores import TeacherScores
 from st_m3se.scores.writer import MANIFEST_FIELDS, TeacherScoresWriter
 
 __all__ = ["Aggregation", "Missing", "combine"]

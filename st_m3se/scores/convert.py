@@ -13,14 +13,15 @@ from typing import Any
 
 import numpy as np
 
-from st_m3se.files import scratch_folder, sweep
-from st_m3se.scores.errors import FormatError
+from st_m3se.core.errors import FormatError
+from st_m3se.core.files import scratch_folder, sweep
+from st_m3se.core.ids import Id
+from st_m3se.core.scored_list import ScoredList
+from st_m3se.data.qrels import Qrels, read_qrels
 from st_m3se.scores.formats import READERS, WRITERS, IdType, OnError, Reading, sniff
 from st_m3se.scores.formats.grouping import TextStore
-from st_m3se.scores.judgements import Qrels, read_qrels
-from st_m3se.scores.rows import Id, ScoredList
 from st_m3se.scores.sigmoid import ScoreRange
-from st_m3se.scores.store import TeacherScores
+from st_m3se.scores.store import ScoredLists
 from st_m3se.scores.writer import MANIFEST, MANIFEST_FIELDS, UNFINISHED, TeacherScoresWriter
 
 __all__ = ["DESTINATIONS", "SOURCES", "Conversion", "convert", "read_rows", "run_tag"]
@@ -183,7 +184,7 @@ def _destination_format(destination: Path, chosen: str | None) -> str:
 
 
 def read_rows(
-    reading: Reading, kind: str, columns: Mapping[str, str] | None = None, scores: TeacherScores | None = None
+    reading: Reading, kind: str, columns: Mapping[str, str] | None = None, scores: ScoredLists | None = None
 ) -> Iterator[ScoredList]:
     """The rows of a file in one of :data:`SOURCES`; see :func:`convert`."""
     if kind == STORE:
@@ -196,7 +197,7 @@ def read_rows(
 
 
 def _store_rows(reading: Reading) -> Iterator[ScoredList]:
-    for number, row in enumerate(TeacherScores.open(reading.path), start=1):
+    for number, row in enumerate(ScoredLists.open(reading.path), start=1):
         try:
             checked = reading.row(row.query_id, row.document_ids, row.scores, (), number)
         except FormatError as error:
@@ -224,14 +225,14 @@ def _counted(
 
 
 @contextmanager
-def _scores_of(path: Path | None, destination: Path, id_type: IdType | None) -> Iterator[TeacherScores | None]:
+def _scores_of(path: Path | None, destination: Path, id_type: IdType | None) -> Iterator[ScoredLists | None]:
     """The store beside a hard-negatives file; a pickle becomes one first, in a temporary folder."""
     if path is None or path.is_dir():
-        yield None if path is None else TeacherScores.open(path)
+        yield None if path is None else ScoredLists.open(path)
         return
     with scratch_folder(destination) as folder:
         convert(path, folder / STORE, id_type=id_type, destination_format=STORE)
-        yield TeacherScores.open(folder / STORE)
+        yield ScoredLists.open(folder / STORE)
 
 
 def _manifest(given: Mapping[str, Any] | None, kind: str, source: Path, scale: str | None) -> dict[str, Any]:
@@ -240,7 +241,7 @@ def _manifest(given: Mapping[str, Any] | None, kind: str, source: Path, scale: s
     if scale is not None:
         known["scale"] = scale
     if kind == STORE and (source / MANIFEST).is_file():
-        old = TeacherScores.open(source).manifest
+        old = ScoredLists.open(source).manifest
         known = {name: old.get(name) for name in MANIFEST_FIELDS}
     return {**known, **(given or {})}
 

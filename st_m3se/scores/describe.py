@@ -4,18 +4,17 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 import pyarrow as pa
 from tqdm import tqdm
 
+from st_m3se.scores.shard import list_lengths
 from st_m3se.scores.sigmoid import ScoreRange
+from st_m3se.scores.store import ScoredLists
 
-if TYPE_CHECKING:
-    from st_m3se.scores.store import TeacherScores
-
-__all__ = ["Histogram", "ScoreSummary", "describe", "problems"]
+__all__ = ["Histogram", "ScoreSummary", "describe"]
 
 BAR = 40
 
@@ -109,7 +108,7 @@ class _Tally:
 
 
 def describe(
-    store: TeacherScores,
+    store: ScoredLists,
     qrels: Mapping[Any, Mapping[Any, int]] | None = None,
     *,
     bins: int = 20,
@@ -157,48 +156,9 @@ def describe(
     return summary
 
 
-def problems(table: pa.Table) -> list[str]:
-    """What is wrong with the rows of a table, one message each, at most ten."""
-    found: list[str] = []
-    queries = table.column("query_id").combine_chunks()
-    documents, scores = (table.column(name).combine_chunks() for name in ("document_ids", "scores"))
-    if queries.null_count:
-        found.append(f"{queries.null_count} rows have no query id")
-    if missing := max(documents.null_count, scores.null_count):
-        found.append(f"{missing} rows have no list")
-    document_counts, score_counts = _lengths(documents), _lengths(scores)
-    for row in np.flatnonzero(document_counts != score_counts)[:10]:
-        found.append(
-            f"query {queries[row].as_py()!r:.80} has {document_counts[row]} documents and {score_counts[row]} scores"
-        )
-    flat = documents.flatten()
-    if flat.null_count:
-        found.append(f"{flat.null_count} document ids are missing")
-    owner = np.repeat(np.arange(len(document_counts)), document_counts)
-    encoded = flat.dictionary_encode()
-    codes = encoded.indices.fill_null(-1).to_numpy(zero_copy_only=False).astype(np.int64)
-    keys = owner * (len(encoded.dictionary) + 1) + codes
-    order = np.argsort(keys, kind="stable")
-    twice = order[1:][(keys[order][1:] == keys[order][:-1]) & (codes[order][1:] >= 0)]
-    for place in twice[:10]:
-        found.append(
-            f"document {flat[int(place)].as_py()!r:.80} stands twice in the list of query "
-            f"{queries[int(owner[place])].as_py()!r:.80}"
-        )
-    values = scores.flatten().to_numpy(zero_copy_only=False)
-    owner = np.repeat(np.arange(len(score_counts)), score_counts)
-    for place in np.flatnonzero(~np.isfinite(values))[:10]:
-        found.append(f"query {queries[int(owner[place])].as_py()!r:.80} has the score {values[place]}")
-    return found[:10]
-
-
-def _lengths(lists: pa.ListArray) -> np.ndarray:
-    return np.asarray(lists.value_lengths().fill_null(0).to_numpy(zero_copy_only=False))
-
-
 def _scores(table: pa.Table) -> tuple[np.ndarray, np.ndarray]:
     lists = table.column("scores").combine_chunks()
-    return lists.flatten().to_numpy(zero_copy_only=False), _lengths(lists)
+    return lists.flatten().to_numpy(zero_copy_only=False), list_lengths(lists)
 
 
 def _margins(

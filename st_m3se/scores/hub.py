@@ -17,14 +17,14 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 from filelock import FileLock
 
-from st_m3se.files import checked_json, digest, scratch_folder
-from st_m3se.markdown import markdown
+from st_m3se.core.errors import FormatError
+from st_m3se.core.files import checked_json, digest, scratch_folder
+from st_m3se.core.ids import short
+from st_m3se.core.markdown import markdown
+from st_m3se.core.parquet import UNREADABLE
 from st_m3se.scores.convert import convert
-from st_m3se.scores.errors import FormatError
-from st_m3se.scores.parquet import UNREADABLE
-from st_m3se.scores.rows import short
 from st_m3se.scores.shard import Shard
-from st_m3se.scores.store import TeacherScores
+from st_m3se.scores.store import ScoredLists
 from st_m3se.scores.writer import MANIFEST, MANIFEST_FIELDS, identity
 
 __all__ = ["load", "push", "save_for_hub"]
@@ -37,7 +37,7 @@ NAME = re.compile(r"[\w./ +-]+")
 TYPES = ("query_id_type", "document_id_type")
 
 
-def save_for_hub(store: TeacherScores, folder: str | Path, *, repo_id: str, license: str | None = None) -> None:
+def save_for_hub(store: ScoredLists, folder: str | Path, *, repo_id: str, license: str | None = None) -> None:
     """Lay a store out as a dataset repository: what :meth:`TeacherScores.push_to_hub` uploads.
 
     Shards become ``data/train-00000-of-00002.parquet`` and so on, the names by which the datasets library knows a
@@ -100,7 +100,7 @@ def _check_text(home: Path, path: Path, known: Mapping[str, Any]) -> None:
 
 
 def push(
-    store: TeacherScores,
+    store: ScoredLists,
     repo_id: str,
     *,
     private: bool | None,
@@ -146,8 +146,8 @@ def load(
     revision: str | None,
     cache_dir: str | Path | None,
     token: bool | str | None,
-) -> TeacherScores:
-    """See :meth:`TeacherScores.from_hub`."""
+) -> tuple[Sequence[Shard], dict[str, Any]]:
+    """The shards and the manifest of what a repository holds; see :meth:`TeacherScores.from_hub`."""
 
     def fetch(patterns: Sequence[str]) -> Path:
         if Path(repo_id).is_dir():
@@ -170,7 +170,7 @@ def load(
         raise ValueError(f"config_name={config_name!r} and data_dir={data_dir!r} both say where the files are.")
     folder = fetch([CARD, MANIFEST])
     if config_name is None and data_dir is None and (folder / MANIFEST).is_file():
-        return TeacherScores.open(fetch([CARD, MANIFEST, "data/*.parquet", "*.parquet", *TEXTS]))
+        return ScoredLists.open(fetch([CARD, MANIFEST, "data/*.parquet", "*.parquet", *TEXTS])).parts
     patterns = (
         [f"{data_dir.strip('/')}/*.parquet"]
         if data_dir is not None
@@ -199,10 +199,10 @@ def load(
     }
     try:
         if all(_is_store(file) for file in files):
-            store = TeacherScores([Shard(file) for file in files], manifest)
+            store = ScoredLists([Shard(file) for file in files], manifest)
             if not store.has_repeated_queries():
-                return store
-        return _converted(files, manifest, cache_dir)
+                return store.parts
+        return _converted(files, manifest, cache_dir).parts
     except FormatError as error:
         raise FormatError(error.message, file=repo_id) from None
 
@@ -218,7 +218,7 @@ def _is_store(file: Path) -> bool:
     return lists and "query_id" in types and "positive_ids" not in types
 
 
-def _converted(files: Sequence[Path], manifest: dict[str, Any], cache_dir: str | Path | None) -> TeacherScores:
+def _converted(files: Sequence[Path], manifest: dict[str, Any], cache_dir: str | Path | None) -> ScoredLists:
     """Files of another layout as a store in the cache, made once; positives and texts are kept beside the scores."""
     if cache_dir is None:
         from datasets import config
@@ -229,13 +229,13 @@ def _converted(files: Sequence[Path], manifest: dict[str, Any], cache_dir: str |
     key = blake2b(json.dumps([CONVERTED, stamps]).encode(), digest_size=12).hexdigest()
     target = Path(cache_dir) / f"scores-{key}"
     with FileLock(Path(cache_dir) / f"{target.name}.lock"):
-        if (store := TeacherScores.open_cached(target)) is not None:
+        if (store := ScoredLists.open_cached(target)) is not None:
             return store
         with scratch_folder(target) as folder:
             for number, file in enumerate(files):
                 _link(file, folder / f"part-{number:05}.parquet")
             convert(folder, target, manifest={"source": manifest["source"]}, overwrite=True)
-    return TeacherScores.open(target)
+    return ScoredLists.open(target)
 
 
 def _patterns(card: Path, config_name: str | None, split: str, repo_id: str) -> list[str]:

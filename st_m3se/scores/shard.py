@@ -13,11 +13,12 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import xxhash
 
-from st_m3se.scores.errors import FormatError
-from st_m3se.scores.parquet import check_footer, check_groups, check_values, dictionaries
-from st_m3se.scores.rows import ScoredList, short
+from st_m3se.core.errors import FormatError
+from st_m3se.core.ids import short
+from st_m3se.core.parquet import check_footer, check_groups, check_values, dictionaries
+from st_m3se.core.scored_list import ScoredList
 
-__all__ = ["COLUMNS", "Shard", "check_complete"]
+__all__ = ["COLUMNS", "Shard", "check_complete", "list_lengths", "problems"]
 
 COLUMNS = ["query_id", "document_ids", "scores"]
 KEPT_GROUPS = 8
@@ -257,3 +258,43 @@ def check_complete(table: pa.Table) -> None:
 
 def _is_list(kind: pa.DataType) -> bool:
     return bool(pa.types.is_list(kind) or pa.types.is_large_list(kind))
+
+
+def problems(table: pa.Table) -> list[str]:
+    """What is wrong with the rows of a table, one message each, at most ten."""
+    found: list[str] = []
+    queries = table.column("query_id").combine_chunks()
+    documents, scores = (table.column(name).combine_chunks() for name in ("document_ids", "scores"))
+    if queries.null_count:
+        found.append(f"{queries.null_count} rows have no query id")
+    if missing := max(documents.null_count, scores.null_count):
+        found.append(f"{missing} rows have no list")
+    document_counts, score_counts = list_lengths(documents), list_lengths(scores)
+    for row in np.flatnonzero(document_counts != score_counts)[:10]:
+        found.append(
+            f"query {queries[row].as_py()!r:.80} has {document_counts[row]} documents and {score_counts[row]} scores"
+        )
+    flat = documents.flatten()
+    if flat.null_count:
+        found.append(f"{flat.null_count} document ids are missing")
+    owner = np.repeat(np.arange(len(document_counts)), document_counts)
+    encoded = flat.dictionary_encode()
+    codes = encoded.indices.fill_null(-1).to_numpy(zero_copy_only=False).astype(np.int64)
+    keys = owner * (len(encoded.dictionary) + 1) + codes
+    order = np.argsort(keys, kind="stable")
+    twice = order[1:][(keys[order][1:] == keys[order][:-1]) & (codes[order][1:] >= 0)]
+    for place in twice[:10]:
+        found.append(
+            f"document {flat[int(place)].as_py()!r:.80} stands twice in the list of query "
+            f"{queries[int(owner[place])].as_py()!r:.80}"
+        )
+    values = scores.flatten().to_numpy(zero_copy_only=False)
+    owner = np.repeat(np.arange(len(score_counts)), score_counts)
+    for place in np.flatnonzero(~np.isfinite(values))[:10]:
+        found.append(f"query {queries[int(owner[place])].as_py()!r:.80} has the score {values[place]}")
+    return found[:10]
+
+
+def list_lengths(lists: pa.ListArray) -> np.ndarray:
+    """How many values each list has, 0 where one is missing: int ``[lists]``."""
+    return np.asarray(lists.value_lengths().fill_null(0).to_numpy(zero_copy_only=False))

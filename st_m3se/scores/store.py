@@ -1,4 +1,4 @@
-"""Teacher scores on disk: one row per query, looked up without loading."""
+"""Scored lists on disk: one row per query, looked up without loading."""
 
 from __future__ import annotations
 
@@ -12,44 +12,28 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import pyarrow as pa
 
-from st_m3se.files import digest, read_checked_json, sweep
-from st_m3se.scores.errors import FormatError
-from st_m3se.scores.ids import SortedIds
-from st_m3se.scores.rows import Id, ScoredList
-from st_m3se.scores.shard import COLUMNS, Shard, check_complete
+from st_m3se.core.errors import FormatError
+from st_m3se.core.files import digest, read_checked_json, sweep
+from st_m3se.core.ids import Id, SortedIds
+from st_m3se.core.scored_list import ScoredList
+from st_m3se.scores.shard import COLUMNS, Shard, check_complete, problems
 from st_m3se.scores.writer import MANIFEST, MANIFEST_FIELDS, SHARD_NAME, UNFINISHED, VERSION, TeacherScoresWriter
 
 if TYPE_CHECKING:
     from datasets import Dataset
+    from typing_extensions import Self
 
-    from st_m3se.scores.describe import ScoreSummary
-
-__all__ = ["TeacherScores"]
+__all__ = ["ScoredLists"]
 
 logger = logging.getLogger(__name__)
 
 REPLACED_MEANWHILE = 100  # times that opening begins again, because another process replaced the store
 
 
-class TeacherScores:
-    """The scores that a teacher gave to each query's candidate documents.
+class ScoredLists:
+    """A store of each query's documents with a score of each, whoever gave it: what is said of all stores.
 
-    A store is a folder of Parquet shards with the columns ``query_id``, ``document_ids`` (list) and ``scores`` (list
-    of float32), and a ``manifest.json`` that says where they come from. Parquet files of this layout without a
-    manifest, such as the published MS MARCO distillation sets, open just as well. Ids are str or int and stay so.
-    Opening reads the manifest and the files' ends; rows are decoded when they are asked for, some sixteen
-    thousand scores at a time.
-
-    A damaged store gives an error and no wrong scores: the manifest holds its own checksum and that of each shard. The
-    sizes of the files are compared when it is opened, the content of a shard when it is first read (a second for 10
-    GB, or what the disk takes). What was opened stays open, even if another process replaces the store meanwhile.
-
-    Open one with :meth:`open`, make one with :meth:`from_rows`, :class:`TeacherScoresWriter` or
-    :func:`~st_m3se.scores.convert`. Iterating gives :class:`ScoredList` rows in stored order;
-    ``scores[query_id]`` looks one up.
-
-    Attributes:
-        manifest: The content of ``manifest.json``; unknown values are None.
+    People use :class:`~st_m3se.scores.ScoredLists`, which is this with ways to describe and to publish it.
     """
 
     def __init__(self, shards: Sequence[Shard], manifest: Mapping[str, Any], rows: np.ndarray | None = None) -> None:
@@ -61,7 +45,7 @@ class TeacherScores:
         self._index: SortedIds | None = None
 
     @classmethod
-    def open(cls, path: str | Path) -> TeacherScores:
+    def open(cls, path: str | Path) -> Self:
         """Open a store: a folder with a manifest, a folder of Parquet files, or one Parquet file.
 
         Raises:
@@ -81,7 +65,7 @@ class TeacherScores:
         raise FormatError("other processes replace the store over and over. Try again.", file=str(path))
 
     @classmethod
-    def open_cached(cls, path: Path) -> TeacherScores | None:
+    def open_cached(cls, path: Path) -> Self | None:
         """Open a store that a cache keeps, if it is there and undamaged, which a warning says if it is not.
 
         Where None comes back, a writer with ``overwrite=True`` can make it anew.
@@ -102,7 +86,7 @@ class TeacherScores:
         return store
 
     @classmethod
-    def _open(cls, path: Path) -> TeacherScores:
+    def _open(cls, path: Path) -> Self:
         manifest: dict[str, Any] = dict.fromkeys(MANIFEST_FIELDS)
         if (path / MANIFEST).is_file():
             manifest = _read_manifest(path / MANIFEST)
@@ -137,26 +121,26 @@ class TeacherScores:
         *,
         manifest: Mapping[str, Any] | None = None,
         overwrite: bool = False,
-    ) -> TeacherScores:
+    ) -> Self:
         """Write rows of (query_id, document_ids, scores) to ``path``, streaming, and open the result."""
         with TeacherScoresWriter(path, manifest=manifest, overwrite=overwrite) as writer:
             for row in rows:
                 writer.write(row[0], row[1], row[2])
         return cls.open(path)
 
-    def save(self, path: str | Path, *, overwrite: bool = False) -> TeacherScores:
+    def save(self, path: str | Path, *, overwrite: bool = False) -> Self:
         """Write these rows, of a selection or concatenation for instance, as a store of their own, and open it."""
         manifest = {field: self.manifest.get(field) for field in MANIFEST_FIELDS}
         with TeacherScoresWriter(path, manifest=manifest, overwrite=overwrite) as writer:
             for row in self:
                 writer.write(row.query_id, row.document_ids, row.scores)
-        return TeacherScores.open(path)
+        return type(self).open(path)
 
     def __len__(self) -> int:
         return int(self._starts[-1]) if self._rows is None else len(self._rows)
 
     def __repr__(self) -> str:
-        return f"TeacherScores({len(self)} queries, teacher={self.manifest.get('teacher')!r})"
+        return f"ScoredLists({len(self)} queries, teacher={self.manifest.get('teacher')!r})"
 
     def tables(self) -> Iterator[pa.Table]:
         """The rows in order as Arrow tables, one for each stretch that is decoded together."""
@@ -198,6 +182,11 @@ class TeacherScores:
         return self._find(query_id) is not None
 
     @property
+    def parts(self) -> tuple[Sequence[Shard], dict[str, Any]]:
+        """The shards and the manifest."""
+        return self._shards, self.manifest
+
+    @property
     def files(self) -> list[Path]:
         """The Parquet files that hold the rows."""
         return [shard.path for shard in self._shards]
@@ -213,7 +202,7 @@ class TeacherScores:
         ids = pa.chunked_array([chunk for shard in self._shards for chunk in shard.query_ids().chunks], self._id_type())
         return ids if self._rows is None else ids.take(pa.array(self._rows))
 
-    def select(self, query_ids: Iterable[Id]) -> TeacherScores:
+    def select(self, query_ids: Iterable[Id]) -> Self:
         """The store of these queries in this order; nothing is copied.
 
         Raises:
@@ -224,10 +213,10 @@ class TeacherScores:
         if len(absent := np.flatnonzero(rows < 0)):
             raise KeyError(wanted[absent[0]])
         manifest = {field: self.manifest.get(field) for field in MANIFEST_FIELDS}  # without the counts, now others
-        return TeacherScores(self._shards, manifest, rows if self._rows is None else self._rows[rows])
+        return type(self)(self._shards, manifest, rows if self._rows is None else self._rows[rows])
 
-    @staticmethod
-    def concatenate(stores: Sequence[TeacherScores]) -> TeacherScores:
+    @classmethod
+    def concatenate(cls, stores: Sequence[ScoredLists]) -> Self:
         """One store of the queries of several; nothing is copied. What their manifests do not agree on is None.
 
         Raises:
@@ -245,7 +234,7 @@ class TeacherScores:
             field: first.get(field) if all(store.manifest.get(field) == first.get(field) for store in stores) else None
             for field in MANIFEST_FIELDS
         }
-        joined = TeacherScores(shards, manifest, np.concatenate(rows))
+        joined = cls(shards, manifest, np.concatenate(rows))
         if (twice := joined._first_duplicate()) is not None:
             raise FormatError(f"query {twice!r:.80} is in two of the stores. Select from one of them first.")
         return joined
@@ -276,8 +265,6 @@ class TeacherScores:
                 different lengths, a query in two rows, a document twice in a list, a score that is missing or not
                 finite.
         """
-        from st_m3se.scores.describe import problems
-
         self.verify()
         self._validate_files()
         found = [f"query {twice!r:.80} has two rows" for twice in (self._first_duplicate(),) if twice is not None]
@@ -298,104 +285,6 @@ class TeacherScores:
                     "the file was changed, or removed, since the store was written. Restore it from a copy.",
                     file=str(path),
                 )
-
-    def describe(
-        self,
-        qrels: Mapping[Any, Mapping[Any, int]] | None = None,
-        *,
-        bins: int = 20,
-        show_progress_bar: bool = False,
-    ) -> ScoreSummary:
-        """Histograms of scores and margins, list lengths, and with ``qrels`` the coverage of the positives."""
-        from st_m3se.scores.describe import describe
-
-        return describe(self, qrels, bins=bins, show_progress_bar=show_progress_bar)
-
-    def push_to_hub(
-        self,
-        repo_id: str,
-        *,
-        private: bool | None = None,
-        license: str | None = None,
-        exist_ok: bool = False,
-        replace_dataset_card: bool = False,
-        commit_message: str = "Upload teacher scores",
-        revision: str | None = None,
-        create_pr: bool = False,
-        token: bool | str | None = None,
-    ) -> str:
-        """Publish the store as a dataset repository of the Hugging Face Hub, creating it if it does not exist.
-
-        It gets the shards as ``data/train-*.parquet``, the manifest, and a dataset card with what the manifest says,
-        so that both :meth:`from_hub` and ``datasets.load_dataset(repo_id, split="train")`` read it. Texts and
-        positives that lie beside the shards (``queries.jsonl``, ``corpus.jsonl``, ``qrels/``) go along: mind their
-        licence. A selection or concatenation is written out first, without them.
-
-        Args:
-            repo_id: "user/name" or "organization/name".
-            private: Make a new repository private. None is the organization's default.
-            license: For the card, such as "apache-2.0".
-            exist_ok: Replace the scores in a repository that exists already.
-            replace_dataset_card: Replace its ``README.md`` as well, which is kept otherwise.
-            commit_message: Of the commit.
-            revision: The branch, made if it does not exist.
-            create_pr: Open a pull request instead of writing to the branch.
-            token: Of the account; None takes the one of ``hf auth login``.
-
-        Returns:
-            The address of the commit.
-        """
-        from st_m3se.scores.hub import push
-
-        return push(
-            self,
-            repo_id,
-            private=private,
-            license=license,
-            exist_ok=exist_ok,
-            replace_dataset_card=replace_dataset_card,
-            commit_message=commit_message,
-            revision=revision,
-            create_pr=create_pr,
-            token=token,
-        )
-
-    @classmethod
-    def from_hub(
-        cls,
-        repo_id: str,
-        config_name: str | None = None,
-        *,
-        split: str = "train",
-        data_dir: str | None = None,
-        revision: str | None = None,
-        cache_dir: str | Path | None = None,
-        token: bool | str | None = None,
-    ) -> TeacherScores:
-        """Download a store, or a set in any layout that :func:`~st_m3se.scores.convert` reads, and open it.
-
-        What has the columns of a store is opened in the hub's cache; another layout becomes a store beside it, once.
-
-        Args:
-            repo_id: The dataset repository, or a local folder of the same layout.
-            config_name: The configuration ("subset") that holds the scores, where there are several:
-                ``TeacherScores.from_hub("lightonai/ms-marco-en-bge", "train")``.
-            split: The split of the configuration.
-            data_dir: The folder of the Parquet files, for a repository whose card does not name them. The hub's own
-                Parquet copy of a set in another format is ``revision="refs/convert/parquet",
-                data_dir="CONFIG/SPLIT"``.
-            revision: A branch, tag or commit.
-            cache_dir: Instead of the hub's cache.
-            token: For a private repository; None takes the one of ``hf auth login``.
-
-        Raises:
-            FormatError: If the repository holds no such configuration or split, or no teacher scores in Parquet.
-        """
-        from st_m3se.scores.hub import load
-
-        return load(
-            repo_id, config_name, split=split, data_dir=data_dir, revision=revision, cache_dir=cache_dir, token=token
-        )
 
     def to_dataset(self) -> Dataset:
         """A ``datasets.Dataset`` of these rows, which Arrow maps into memory from the datasets library's cache."""

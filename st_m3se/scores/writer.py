@@ -14,9 +14,10 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from st_m3se.files import checked_json, digest, place_folder, replace_folder, scratch_folder, sweep, sync
-from st_m3se.scores.errors import FormatError
-from st_m3se.scores.rows import Id, check_id
+from st_m3se.core.errors import FormatError
+from st_m3se.core.files import checked_json, digest, place_folder, replace_folder, scratch_folder, sweep, sync
+from st_m3se.core.ids import Id, check_id
+from st_m3se.scores.shard import problems
 
 __all__ = ["MANIFEST", "MANIFEST_FIELDS", "SHARD_NAME", "UNFINISHED", "VERSION", "TeacherScoresWriter", "identity"]
 
@@ -165,8 +166,6 @@ class TeacherScoresWriter:
         Raises:
             FormatError: As :meth:`write`, and if a document stands twice in a list.
         """
-        from st_m3se.scores.describe import problems
-
         folder = self.folder
         if found := problems(table):
             raise FormatError(f"the rows are not valid: {'; '.join(found)}.")

@@ -18,11 +18,13 @@ from sentence_transformers import CrossEncoder, SentenceTransformer
 from sklearn.metrics import roc_auc_score
 from typer.testing import CliRunner
 
-from st_m3se.candidates import BM25, find_candidates
+from st_m3se import BM25, find_candidates
 from st_m3se.cli import app
+from st_m3se.core.errors import FormatError
+from st_m3se.data.qrels import read_qrels
+from st_m3se.data.texts import Texts
 from st_m3se.diagnostics import Diagnosis, diagnose, html_section
-from st_m3se.scores import FormatError, TeacherScores, read_qrels
-from st_m3se.texts import Texts
+from st_m3se.scores import TeacherScores
 
 NAMES = ["bm25", "student", "cross", "stored"]
 

@@ -286,7 +286,7 @@ def test_what_cannot_be_followed_is_refused(train_student: Any, ragged_rows: lis
 
 
 def test_what_track_draws_is_what_the_callback_takes(beir: Path, train_student: Any, tmp_path: Path) -> None:
-    from st_m3se.scores import read_qrels
+    from st_m3se.data.qrels import read_qrels
 
     path = beir / "qrels" / "train.tsv"
     qrels = read_qrels(path)

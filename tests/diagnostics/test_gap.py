@@ -9,10 +9,11 @@ import numpy as np
 import pytest
 from sentence_transformers import SentenceTransformer
 
+from st_m3se.core.errors import FormatError
 from st_m3se.diagnostics import add_to_model_card, closed_share, diagnose
 from st_m3se.diagnostics.gap import ClosedShare, share_of_gap
 from st_m3se.diagnostics.report import write_report
-from st_m3se.scores import FormatError, TeacherScores
+from st_m3se.scores import TeacherScores
 
 from .conftest import random_lists, random_scores
 

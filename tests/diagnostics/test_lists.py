@@ -8,8 +8,9 @@ from typing import Any
 import numpy as np
 import pytest
 
+from st_m3se.core.errors import FormatError
 from st_m3se.diagnostics import JudgedLists
-from st_m3se.scores import FormatError, TeacherScores
+from st_m3se.scores import TeacherScores
 
 CANDIDATES = {
     "q1": ["a", "b", "c"],

@@ -23,7 +23,8 @@ from paper_task import open_task  # noqa: E402
 from retrieval_data import UsageError  # noqa: E402
 from sentence_transformers import CrossEncoder, SentenceTransformer  # noqa: E402
 
-from st_m3se.scores import TeacherScores, read_qrels  # noqa: E402
+from st_m3se.data.qrels import read_qrels  # noqa: E402
+from st_m3se.scores import TeacherScores  # noqa: E402
 
 LOSSES = ["m3se", "softmax-cross-entropy"]
 

@@ -7,8 +7,9 @@ from pathlib import Path
 
 import pytest
 
+from st_m3se.core.errors import FormatError
 from st_m3se.diagnostics import Evolution, track
-from st_m3se.scores import FormatError, TeacherScores
+from st_m3se.scores import TeacherScores
 
 CORPUS = {f"d{place}": f"text {place}" for place in range(30)}
 

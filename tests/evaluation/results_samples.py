@@ -4,8 +4,8 @@ from functools import cache
 
 import numpy as np
 
+from st_m3se.core.findings import Finding
 from st_m3se.evaluation.results import EvaluatedSet, Results
-from st_m3se.scores.findings import Finding
 
 HOSTILE = "<script>alert('x')</script> [$y_1$] \"a|b\" & 100% #~^\\{*z*}\n__proto__"
 

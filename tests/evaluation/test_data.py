@@ -19,8 +19,9 @@ from datasets import Dataset
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
+from st_m3se.core.errors import FormatError
 from st_m3se.evaluation import EvaluationSet, open_set, per_query, qrels_set
-from st_m3se.scores import FormatError, TeacherScores
+from st_m3se.scores import TeacherScores
 
 CORPUS = {"d1": ("Wings", "of aircraft"), "d2": ("", "boundary layers"), "d3": ("Heat", ""), "d4": ("", "shock waves")}
 QUERIES = {"q1": "wing", "q2": "layer", "q3": "heat", "unused": "not judged"}

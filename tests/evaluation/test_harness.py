@@ -18,12 +18,13 @@ from sentence_transformers import CrossEncoder, SentenceTransformer
 
 from evaluation.beir_folder import DOCUMENTS, QRELS, save_encoder, write_set
 from evaluation.encoders import CORPUS, KINDS, QUERIES, make_encoder
-from st_m3se.candidates import BM25, find_candidates
+from st_m3se import BM25, find_candidates
+from st_m3se.core.errors import FormatError
 from st_m3se.diagnostics import JudgedLists
 from st_m3se.evaluation import Encoder, GivenRun, ReRanker, Results, RetrievalEvaluator, open_set, qrels_set
 from st_m3se.evaluation import evaluate as evaluate_systems
 from st_m3se.evaluation.encoders import load_encoder
-from st_m3se.scores import FormatError, ScoredList, TeacherScores
+from st_m3se.scores import ScoredList, TeacherScores
 
 MEASURES = ("nDCG@10", "RR@10", "R@100", "AP")
 NAMES = {"dense": "bi-encoder", "sparse": "sparse encoder", "multi-vector": "multi-vector encoder"}

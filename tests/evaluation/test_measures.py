@@ -14,9 +14,11 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from st_m3se.core.errors import FormatError
+from st_m3se.data.qrels import read_qrels
 from st_m3se.evaluation import DEFAULT_MEASURES, parse_measures, per_query
 from st_m3se.evaluation import measures as module
-from st_m3se.scores import FormatError, ScoredList, TeacherScores, read_qrels
+from st_m3se.scores import ScoredList, TeacherScores
 from st_m3se.scores.formats import Reading, read_run
 
 pytrec_eval = pytest.importorskip("pytrec_eval", reason='the oracle comes with pip install -e ".[test]"')

@@ -8,10 +8,10 @@ import numpy as np
 import pytest
 
 from evaluation.results_samples import evaluated_set, hostile, provenance, results_of, sample, settings
+from st_m3se.core.errors import FormatError
 from st_m3se.evaluation.results import EvaluatedSet, Results, compare_files
 from st_m3se.evaluation.significance import compare
 from st_m3se.evaluation.summary import columns
-from st_m3se.scores.errors import FormatError
 
 
 def same(first, second):

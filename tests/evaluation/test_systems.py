@@ -11,11 +11,11 @@ from scores.test_scoring import make_cross_encoder
 from sentence_transformers import CrossEncoder, SentenceTransformer
 
 from evaluation.beir_folder import save_encoder
-from st_m3se.candidates import BM25
-from st_m3se.encoders import detect_kind
+from st_m3se import BM25
 from st_m3se.evaluation import Encoder, GivenRun, ReRanker
 from st_m3se.evaluation.encoders import load_encoder
 from st_m3se.evaluation.systems import file_stem, systems_of
+from st_m3se.retrieval.models import detect_kind
 
 
 def names(systems: Any) -> list[tuple[str, str]]:

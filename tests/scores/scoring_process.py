@@ -18,7 +18,8 @@ import zlib
 from pathlib import Path
 from typing import Any
 
-from st_m3se.scores import TeacherScores, score_candidates
+from st_m3se import score_candidates
+from st_m3se.scores import TeacherScores
 
 QUERIES, DOCUMENTS, SHARD = 60, 40, 5
 queries = {f"q{place}": f"query {place}" for place in range(QUERIES)}

@@ -16,7 +16,8 @@ from scipy.stats import rankdata
 from typer.testing import CliRunner
 
 from st_m3se.cli import app
-from st_m3se.scores import FormatError, TeacherScores, combine
+from st_m3se.core.errors import FormatError
+from st_m3se.scores import TeacherScores, combine
 from st_m3se.scores import writer as writer_module
 from st_m3se.scores.calibration import calibrate
 

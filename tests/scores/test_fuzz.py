@@ -15,7 +15,9 @@ import pytest
 import zstandard
 
 from scores.score_samples import SAMPLES
-from st_m3se.scores import FormatError, convert, read_qrels, sniff
+from st_m3se.core.errors import FormatError
+from st_m3se.data.qrels import read_qrels
+from st_m3se.scores import convert, sniff
 from st_m3se.scores.formats import READERS, Reading
 
 COUNT = 10_000

@@ -15,8 +15,9 @@ import pyarrow.parquet as pq
 import pytest
 from datasets import load_dataset
 
-from st_m3se.files import checked_json
-from st_m3se.scores import FormatError, TeacherScores, TeacherScoresWriter
+from st_m3se.core.errors import FormatError
+from st_m3se.core.files import checked_json
+from st_m3se.scores import TeacherScores, TeacherScoresWriter
 from st_m3se.scores import convert as convert_scores
 from st_m3se.scores.hub import save_for_hub
 

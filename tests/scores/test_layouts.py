@@ -13,7 +13,9 @@ from damage import damaged
 from datasets import Dataset
 from evaluation.encoders import make_encoder
 
-from st_m3se.scores import FormatError, TeacherScores, convert, read_qrels, text_id
+from st_m3se.core.errors import FormatError
+from st_m3se.data.qrels import read_qrels
+from st_m3se.scores import TeacherScores, convert, text_id
 
 T = text_id
 Lists = dict[Any, dict[Any, float]]

@@ -12,9 +12,11 @@ import pytest
 import zstandard
 
 from scores.score_samples import AMBIGUOUS, SAMPLES, write_sample
-from st_m3se.scores import FormatError, TeacherScores, convert, read_qrels, sniff, text_id
+from st_m3se.core.errors import FormatError
+from st_m3se.data.qrels import read_qrels
+from st_m3se.data.texts import Texts
+from st_m3se.scores import TeacherScores, convert, sniff, text_id
 from st_m3se.scores.formats import READERS, Reading
-from st_m3se.texts import Texts
 
 T = text_id
 

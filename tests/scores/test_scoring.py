@@ -16,10 +16,12 @@ from evaluation.encoders import make_encoder
 from sentence_transformers import CrossEncoder, SentenceTransformer
 from students import multi_vector_student, sparse_student
 
+from st_m3se import score_candidates
+from st_m3se.core.errors import FormatError
+from st_m3se.core.files import checked_json
 from st_m3se.evaluation.encoders import pair_scorer
-from st_m3se.files import checked_json
-from st_m3se.scores import FormatError, TeacherScores, score_candidates
-from st_m3se.scores.candidate_lists import CandidateLists
+from st_m3se.retrieval.candidate_lists import CandidateLists
+from st_m3se.scores import TeacherScores
 
 QUERIES = {f"q{place}": query for place, (query, _) in enumerate(PAIRS)}
 CORPUS = {place: " ".join([answer] * (1 + place % 5)) for place, (_, answer) in enumerate(PAIRS)}

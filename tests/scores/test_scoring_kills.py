@@ -17,7 +17,8 @@ from typing import Any
 import pytest
 
 from scores import scoring_process
-from st_m3se.scores import FormatError, TeacherScores
+from st_m3se.core.errors import FormatError
+from st_m3se.scores import TeacherScores
 
 pytestmark = pytest.mark.skipif(not hasattr(os, "fork"), reason="the test forks the processes that it kills")
 

@@ -16,8 +16,9 @@ from damage import damaged
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from st_m3se.files import checked_json
-from st_m3se.scores import FormatError, ScoredList, TeacherScores, TeacherScoresWriter, convert
+from st_m3se.core.errors import FormatError
+from st_m3se.core.files import checked_json
+from st_m3se.scores import ScoredList, TeacherScores, TeacherScoresWriter, convert
 from st_m3se.scores import writer as writer_module
 
 ROWS = [("q2", ["d1", "d2", "d3"], [3.5, -1.25, 0.5]), ("q10", ["d9"], [2.0]), ("q1", [], [])]

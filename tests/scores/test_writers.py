@@ -7,7 +7,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from scores.score_samples import write_sample
-from st_m3se.scores import FormatError, ScoredList, TeacherScores, convert
+from st_m3se.core.errors import FormatError
+from st_m3se.scores import ScoredList, TeacherScores, convert
 from st_m3se.scores.formats import READERS, WRITERS, Reading, read_run, write_marginmse, write_run
 
 floats = st.floats(width=32, allow_nan=False, allow_infinity=False)

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 
+from st_m3se.core.reading import IdType, OnError, Reading, TextSink, text_id
+from st_m3se.core.scored_list import ScoredList
 from st_m3se.scores.formats.jsonl import read_colbert, read_hard_negatives
 from st_m3se.scores.formats.layouts import (
     read_flagembedding,
@@ -15,13 +17,11 @@ from st_m3se.scores.formats.layouts import (
     read_tuples,
 )
 from st_m3se.scores.formats.pickled import read_score_pickle
-from st_m3se.scores.formats.reading import IdType, OnError, Reading, TextSink, text_id
 from st_m3se.scores.formats.sniffing import sniff
 from st_m3se.scores.formats.tables import read_csv
 from st_m3se.scores.formats.trec import read_ranking, read_run
 from st_m3se.scores.formats.tsv import read_gpl, read_marginmse, read_marginmse_text
 from st_m3se.scores.formats.writing import WRITERS, write_csv, write_marginmse, write_pylate, write_run
-from st_m3se.scores.rows import ScoredList
 
 __all__ = [
     "READERS",

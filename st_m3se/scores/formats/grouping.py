@@ -9,10 +9,11 @@ from contextlib import closing
 from pathlib import Path
 from typing import NamedTuple
 
-from st_m3se.scores.errors import FormatError
-from st_m3se.scores.formats.reading import Reading
-from st_m3se.scores.limits import VALUES
-from st_m3se.scores.rows import Id, ScoredList, short
+from st_m3se.core.errors import FormatError
+from st_m3se.core.ids import Id, short
+from st_m3se.core.limits import VALUES
+from st_m3se.core.reading import Reading
+from st_m3se.core.scored_list import ScoredList
 
 __all__ = ["SCORE_TOLERANCE", "Grouper", "Pair", "TextStore", "agree", "group_pairs"]
 

@@ -8,10 +8,11 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from st_m3se.scores.errors import FormatError
-from st_m3se.scores.formats.reading import Reading, parse_json, parse_list, parse_object
-from st_m3se.scores.rows import Id, ScoredList, short
-from st_m3se.scores.store import TeacherScores
+from st_m3se.core.errors import FormatError
+from st_m3se.core.ids import Id, short
+from st_m3se.core.reading import Reading, parse_json, parse_list, parse_object
+from st_m3se.core.scored_list import ScoredList
+from st_m3se.scores.store import ScoredLists
 
 __all__ = ["decode_list", "read_colbert", "read_hard_negatives"]
 
@@ -51,7 +52,7 @@ def read_colbert(reading: Reading) -> Iterator[ScoredList]:
     return reading.parsed(parse)
 
 
-def read_hard_negatives(reading: Reading, scores: TeacherScores | str | Path | None = None) -> Iterator[ScoredList]:
+def read_hard_negatives(reading: Reading, scores: ScoredLists | str | Path | None = None) -> Iterator[ScoredList]:
     """Read the ``qid pos neg`` of msmarco-hard-negatives, ``neg`` being lists by the system that found them.
 
     Args:
@@ -61,7 +62,7 @@ def read_hard_negatives(reading: Reading, scores: TeacherScores | str | Path | N
     Yields:
         The positives, then each negative once. Without a score for every one the line is rejected.
     """
-    store = TeacherScores.open(scores) if isinstance(scores, (str, Path)) else scores
+    store = ScoredLists.open(scores) if isinstance(scores, (str, Path)) else scores
 
     def parse(line: str, number: int) -> ScoredList:
         value = parse_object(line, ("qid", "pos", "neg"))

@@ -10,14 +10,15 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from itertools import chain
 from typing import Any
 
-from st_m3se.scores.errors import FormatError
+from st_m3se.core.errors import FormatError
+from st_m3se.core.ids import Id, short
+from st_m3se.core.reading import Reading, parse_list, parse_text, text_id
+from st_m3se.core.scored_list import ScoredList, check_score
 from st_m3se.scores.formats.grouping import Pair, group_pairs
 from st_m3se.scores.formats.jsonl import decode_list
-from st_m3se.scores.formats.reading import Reading, parse_list, parse_text, text_id
 from st_m3se.scores.formats.records import Record, column_names, is_table, parsed_records, records
 from st_m3se.scores.formats.tables import ALIASES, find_columns
 from st_m3se.scores.formats.tsv import group_margins
-from st_m3se.scores.rows import Id, ScoredList, check_score, short
 
 __all__ = [
     "LAYOUTS",

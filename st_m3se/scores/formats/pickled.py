@@ -16,10 +16,11 @@ from typing import Any, BinaryIO, NamedTuple
 
 import pyarrow as pa
 
-from st_m3se.scores.errors import FormatError
-from st_m3se.scores.formats.reading import Reading, open_binary
-from st_m3se.scores.limits import HELD, LINE
-from st_m3se.scores.rows import ScoredList, short
+from st_m3se.core.errors import FormatError
+from st_m3se.core.ids import short
+from st_m3se.core.limits import HELD, LINE
+from st_m3se.core.reading import Reading, open_binary
+from st_m3se.core.scored_list import ScoredList
 
 __all__ = ["read_score_pickle"]
 

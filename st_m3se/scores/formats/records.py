@@ -11,10 +11,10 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from st_m3se.scores.errors import FormatError
-from st_m3se.scores.formats.reading import Parsed, Reading, open_binary, parse_object
-from st_m3se.scores.limits import ARRAY
-from st_m3se.scores.parquet import UNREADABLE, batches, check_values, open_parquet
+from st_m3se.core.errors import FormatError
+from st_m3se.core.limits import ARRAY
+from st_m3se.core.parquet import UNREADABLE, batches, check_values, open_parquet
+from st_m3se.core.reading import Parsed, Reading, open_binary, parse_object
 
 __all__ = ["Record", "column_names", "is_table", "parsed_records", "parts_of", "records"]
 

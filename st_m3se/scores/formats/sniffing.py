@@ -7,13 +7,13 @@ from collections.abc import Mapping
 from contextlib import suppress
 from pathlib import Path
 
-from st_m3se.scores.errors import FormatError
+from st_m3se.core.errors import FormatError
+from st_m3se.core.reading import INTEGER, open_binary, parse_json
+from st_m3se.core.scored_list import check_score
 from st_m3se.scores.formats.layouts import layouts_of, table_columns
-from st_m3se.scores.formats.reading import INTEGER, open_binary, parse_json
 from st_m3se.scores.formats.records import column_names, is_table
 from st_m3se.scores.formats.tables import LONG, find_columns
 from st_m3se.scores.formats.trec import HEADER, ITERATION, is_ranking, run_layout
-from st_m3se.scores.rows import check_score
 
 __all__ = ["head_lines", "sniff"]
 

@@ -5,10 +5,10 @@ from __future__ import annotations
 import csv
 from collections.abc import Iterator, Mapping, Sequence
 
-from st_m3se.scores.errors import FormatError
+from st_m3se.core.errors import FormatError
+from st_m3se.core.reading import Reading
+from st_m3se.core.scored_list import ScoredList, check_score
 from st_m3se.scores.formats.grouping import Pair, group_pairs
-from st_m3se.scores.formats.reading import Reading
-from st_m3se.scores.rows import ScoredList, check_score
 
 __all__ = ["ALIASES", "LONG", "find_columns", "read_csv"]
 

@@ -4,10 +4,10 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 
-from st_m3se.scores.errors import FormatError
+from st_m3se.core.errors import FormatError
+from st_m3se.core.reading import INTEGER, Reading
+from st_m3se.core.scored_list import ScoredList, check_score
 from st_m3se.scores.formats.grouping import Pair, group_pairs
-from st_m3se.scores.formats.reading import INTEGER, Reading
-from st_m3se.scores.rows import ScoredList, check_score
 
 __all__ = ["is_ranking", "read_ranking", "read_run", "run_layout"]
 

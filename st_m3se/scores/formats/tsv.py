@@ -7,10 +7,11 @@ from collections.abc import Callable, Iterator
 from contextlib import closing
 from itertools import chain
 
-from st_m3se.scores.errors import FormatError
+from st_m3se.core.errors import FormatError
+from st_m3se.core.ids import Id
+from st_m3se.core.reading import Reading, text_id
+from st_m3se.core.scored_list import ScoredList, check_score
 from st_m3se.scores.formats.grouping import Grouper, Pair, agree, group_pairs
-from st_m3se.scores.formats.reading import Reading, text_id
-from st_m3se.scores.rows import Id, ScoredList, check_score
 
 __all__ = ["group_margins", "read_gpl", "read_marginmse", "read_marginmse_text"]
 

@@ -13,9 +13,10 @@ from typing import Any, TextIO
 import numpy as np
 import pyarrow as pa
 
-from st_m3se.files import atomic_file
-from st_m3se.scores.errors import FormatError
-from st_m3se.scores.rows import Id, ScoredList
+from st_m3se.core.errors import FormatError
+from st_m3se.core.files import atomic_file
+from st_m3se.core.ids import Id
+from st_m3se.core.scored_list import ScoredList
 
 __all__ = ["WRITERS", "write_csv", "write_marginmse", "write_pylate", "write_run"]
 

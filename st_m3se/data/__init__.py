@@ -1,0 +1,1 @@
+"""Queries, documents and judgements, as they come."""

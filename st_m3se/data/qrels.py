@@ -1,0 +1,328 @@
+"""Relevance judgements (qrels): the one reader, and what is the same wherever they are used.
+
+Where files are unusual the reader does what BEIR's loader and trec_eval do, and says so: see :func:`read_judgements`.
+"""
+
+from __future__ import annotations
+
+import csv
+import math
+import re
+from collections.abc import Callable, Container, Iterable, Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from st_m3se.core.errors import FormatError
+from st_m3se.core.findings import Finding, found, report
+from st_m3se.core.ids import Id, short
+from st_m3se.core.parquet import UNREADABLE, batches, open_parquet
+from st_m3se.core.reading import INTEGER, IdType, Reading, open_binary, parse_object
+
+__all__ = [
+    "Judgements",
+    "Qrels",
+    "check_judgements",
+    "header_columns",
+    "is_own_document",
+    "is_parquet",
+    "read_judgements",
+    "read_qrels",
+    "typed_id",
+]
+
+Qrels = dict[Id, dict[Id, int]]
+Judgements = dict[str, dict[str, int]]
+"""The same with all ids as text, as in evaluation."""
+
+QUERY_COLUMNS = ("query-id", "query_id", "qid", "queryid", "topic", "topic_id")
+DOCUMENT_COLUMNS = (
+    "corpus-id",
+    "corpus_id",
+    "doc_id",
+    "docid",
+    "docno",
+    "document_id",
+    "document-id",
+    "pid",
+    "passage_id",
+)
+GRADE_COLUMNS = ("score", "relevance", "label", "grade", "rel", "judgement", "judgment")
+
+WHOLE = re.compile(r"-?[0-9]+(\.0*)?", re.ASCII)  # pandas writes a column of integers with a gap as 1.0
+
+Judgement = tuple[Id, Id, int]
+
+
+def read_judgements(
+    path: str | Path, *, query_ids: IdType = "str", document_ids: IdType = "str"
+) -> tuple[Qrels, list[Finding]]:
+    """Read qrels: BEIR's three columns, TREC's four, or jsonl or Parquet as on the hub; plain, gz or zst.
+
+    - BEIR: ``query-id<TAB>corpus-id<TAB>score``, with tabs or commas, quoted as CSV is, with or without a header. A
+      header may name the columns otherwise, and in another order.
+    - TREC: ``query 0 document relevance``, with tabs or blanks.
+    - jsonl and Parquet (a file, or a folder of them): columns of these names. Without a grade all pairs are relevant,
+      as in NanoBEIR, where a row may also name several documents.
+
+    What a file is goes by its content. Of a pair that is judged twice the last judgement counts, as in BEIR, and this
+    is a finding. A grade is an integer, which may be negative; above 0 is relevant.
+
+    Args:
+        path: The file, or a folder of Parquet files.
+        query_ids: The type that the query ids shall have: that of the queries, or the store, that they belong to.
+        document_ids: The same of the document ids.
+
+    Returns:
+        Query id to document id to grade in the order of the file, and what was unusual.
+
+    Raises:
+        FormatError: With ``file:line``, on a line that is no judgement, an id that cannot be of its type, or if there
+            is no judgement.
+    """
+    path = Path(path)
+    findings: list[Finding] = []
+    rows: Iterator[Judgement]
+    if path.is_dir() or is_parquet(path):
+        files = sorted(path.glob("*.parquet")) if path.is_dir() else [path]
+        rows = (row for file in files for row in _parquet(file))
+    else:
+        rows = _text_rows(Reading(path, id_type="str"), findings)
+    qrels: Qrels = {}
+    twice: list[str] = []
+    contradicted: list[str] = []
+    for query, document, grade in rows:
+        grades = qrels.setdefault(typed_id(query, query_ids, path), {})
+        document = typed_id(document, document_ids, path)
+        if (known := grades.get(document)) is not None:
+            (twice if known == grade else contradicted).append(f"{query} {document}")
+        grades[document] = grade
+    if not qrels:
+        raise FormatError("the file has no judgement.", file=str(path))
+    findings += found("judgements that repeat", twice, "equal ones: each pair counts once")
+    findings += found("contradictory judgements", contradicted, "the last one in the file counts, as in BEIR")
+    return qrels, findings
+
+
+def read_qrels(path: str | Path, *, id_type: IdType = "str", document_id_type: IdType | None = None) -> Qrels:
+    """Read relevance judgements from any file that :func:`read_judgements` reads; what is unusual is a warning.
+
+    Args:
+        path: The file, plain, gz or zst.
+        id_type: The type of the ids: that of the store or of the texts, "str" or "int".
+        document_id_type: That of the document ids, if it is another one.
+
+    Returns:
+        Query id to document id to relevance; above 0 is relevant.
+
+    Raises:
+        FormatError: With ``file:line``, on a line that is no judgement.
+    """
+    qrels, findings = read_judgements(path, query_ids=id_type, document_ids=document_id_type or id_type)
+    report(str(path), findings)
+    return qrels
+
+
+def check_judgements(qrels: Mapping[Any, Mapping[Any, Any]]) -> Judgements:
+    """A copy of judgements that were given as a mapping, with ids as text.
+
+    Raises:
+        FormatError: If a grade is not an integer, or two ids become one.
+    """
+    copy: Judgements = {}
+    for query, grades in qrels.items():
+        judged = {str(document): _grade(grade) for document, grade in grades.items()}
+        if str(query) in copy or len(judged) < len(grades):
+            raise FormatError(f"ids of the judgements of query {query!r:.80} stand twice, as text and as number.")
+        copy[str(query)] = judged
+    if not any(copy.values()):
+        raise FormatError("there is no judgement.")
+    return copy
+
+
+def is_own_document(query: object, document: object, judged: Container[object] = ()) -> bool:
+    """Whether ``exclude_same_id`` leaves a document out of a query's list: the one rule, wherever there is the option.
+
+    BEIR leaves out the document that has the query's own id, since in ArguAna and Quora queries are documents too, and
+    each would find itself first. Where a set numbers questions and answers alike, that rule would take the answer away.
+    A document that is judged for the query, with whatever grade, is therefore never left out.
+
+    Args:
+        query: The query's id, str or int.
+        document: The document's id, likewise; 7 and "7" are the same here.
+        judged: The documents that are judged for the query.
+    """
+    return str(document) == str(query) and document not in judged
+
+
+def typed_id(value: Id, kind: IdType, path: str | Path) -> Id:
+    """An id of a file as the type that the texts or scores have, so that it can be found there.
+
+    Raises:
+        FormatError: If it cannot be that type and come back as the same text.
+    """
+    if kind == "str":
+        return str(value)
+    if isinstance(value, int):
+        return value
+    if INTEGER.fullmatch(value) and len(value) < 20 and str(int(value)) == value:
+        return int(value)
+    raise FormatError(
+        f"the id {value!r:.80} is not an integer in its plain form, and the ids that it belongs to are integers: it "
+        'would match none. Open those with str ids (id_type="str", --ids str).',
+        file=str(path),
+    )
+
+
+def is_parquet(path: Path) -> bool:
+    """Whether a file is Parquet, by its content."""
+    with open_binary(path) as file:
+        return file.read(4) == b"PAR1"
+
+
+def header_columns(fields: Sequence[str]) -> tuple[int, int, int] | None:
+    """The places of query, document and grade in a header; None if its names do not say."""
+    names = [field.strip().strip('"').lower() for field in fields]
+    try:
+        query, document, grade = _columns(names)
+    except FormatError:
+        return None
+    return (names.index(query), names.index(document), names.index(grade)) if grade else None
+
+
+def _text_rows(reading: Reading, findings: list[Finding]) -> Iterator[Judgement]:
+    parse: Callable[[str, int], list[Judgement]] | None = None
+
+    def parsed(line: str, number: int) -> list[Judgement]:
+        nonlocal parse
+        if parse is not None:
+            return parse(line, number)
+        parse = _json_parser(reading) if line.lstrip().startswith("{") else _field_parser(reading, line, findings)
+        return parse(line, number)
+
+    return (row for rows in reading.parsed(parsed) for row in rows)
+
+
+def _json_parser(reading: Reading) -> Callable[[str, int], list[Judgement]]:
+    def parse(line: str, number: int) -> list[Judgement]:
+        record = parse_object(line, ())
+        return _judgements(reading, *(record[name] if name else 1 for name in _columns(record)))
+
+    return parse
+
+
+def _field_parser(reading: Reading, first: str, findings: list[Finding]) -> Callable[[str, int], list[Judgement]]:
+    """How the lines of a file are read whose first line this is."""
+    tabs, blanks = "\t" in first and len(_by_tabs(first)) in (3, 4), first.split()
+    split = _by_tabs if tabs else _by_commas if "," in first and len(blanks) not in (3, 4) else _by_blanks
+    fields = split(first)
+    count = len(fields)
+    places = (0, 1, 2) if count == 3 else (0, 2, 3)
+    header = count in (3, 4) and not _is_number(fields[-1])
+    if header and (named := header_columns(fields)) is not None:
+        places = named
+    elif header and count == 4:
+        header = False  # TREC's files have none: the line is damaged, and the parser says how
+    elif header:
+        effect = "it names no column that is known, so the columns are taken for query, document and grade, as in BEIR"
+        findings += found("an unknown header", [first], effect)
+    elif count == 3:
+        effect = "the first line is a judgement and counts; BEIR's loader would take it for the header"
+        findings += found("judgements without a header", [reading.path.name], effect)
+
+    def parse(line: str, number: int) -> list[Judgement]:
+        nonlocal header
+        if header:
+            header = False
+            return []
+        fields = split(line)
+        if count == 4 != len(fields):
+            fields = line.split()  # of TREC's files some mix tabs and blanks
+        if len(fields) != count or count not in (3, 4):
+            raise FormatError(
+                "expected `query-id<TAB>corpus-id<TAB>score` or `query 0 document relevance`"
+                + (", as on the first line" if number > 1 else "")
+                + f", got {line!r:.100}."
+            )
+        return _judgements(reading, *(fields[place] for place in places))
+
+    return parse
+
+
+def _by_tabs(line: str) -> list[str]:
+    return _by_csv(line, "\t") if '"' in line else line.split("\t")
+
+
+def _by_commas(line: str) -> list[str]:
+    return _by_csv(line, ",")
+
+
+def _by_blanks(line: str) -> list[str]:
+    return line.split()
+
+
+def _by_csv(line: str, delimiter: str) -> list[str]:
+    try:
+        return next(csv.reader([line], delimiter=delimiter, strict=True), [])
+    except csv.Error as error:
+        raise FormatError(f"this is not quoted as CSV is ({error}): {line!r:.100}.") from None
+
+
+def _parquet(file: Path) -> Iterator[Judgement]:
+    number = 0
+    reading = Reading(file, id_type="str")
+    try:
+        with open_parquet(file) as source:
+            names = _columns(source.schema_arrow.names)
+            for batch in batches(source, [name for name in names if name]):
+                columns = [batch.column(name).to_pylist() if name else [1] * len(batch) for name in names]
+                for values in zip(*columns, strict=True):
+                    number += 1
+                    yield from _judgements(reading, *values)
+    except FormatError as error:
+        raise FormatError(error.message, file=str(file), line=number or None) from None
+    except UNREADABLE as error:
+        raise FormatError(f"this is not a Parquet file that can be read: {error}", file=str(file)) from error
+
+
+def _columns(names: Iterable[str]) -> tuple[str, str, str]:
+    """The names of query, document and grade; "" where there is no grade."""
+    given = list(names)
+
+    def choose(known: tuple[str, ...]) -> str:
+        return next((name for name in known if name in given), "")
+
+    query, document = choose(QUERY_COLUMNS), choose(DOCUMENT_COLUMNS)
+    if not query or not document:
+        raise FormatError(f"expected query-id, corpus-id and, unless all are relevant, score; got {given!r:.200}.")
+    return query, document, choose(GRADE_COLUMNS)
+
+
+def _judgements(reading: Reading, query: Any, documents: Any, grade: Any) -> list[Judgement]:
+    checked = _grade(grade)
+    return [
+        (reading.query_id(query), reading.document_id(document), checked)
+        for document in (documents if isinstance(documents, list) else [documents])
+    ]
+
+
+def _is_number(text: str) -> bool:
+    try:
+        float(text)
+    except ValueError:
+        return False
+    return True
+
+
+def _grade(value: Any) -> int:
+    if isinstance(value, str):
+        text = value.strip()
+        if WHOLE.fullmatch(text) and len(text) < 12:
+            return int(float(text))
+    elif not isinstance(value, bool) and hasattr(value, "__int__"):
+        number = float(value)
+        if math.isfinite(number) and number == int(number) and abs(number) < 1e9:
+            return int(number)  # also 1.0, as Parquet files have it, and NumPy's
+    raise FormatError(
+        f"the relevance must be an integer, got {short(value)}. trec_eval would cut a fraction to one: scale the "
+        "grades, for example by 10, or take a threshold."
+    )

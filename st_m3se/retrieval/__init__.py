@@ -1,0 +1,1 @@
+"""Models, embeddings, search, candidates, and teachers that score them."""

@@ -1,0 +1,128 @@
+"""Teacher scores: the store that people open, select from, describe and publish."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from st_m3se.scores.describe import ScoreSummary, describe
+from st_m3se.scores.hub import load, push
+from st_m3se.scores.store import ScoredLists
+
+__all__ = ["TeacherScores"]
+
+
+class TeacherScores(ScoredLists):
+    """The scores that a teacher gave to each query's candidate documents.
+
+    A store is a folder of Parquet shards with the columns ``query_id``, ``document_ids`` (list) and ``scores`` (list
+    of float32), and a ``manifest.json`` that says where they come from. Parquet files of this layout without a
+    manifest, such as the published MS MARCO distillation sets, open just as well. Ids are str or int and stay so.
+    Opening reads the manifest and the files' ends; rows are decoded when they are asked for, some sixteen
+    thousand scores at a time.
+
+    A damaged store gives an error and no wrong scores: the manifest holds its own checksum and that of each shard. The
+    sizes of the files are compared when it is opened, the content of a shard when it is first read (a second for 10
+    GB, or what the disk takes). What was opened stays open, even if another process replaces the store meanwhile.
+
+    Open one with :meth:`open`, make one with :meth:`from_rows`, :class:`TeacherScoresWriter` or
+    :func:`~st_m3se.scores.convert`. Iterating gives :class:`ScoredList` rows in stored order;
+    ``scores[query_id]`` looks one up.
+
+    Attributes:
+        manifest: The content of ``manifest.json``; unknown values are None.
+    """
+
+    def describe(
+        self,
+        qrels: Mapping[Any, Mapping[Any, int]] | None = None,
+        *,
+        bins: int = 20,
+        show_progress_bar: bool = False,
+    ) -> ScoreSummary:
+        """Histograms of scores and margins, list lengths, and with ``qrels`` the coverage of the positives."""
+        return describe(self, qrels, bins=bins, show_progress_bar=show_progress_bar)
+
+    def push_to_hub(
+        self,
+        repo_id: str,
+        *,
+        private: bool | None = None,
+        license: str | None = None,
+        exist_ok: bool = False,
+        replace_dataset_card: bool = False,
+        commit_message: str = "Upload teacher scores",
+        revision: str | None = None,
+        create_pr: bool = False,
+        token: bool | str | None = None,
+    ) -> str:
+        """Publish the store as a dataset repository of the Hugging Face Hub, creating it if it does not exist.
+
+        It gets the shards as ``data/train-*.parquet``, the manifest, and a dataset card with what the manifest says,
+        so that both :meth:`from_hub` and ``datasets.load_dataset(repo_id, split="train")`` read it. Texts and
+        positives that lie beside the shards (``queries.jsonl``, ``corpus.jsonl``, ``qrels/``) go along: mind their
+        licence. A selection or concatenation is written out first, without them.
+
+        Args:
+            repo_id: "user/name" or "organization/name".
+            private: Make a new repository private. None is the organization's default.
+            license: For the card, such as "apache-2.0".
+            exist_ok: Replace the scores in a repository that exists already.
+            replace_dataset_card: Replace its ``README.md`` as well, which is kept otherwise.
+            commit_message: Of the commit.
+            revision: The branch, made if it does not exist.
+            create_pr: Open a pull request instead of writing to the branch.
+            token: Of the account; None takes the one of ``hf auth login``.
+
+        Returns:
+            The address of the commit.
+        """
+        return push(
+            self,
+            repo_id,
+            private=private,
+            license=license,
+            exist_ok=exist_ok,
+            replace_dataset_card=replace_dataset_card,
+            commit_message=commit_message,
+            revision=revision,
+            create_pr=create_pr,
+            token=token,
+        )
+
+    @classmethod
+    def from_hub(
+        cls,
+        repo_id: str,
+        config_name: str | None = None,
+        *,
+        split: str = "train",
+        data_dir: str | None = None,
+        revision: str | None = None,
+        cache_dir: str | Path | None = None,
+        token: bool | str | None = None,
+    ) -> TeacherScores:
+        """Download a store, or a set in any layout that :func:`~st_m3se.scores.convert` reads, and open it.
+
+        What has the columns of a store is opened in the hub's cache; another layout becomes a store beside it, once.
+
+        Args:
+            repo_id: The dataset repository, or a local folder of the same layout.
+            config_name: The configuration ("subset") that holds the scores, where there are several:
+                ``TeacherScores.from_hub("lightonai/ms-marco-en-bge", "train")``.
+            split: The split of the configuration.
+            data_dir: The folder of the Parquet files, for a repository whose card does not name them. The hub's own
+                Parquet copy of a set in another format is ``revision="refs/convert/parquet",
+                data_dir="CONFIG/SPLIT"``.
+            revision: A branch, tag or commit.
+            cache_dir: Instead of the hub's cache.
+            token: For a private repository; None takes the one of ``hf auth login``.
+
+        Raises:
+            FormatError: If the repository holds no such configuration or split, or no teacher scores in Parquet.
+        """
+        found = load(
+            repo_id, config_name, split=split, data_dir=data_dir, revision=revision, cache_dir=cache_dir, token=token
+        )
+        return cls(*found)

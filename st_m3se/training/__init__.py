@@ -1,0 +1,1 @@
+"""From teacher scores to the batches of a training."""
