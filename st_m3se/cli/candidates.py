@@ -112,53 +112,49 @@ def candidates(
     from st_m3se.text_sources import choose_file
     from st_m3se.texts import Texts
 
-    try:
-        id_type: IdType | None = None if ids is IdsChoice.KEEP else "int" if ids is IdsChoice.INT else "str"
-        if data is not None and split is not None:
-            qrels, used = qrels_of(data, split)
-            if used != split:
-                raise FormatError(f"the folder has no split {split!r} but one other, {used!r}.", file=str(data))
-        folder = None if data is None else [choose_file(data, name, split) for name in ("queries", "corpus")]
-        asked, findings = open_texts(folder[0] if folder else queries, "queries", id_type=id_type)
-        documents, unusual = open_texts(folder[1] if folder else corpus, "corpus", id_type=id_type)
+    id_type: IdType | None = None if ids is IdsChoice.KEEP else "int" if ids is IdsChoice.INT else "str"
+    if data is not None and split is not None:
+        qrels, used = qrels_of(data, split)
+        if used != split:
+            raise FormatError(f"the folder has no split {split!r} but one other, {used!r}.", file=str(data))
+    folder = None if data is None else [choose_file(data, name, split) for name in ("queries", "corpus")]
+    asked, findings = open_texts(folder[0] if folder else queries, "queries", id_type=id_type)
+    documents, unusual = open_texts(folder[1] if folder else corpus, "corpus", id_type=id_type)
+    findings += unusual
+    judged = None
+    if qrels is not None:
+        judged, unusual = read_judgements(qrels, query_ids=asked.id_type, document_ids=documents.id_type)
+        absent = set(absent_queries(judged, asked))
+        effect = "left out: there is no text to search with"
         findings += unusual
-        judged = None
-        if qrels is not None:
-            judged, unusual = read_judgements(qrels, query_ids=asked.id_type, document_ids=documents.id_type)
-            absent = set(absent_queries(judged, asked))
-            effect = "left out: there is no text to search with"
-            findings += unusual
-            findings += found("judgements of absent queries", [query for query in judged if query in absent], effect)
-            judged = {query: grades for query, grades in judged.items() if query not in absent}
-            typer.echo(f"{len(judged):,} of {len(asked):,} queries are judged in {qrels}")
-            asked = Texts.open(dict(zip(judged, asked.take(list(judged)), strict=True)), "queries")
-        report("candidates", findings, strict=strict)
-        pairs, banned = read_exclusions(exclude or [], asked, documents)
-        bm25 = BM25(
-            stopwords=None if stopwords == "none" else stopwords,
-            stemmer=None if stemmer == "none" else stemmer,
-            tokens=tokens,
-        )
-        made = find_candidates(
-            asked,
-            documents,
-            [bm25 if name == "bm25" else name for name in source or ["bm25"]],
-            output,
-            depth=depth,
-            positives=judged if include_positives else None,
-            judged=judged,
-            exclude=pairs,
-            exclude_documents=banned,
-            exclude_same_id=exclude_same_id,
-            device=device,
-            trust_remote_code=trust_remote_code,
-            batch_size=batch_size,
-            strict=strict,
-            overwrite=overwrite,
-        )
-    except (FormatError, ImportError, ValueError, OSError) as error:
-        typer.echo(f"error: {error}", err=True)
-        raise typer.Exit(1) from None
+        findings += found("judgements of absent queries", [query for query in judged if query in absent], effect)
+        judged = {query: grades for query, grades in judged.items() if query not in absent}
+        typer.echo(f"{len(judged):,} of {len(asked):,} queries are judged in {qrels}")
+        asked = Texts.open(dict(zip(judged, asked.take(list(judged)), strict=True)), "queries")
+    report("candidates", findings, strict=strict)
+    pairs, banned = read_exclusions(exclude or [], asked, documents)
+    bm25 = BM25(
+        stopwords=None if stopwords == "none" else stopwords,
+        stemmer=None if stemmer == "none" else stemmer,
+        tokens=tokens,
+    )
+    made = find_candidates(
+        asked,
+        documents,
+        [bm25 if name == "bm25" else name for name in source or ["bm25"]],
+        output,
+        depth=depth,
+        positives=judged if include_positives else None,
+        judged=judged,
+        exclude=pairs,
+        exclude_documents=banned,
+        exclude_same_id=exclude_same_id,
+        device=device,
+        trust_remote_code=trust_remote_code,
+        batch_size=batch_size,
+        strict=strict,
+        overwrite=overwrite,
+    )
     lengths = [count for table in made.tables() for count in pc.list_value_length(table["document_ids"]).to_pylist()]
     typer.echo(f"wrote {output}: {len(lengths):,} queries, {sum(lengths):,} candidates")
     if empty := lengths.count(0):

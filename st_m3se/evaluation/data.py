@@ -313,6 +313,6 @@ def qrels_of(folder: Path, split: str) -> tuple[Path, str]:
     there = sorted({file.name.split(".")[0] for file in inside.glob("*.*")} if inside.is_dir() else set())
     raise FormatError(
         f"the folder has no judgements for the split {split!r}, such as qrels/{split}.tsv"
-        + (f"; there are {', '.join(there)}. Choose one with split." if there else ", and no others."),
+        + (f"; there are {', '.join(there)}. Choose one: split=..." if there else ", and no others."),
         file=str(folder),
     )

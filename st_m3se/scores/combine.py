@@ -221,7 +221,7 @@ def _shared_queries(stores: Sequence[TeacherScores], names: Sequence[str], missi
                     raise FormatError(
                         f"{lacking} lacks {len(absent):,} queries of {having}, the first of them "
                         f"{absent.slice(0, 5).to_pylist()!r:.200}. Score them with each teacher, or "
-                        'missing="drop" (--missing drop) leaves them out.'
+                        'missing="drop" leaves them out.'
                     )
         shared &= here.to_numpy()
     if not shared.any():
@@ -239,7 +239,7 @@ def _mean_deviation(stretches: Iterator[list[pa.Table]], names: Sequence[str]) -
     if not count:
         raise FormatError(
             f"every list of {names[0]} is constant, so it has no spread that the result could have. Put another store "
-            "first, or choose one: spread=1.0 (--spread 1) gives plain z-scores."
+            "first, or choose one: spread=1.0 gives plain z-scores."
         )
     return total / count
 
@@ -307,7 +307,7 @@ def _align(
                     raise FormatError(
                         f"{names[lacking]} has no score for document {document!r:.80} of query {query!r:.80}, which "
                         f"{names[holder]} has. Score the same candidates with each teacher, or "
-                        'missing="drop" (--missing drop) leaves such documents out.'
+                        'missing="drop" leaves such documents out.'
                     )
         places.append(place)
         shared &= here
