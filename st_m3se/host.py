@@ -5,6 +5,7 @@ Beside them :func:`st_m3se.packing.pack` asks the host's Transformer where its p
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Callable
 from functools import partial
 from typing import Any
@@ -13,6 +14,7 @@ from sentence_transformers import MultiVectorEncoder
 from sentence_transformers.base.data_collator import BaseDataCollator
 from sentence_transformers.base.model import BaseModel
 from sentence_transformers.base.modules import Router, Transformer
+from sentence_transformers.base.trainer import BaseTrainer
 from sentence_transformers.multi_vector_encoder.data_collator import MultiVectorEncoderDataCollator
 from sentence_transformers.sentence_transformer.data_collator import SentenceTransformerDataCollator
 from torch import nn
@@ -36,6 +38,7 @@ __all__ = [
     "CachedLossMixin",
     "RandContext",
     "base_model",
+    "calling_trainer",
     "has_static_embedding_input",
     "has_waiting_trainer",
     "in_matryoshka",
@@ -59,6 +62,20 @@ PROMPT_NAMES = {"query": ("query",), "document": ("document", "passage", "corpus
 def base_model(model: nn.Module) -> BaseModel | None:
     """The host's model in whatever wrapper a trainer has put around it; None if there is none."""
     return next((module for module in model.modules() if isinstance(module, BaseModel)), None)
+
+
+def calling_trainer() -> BaseTrainer | None:
+    """The trainer that is being made, where it moves its loss to the model's device; None if another moves it.
+
+    A trainer shows itself to its loss in no other way, and the first that a loss hears of a batch is after collation.
+    """
+    frame = sys._getframe(1)
+    while frame is not None:
+        owner = frame.f_locals.get("self")
+        if isinstance(owner, BaseTrainer):
+            return owner
+        frame = frame.f_back  # type: ignore[assignment]
+    return None
 
 
 def in_matryoshka(loss: nn.Module) -> bool:

@@ -294,6 +294,10 @@ def _open_corpus(source: Any, judged: Judgements, from_run: bool, cache: Path) -
     return corpus, findings
 
 
+SPLITS = ("train", "dev", "validation", "test")
+"""What may be another split of a copy that has only one; any other name is a slip."""
+
+
 def qrels_of(folder: Path, split: str) -> tuple[Path, str]:
     """The judgements of a split, and the split's name: another one only where a hub copy has no other."""
     inside = folder / "qrels"
@@ -307,12 +311,13 @@ def qrels_of(folder: Path, split: str) -> tuple[Path, str]:
     shards: dict[str, list[Path]] = {}
     for file in sorted(inside.glob("*.parquet")):
         shards.setdefault(SHARD.sub("", file.stem), []).append(file)
-    if split in shards or len(shards) == 1:
+    if split in shards or (len(shards) == 1 and split in SPLITS):
         used = split if split in shards else next(iter(shards))
         return (inside if len(shards) == 1 else parquet_of_split(inside, used)), used
-    there = sorted({file.name.split(".")[0] for file in inside.glob("*.*")} if inside.is_dir() else set())
+    there = {SHARD.sub("", file.name.split(".")[0]) for file in inside.glob("*.*")}
+    there |= {file.name.split(".")[1] for file in folder.glob("qrels.*.*")}
     raise FormatError(
         f"the folder has no judgements for the split {split!r}, such as qrels/{split}.tsv"
-        + (f"; there are {', '.join(there)}. Choose one: split=..." if there else ", and no others."),
+        + (f"; there are {', '.join(sorted(there))}. Choose one: split=..." if there else ", and no others."),
         file=str(folder),
     )
