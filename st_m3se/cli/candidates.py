@@ -9,7 +9,6 @@ import pyarrow.compute as pc
 import typer
 
 from st_m3se.cli.convert import IdsChoice
-from st_m3se.core.errors import FormatError
 from st_m3se.scores.formats import IdType
 
 __all__ = ["candidates"]
@@ -109,41 +108,37 @@ def candidates(
     from st_m3se.retrieval.candidates import find_candidates
     from st_m3se.retrieval.exclusions import read_exclusions
 
-    try:
-        id_type: IdType | None = None if ids is IdsChoice.KEEP else "int" if ids is IdsChoice.INT else "str"
-        opened = Collection.open(
-            data, split, queries=queries, corpus=corpus, qrels=qrels, id_type=id_type, judged_only=True
-        )
-        (asked, documents), judged = opened.texts, opened.qrels
-        if judged is not None:
-            typer.echo(f"{len(judged):,} queries are judged in {qrels or f'{data}, split {opened.split}'}")
-        report("candidates", opened.findings, strict=strict)
-        pairs, banned = read_exclusions(exclude or [], asked, documents)
-        bm25 = BM25(
-            stopwords=None if stopwords == "none" else stopwords,
-            stemmer=None if stemmer == "none" else stemmer,
-            tokens=tokens,
-        )
-        made = find_candidates(
-            asked,
-            documents,
-            [bm25 if name == "bm25" else name for name in source or ["bm25"]],
-            output,
-            depth=depth,
-            positives=judged if include_positives else None,
-            judged=judged,
-            exclude=pairs,
-            exclude_documents=banned,
-            exclude_same_id=exclude_same_id,
-            device=device,
-            trust_remote_code=trust_remote_code,
-            batch_size=batch_size,
-            strict=strict,
-            overwrite=overwrite,
-        )
-    except (FormatError, ImportError, ValueError, OSError) as error:
-        typer.echo(f"error: {error}", err=True)
-        raise typer.Exit(1) from None
+    id_type: IdType | None = None if ids is IdsChoice.KEEP else "int" if ids is IdsChoice.INT else "str"
+    opened = Collection.open(
+        data, split, queries=queries, corpus=corpus, qrels=qrels, id_type=id_type, judged_only=True
+    )
+    (asked, documents), judged = opened.texts, opened.qrels
+    if judged is not None:
+        typer.echo(f"{len(judged):,} queries are judged in {qrels or f'{data}, split {opened.split}'}")
+    report("candidates", opened.findings, strict=strict)
+    pairs, banned = read_exclusions(exclude or [], asked, documents)
+    bm25 = BM25(
+        stopwords=None if stopwords == "none" else stopwords,
+        stemmer=None if stemmer == "none" else stemmer,
+        tokens=tokens,
+    )
+    made = find_candidates(
+        asked,
+        documents,
+        [bm25 if name == "bm25" else name for name in source or ["bm25"]],
+        output,
+        depth=depth,
+        positives=judged if include_positives else None,
+        judged=judged,
+        exclude=pairs,
+        exclude_documents=banned,
+        exclude_same_id=exclude_same_id,
+        device=device,
+        trust_remote_code=trust_remote_code,
+        batch_size=batch_size,
+        strict=strict,
+        overwrite=overwrite,
+    )
     lengths = [count for table in made.tables() for count in pc.list_value_length(table["document_ids"]).to_pylist()]
     typer.echo(f"wrote {output}: {len(lengths):,} queries, {sum(lengths):,} candidates")
     if empty := lengths.count(0):

@@ -24,6 +24,8 @@ from st_m3se.data.texts import Texts
 __all__ = ["Collection", "absent_documents", "absent_queries", "open_texts", "text_findings"]
 
 PACKED = ("", ".gz", ".zst")
+SPLITS = ("train", "dev", "validation", "test")
+"""What may be another split of a copy that has only one; any other name is a slip."""
 
 
 @dataclass(frozen=True)
@@ -243,12 +245,13 @@ def _qrels_file(folder: Path, split: str) -> tuple[Path, str]:
     shards: dict[str, list[Path]] = {}
     for file in sorted(inside.glob("*.parquet")):
         shards.setdefault(SHARD.sub("", file.stem), []).append(file)
-    if split in shards or len(shards) == 1:
+    if split in shards or (len(shards) == 1 and split in SPLITS):
         used = split if split in shards else next(iter(shards))
         return (inside if len(shards) == 1 else parquet_of_split(inside, used)), used
-    there = sorted({file.name.split(".")[0] for file in inside.glob("*.*")} if inside.is_dir() else set())
+    there = {SHARD.sub("", file.name.split(".")[0]) for file in inside.glob("*.*")}
+    there |= {file.name.split(".")[1] for file in folder.glob("qrels.*.*")}
     raise FormatError(
         f"the folder has no judgements for the split {split!r}, such as qrels/{split}.tsv"
-        + (f"; there are {', '.join(there)}. Choose one with split." if there else ", and no others."),
+        + (f"; there are {', '.join(sorted(there))}. Choose one: split=..." if there else ", and no others."),
         file=str(folder),
     )

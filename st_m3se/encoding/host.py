@@ -39,6 +39,7 @@ __all__ = [
     "CachedLossMixin",
     "RandContext",
     "base_model",
+    "calling_trainer",
     "has_static_embedding_input",
     "has_waiting_trainer",
     "in_matryoshka",
@@ -64,6 +65,20 @@ def base_model(model: nn.Module) -> BaseModel | None:
     return next((module for module in model.modules() if isinstance(module, BaseModel)), None)
 
 
+def calling_trainer() -> BaseTrainer | None:
+    """The trainer that stands on the stack; None if no trainer called.
+
+    A trainer shows itself in no other way to a collator or loss that it is given. It makes a loss its own by moving it
+    to the model's device, and calls both for each batch, of a worker that was forked too.
+    """
+    frame: FrameType | None = sys._getframe(1)
+    while frame is not None:
+        if frame.f_code.co_varnames[:1] == ("self",) and isinstance(frame.f_locals.get("self"), BaseTrainer):
+            return frame.f_locals["self"]
+        frame = frame.f_back
+    return None
+
+
 def in_matryoshka(loss: nn.Module) -> bool:
     """Whether a ``MatryoshkaLoss`` holds this loss and calls it."""
     return isinstance(getattr(loss.model, "forward", None), ForwardDecorator) or isinstance(
@@ -82,16 +97,11 @@ def model_of(preprocess_fn: Callable[..., Any]) -> BaseModel | None:
 def training_arguments(model: BaseModel | None, told: Mapping[str, Any] | None = None) -> dict[str, Any]:
     """The training arguments, by name: those of the trainer that is calling; empty where no trainer is known.
 
-    A trainer hands its arguments to the collator that it makes, and neither to one that it is given nor to a loss; but
-    it calls both, and so stands on the stack, of a worker that was forked too. Who is called by no trainer goes by
-    what it was ``told``, and else by the model's card, in which a trainer leaves its arguments when it begins to train.
+    Who is called by no trainer goes by what it was ``told``, and else by the model's card, in which a trainer leaves
+    its arguments when it begins to train.
     """
-    frame: FrameType | None = sys._getframe(1)
-    while frame is not None:
-        if frame.f_code.co_varnames[:1] == ("self",) and isinstance(frame.f_locals.get("self"), BaseTrainer):
-            arguments = frame.f_locals["self"].args
-            return {name: getattr(arguments, name, None) for name in ("prompts", "router_mapping", "max_length")}
-        frame = frame.f_back
+    if (trainer := calling_trainer()) is not None:
+        return {name: getattr(trainer.args, name, None) for name in ("prompts", "router_mapping", "max_length")}
     return dict(told or getattr(getattr(model, "model_card_data", None), "all_hyperparameters", {}))
 
 

@@ -191,7 +191,7 @@ def _measures(names: Sequence[str] | None, depth: int, *, searches: bool) -> lis
     if deep and names is not None:
         raise ValueError(
             f"{', '.join(deep)} looks at more than the {depth:,} documents per query that are searched for, so its "
-            "value would be that of a smaller cut-off. Raise depth (--depth), or leave the measure out."
+            "value would be that of a smaller cut-off. Raise it, depth=..., or leave the measure out."
         )
     return [name for name in chosen if name not in deep]
 

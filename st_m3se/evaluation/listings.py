@@ -48,7 +48,7 @@ def comparisons_listing(results: Results, measure: str) -> Listing:
                     plain(name),
                     plain(test.second),
                     plain(test.first),
-                    f"{test.difference:+.{DIGITS}f}",
+                    f"{round(test.difference, DIGITS) + 0.0:+.{DIGITS}f}",  # no minus in front of 0
                     bracketed(test.interval, "+"),
                     "yes" if test.significant else "no",
                     _p(test.holm_p),

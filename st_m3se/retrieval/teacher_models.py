@@ -148,7 +148,7 @@ def _check_language_model(model: CrossEncoder, prompt: str | None) -> None:
         raise ValueError(
             "the teacher is a language model without a prompt: it scores how likely 'yes' is to follow a query and a "
             "document that nobody asked about, which gives plausible numbers even from a base model. If it is a "
-            "reranker, give the prompt that it was trained with (prompt=..., --prompt), or load a CrossEncoder saved "
+            "reranker, give the prompt that it was trained with (prompt=...), or load a CrossEncoder saved "
             'with its prompts and tokens; prompt="" if it needs none.'
         )
 
@@ -177,7 +177,7 @@ def wrap(
     if labels != 1 and label is None:
         raise ValueError(
             f"the cross-encoder has {labels} labels, and a teacher gives one score: which of the labels means "
-            "relevance is not written in the model. Say it (label=..., --label), or pass a function that combines them."
+            "relevance is not written in the model. Say it (label=...), or pass a function that combines them."
         )
     if max_length is not None and isinstance(model, MultiVectorEncoder):
         raise ValueError(

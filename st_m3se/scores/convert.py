@@ -178,7 +178,7 @@ def _destination_format(destination: Path, chosen: str | None) -> str:
         known = ", ".join(suffix for suffix in SUFFIXES if suffix)
         raise ValueError(
             f"the name {destination.name!r} does not say what to write: use {known}, no suffix for a store, or "
-            "destination_format (--to)."
+            "destination_format=..."
         )
     return SUFFIXES[name.suffix]
 
@@ -286,6 +286,6 @@ class _Positives:
         if not pairs:
             raise FormatError(
                 "no query has a scored positive and a scored negative, so there is no pair to write. Name the "
-                "positives (qrels=..., --qrels).",
+                "positives (qrels=...).",
                 file=str(self._source),
             )

@@ -52,5 +52,5 @@ def test_what_cannot_be_opened_says_what_to_name(folder: Path) -> None:
         _ = Collection.open(queries=folder).texts
     with pytest.raises(FormatError, match="no such folder, and no BEIR set of this name"):
         Collection.open(folder / "lost")
-    with pytest.raises(FormatError, match="no judgements for the split 'dev'.*there are train"):
+    with pytest.raises(FormatError, match=r"no judgements for the split 'dev'.*there are train"):
         Collection.open(folder, "dev")

@@ -8,7 +8,7 @@ from contextlib import suppress
 from pathlib import Path
 
 from st_m3se.core.errors import FormatError
-from st_m3se.core.reading import INTEGER, open_binary, parse_json
+from st_m3se.core.reading import INTEGER, WHOLE, open_binary, parse_json
 from st_m3se.core.scored_list import check_score
 from st_m3se.scores.formats.layouts import layouts_of, table_columns
 from st_m3se.scores.formats.records import column_names, is_table
@@ -20,11 +20,14 @@ __all__ = ["head_lines", "sniff"]
 HEAD = 1 << 20
 LINES = 50
 MEANING = {
+    "csv": " (a teacher's scores)",
+    "judgements": " (to be passed as qrels)",
     "gpl": " (query, positive, negative, margin)",
     "ranking": " (query, document, rank, score)",
     "parquet": " (ids: name the columns)",
     "tuples": " (texts)",
 }
+GRADES = range(5)
 QRELS = "these are relevance judgements, not a teacher's scores: pass them as qrels."
 
 
@@ -139,10 +142,14 @@ def _matched(names: list[str], table: str) -> str:
 
 
 def _sniff_fields(lines: list[str]) -> str:
-    if lines[0].split("\t") == HEADER or lines[0].split() == HEADER:
-        raise FormatError(QRELS)
-    with suppress(FormatError):
-        find_columns(_fields(lines[0]), LONG)
+    if lines[0].split() == HEADER:
+        _refuse_judgements(lines[1:])
+    delimiter = max("\t,;", key=lines[0].count)
+    try:
+        find_columns(next(csv.reader([lines[0]], delimiter=delimiter)), LONG)
+    except (FormatError, csv.Error, StopIteration):
+        pass
+    else:
         return "csv"
     rows = [line.split("\t") for line in lines]
     if 2 * sum(map(_is_judgement, lines)) > len(lines):
@@ -164,6 +171,16 @@ def _sniff_fields(lines: list[str]) -> str:
     return matches[0]
 
 
+def _refuse_judgements(lines: list[str]) -> None:
+    """Refuse rows of query, document and number that are judgements, or may be: a fraction is a score, and no grade."""
+    scores = [line.split()[-1] for line in lines]
+    if any(_number(score) and not WHOLE.fullmatch(score) for score in scores):
+        return
+    if all(not _number(score) or float(score) in GRADES for score in scores):
+        raise FormatError(QRELS)
+    raise _unsure(["csv", "judgements"], f"the header of judgements and whole numbers such as {', '.join(scores[:3])}")
+
+
 def _is_judgement(line: str) -> bool:
     fields = line.split()
     return len(fields) == 4 and fields[1].lower() in ITERATION and INTEGER.fullmatch(fields[3]) is not None
@@ -183,4 +200,4 @@ def _unsure(matches: list[str], came: str) -> FormatError:
         if matches
         else "is in no format that is known"
     )
-    return FormatError(f"this {could}: it has {came}. Say which format it is (format=..., --from).")
+    return FormatError(f"this {could}: it has {came}. Say which format it is (format=...).")
