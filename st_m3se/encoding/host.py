@@ -74,7 +74,8 @@ def calling_trainer() -> BaseTrainer | None:
     frame: FrameType | None = sys._getframe(1)
     while frame is not None:
         if frame.f_code.co_varnames[:1] == ("self",) and isinstance(frame.f_locals.get("self"), BaseTrainer):
-            return frame.f_locals["self"]
+            trainer: BaseTrainer = frame.f_locals["self"]
+            return trainer
         frame = frame.f_back
     return None
 

@@ -9,8 +9,8 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
+from st_m3se.encoding import attention
 from st_m3se.encoding.attention import ALL, Pattern, _Attended, _kept, _on_cpu
-from st_m3se.encoding.batch import attention
 
 SHAPES = [(3, 1), (2, 4), (1, 7)]
 """Three rows of one token, two of four, one of seven."""

@@ -18,7 +18,7 @@ from sentence_transformers.base.losses import column_merging_disabled
 from torch import Tensor
 
 from st_m3se import M3SELoss
-from st_m3se.encoding.batch import batch as encoding
+from st_m3se.encoding import batch as encoding
 from st_m3se.encoding.batch import check_caching, encode
 from st_m3se.encoding.rows import in_order, is_sliceable
 

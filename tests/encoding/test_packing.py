@@ -13,7 +13,7 @@ from torch import Tensor
 from transformers import AutoModel, T5EncoderModel
 
 from st_m3se import M3SELoss
-from st_m3se.encoding.batch import batch as encoding
+from st_m3se.encoding import batch as encoding
 from st_m3se.encoding.batch import encode
 from st_m3se.encoding.packing import BY_PLACE, TRUNKS, Packed
 from st_m3se.encoding.rows import in_order

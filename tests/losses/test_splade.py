@@ -15,9 +15,9 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from transformers import AutoModelForMaskedLM
 
 from st_m3se import M3SELoss
-from st_m3se.encoding.batch import batch as encoding
+from st_m3se.encoding import batch as encoding
+from st_m3se.encoding import logits as splade
 from st_m3se.encoding.batch import encode
-from st_m3se.encoding.batch import logits as splade
 from st_m3se.encoding.packing import Packed
 from st_m3se.encoding.rows import in_order
 

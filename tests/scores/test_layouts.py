@@ -224,7 +224,7 @@ def test_columns_by_other_names(tmp_path: Path) -> None:
     ("row", "message"),
     [
         ({"query_id": "7", "doc_ids": ["1"], "labels": [1]}, "labels and no scores: these are judgements"),
-        ({"query_id": "7", "document_ids": ["1"], "logits": [1.5]}, "expected one column for score.*--column"),
+        ({"query_id": "7", "document_ids": ["1"], "logits": [1.5]}, "expected one column for score.*columns="),
         ({"query_id": "7", "document_id": "1"}, "expected one column for score"),
         ({"a": "x", "b": "y", "c": "z", "negative": "w", "scores": [1.0, 2.0]}, "which are the query and the positive"),
         ({"query": "x", "pos": ["y"], "neg": ["z"]}, "there is no pos_scores"),
