@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from st_m3se.core.errors import FormatError
     from st_m3se.data.collection import Collection
+    from st_m3se.distillation.pipeline import distill
     from st_m3se.evaluation.distillation import DistillationEvaluator
     from st_m3se.evaluation.harness import evaluate
     from st_m3se.evaluation.retrieval import RetrievalEvaluator
@@ -55,6 +56,7 @@ __all__ = [
     "SpladeLoss",
     "TeacherScores",
     "build_distillation_dataset",
+    "distill",
     "evaluate",
     "find_candidates",
     "score_candidates",
@@ -70,6 +72,7 @@ MODULES = {
     "RetrievalEvaluator": "evaluation.retrieval",
     "TeacherScores": "scores.teacher_scores",
     "build_distillation_dataset": "training.dataset",
+    "distill": "distillation.pipeline",
     "evaluate": "evaluation.harness",
     "find_candidates": "retrieval.candidates",
     "score_candidates": "retrieval.scoring",
