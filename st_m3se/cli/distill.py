@@ -57,7 +57,12 @@ def distill(
         if demo:
             data = load_demo_data(quick)
             teacher = load_demo_teacher(options)
+        from transformers.utils import logging
+
         from st_m3se.distillation.pipeline import distill as run
+
+        logging.set_verbosity_error()  # type: ignore[no-untyped-call] # reports of heads that are not used here
+        logging.disable_progress_bar()  # type: ignore[no-untyped-call]
 
         command = shlex.join(["st-m3se", *sys.argv[1:]])
         run(data, teacher, config=options, dry_run=dry_run, command=command)

@@ -7,25 +7,30 @@ The output folder holds
 
 - ``model/``: the student, with the numbers and the command in its card;
 - ``results.json``: "systems" (system to measure to mean over test queries: "BM25", "student before", "student without a
-  teacher" where there is a control, "student after", "teacher", "teacher + student"), "against_student_after" (system to
-  measure to "difference" of the student after training minus it, "interval", "p", "holm_p"), "lead_closed",
+  teacher" where there is a control, "student after", "teacher", "teacher + student"), "against_student_after" (system
+  to measure to "difference", that of the student after training minus it, "interval", "p", "holm_p"), "lead_closed",
   "taught_by", "judged_by" ("judgements", or "the teacher's first choice" where nobody judged), "check_on_dev",
-  "trainings" (system to one entry a seed: "curve", "kept", "steps", "lists", "seconds"), "kept_start", "per_query"
-  (system to measure to values, in the order of "query_ids"), "queries", "documents", "notes", "seconds" by stage,
-  "teacher_pairs", "teacher_pairs_per_second", "student_queries_per_second", "config", "command", "provenance", and
-  "stages": the name of each stage to its folder;
+  "trainings" (system to one entry a seed: "curve", "kept" (the step whose state is the model, 0 is the start), "steps",
+  "lists", "seconds"), "kept_start", "per_query" (system to measure to values, in the order of "query_ids"), "queries",
+  "documents", "notes", "seconds" by stage, "teacher_pairs", "teacher_pairs_per_second", "student_queries_per_second",
+  "config", "command", "provenance", and "stages": the name of each stage to its folder;
 - ``dev_curve.json``: "curves" (system to one list a seed of {"step", "share", "value"}) and "teacher", its own figure;
 - ``config.toml``: all options, as ``--config`` takes them;
 - a folder for each stage, ``NAME-HASH``, with ``made_from.json`` (all that its content depends on) and
-  ``finished.json`` (what came of it, "seconds"): ``candidates-*`` (stores ``bm25`` and ``guide``), ``teacher-dev-*``,
-  ``teacher-train-*``, ``teacher-test-*`` (a store ``teacher-1``, ... for each teacher), ``mean-*`` (stores ``teachers``,
-  where there are several, and ``with-guide``), ``training-student-seed1-*``, ``training-control-seed1-*``
-  (``curve.json``, ``model/``), ``run-before-*`` (only where the guide is not the student, whose run is
-  ``candidates-*/guide``), ``run-student-seed1-*``, ``run-control-seed1-*`` (store ``run``: rankings of test queries);
+  ``finished.json`` (what came of it, "seconds"):
+
+  - ``candidates-*``: stores ``bm25`` and ``guide``, of all queries;
+  - ``teacher-dev-*``, ``teacher-train-*``, ``teacher-test-*``: a store ``teacher-1``, ... for each teacher;
+  - ``mean-dev-*``, ...: stores ``teachers``, where there are several, and ``with-guide``;
+  - ``training-student-seed1-*``, ``training-control-seed1-*``: ``curve.json`` and ``model/``;
+  - ``run-student-seed1-*``, ``run-control-seed1-*``, and ``run-before-*`` where the guide is not the student (else its
+    run is ``candidates-*/guide``): a store ``run``, the rankings of test queries;
+
 - ``report.html``, where :mod:`st_m3se.distillation.report` has ``write_report(output_folder)``, called last.
 
 With ``generate_queries`` the function of that name in :mod:`st_m3se.distillation.generation`,
-``generate_queries(corpus_folder, model, output_folder)``, makes a folder of data with queries, in a stage ``queries-*``.
+``generate_queries(corpus_folder, model, output_folder)``, makes a folder of data with queries, in a stage
+``queries-*``.
 """
 
 from __future__ import annotations

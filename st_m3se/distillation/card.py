@@ -22,13 +22,14 @@ def add_to_card(card: Path, results: Mapping[str, Any]) -> None:
         results: What ``results.json`` holds.
     """
     config, queries = results["config"], results["queries"]
+    judge = "was judged" if results["judged_by"] == "judgements" else "the teacher likes best"
     measures = list(next(iter(results["systems"].values())))
     lines = [
         START,
         f"## Distilled with st-m3se from {', '.join(markdown(name) for name in config['teacher'])}",
-        f"Student: {markdown(str(config['student']))}. {queries['train']:,} training queries and {results['documents']:,} "
-        f"documents of {markdown(results['data'])}; taught by: {results['taught_by']}. Measured on {queries['test']:,} "
-        f"test queries that were not trained on; relevant is what {'was judged' if results['judged_by'] == 'judgements' else 'the teacher likes best'}.",
+        f"Student: {markdown(str(config['student']))}. Taught by: {results['taught_by']}. {queries['train']:,} "
+        f"training queries and {results['documents']:,} documents of {markdown(results['data'])}. Measured on "
+        f"{queries['test']:,} test queries that were not trained on; relevant is what {judge}.",
         "\n".join(
             [
                 "| system | " + " | ".join(f"{m} | p" for m in measures) + " |",
@@ -36,12 +37,12 @@ def add_to_card(card: Path, results: Mapping[str, Any]) -> None:
                 *(_row(name, results, measures) for name in results["systems"]),
             ]
         ),
-        "p: paired randomisation test against the student after training. The teacher re-ranks candidates of BM25 and the "
-        "student; the others search the whole corpus.",
+        "p: paired randomisation test against the student after training. The teacher re-ranks candidates of BM25 and "
+        "the student; the others search the whole corpus.",
     ]
     if results["kept_start"]:
         lines.append(
-            "**Training made the student worse on held-out queries: these weights are those of the student as it comes.**"
+            "**Training made the student worse on held-out queries: these are the weights of the student as it comes.**"
         )
     lines += [f"Made with:\n\n```bash\n{results['command']}\n```", END]
     put_section(card, "\n\n".join(lines), START, END)

@@ -4,15 +4,21 @@ from __future__ import annotations
 
 import json
 import math
+import sys
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field, fields, replace
 from pathlib import Path
 from typing import Any
 
+if sys.version_info >= (3, 11):
+    import tomllib
+else:
+    import tomli as tomllib
+
 __all__ = ["DistillationConfig"]
 
-LOSSES = {
-    "softmax-cross-entropy": ("SoftmaxCrossEntropyLoss", {"in_batch_negatives": True}),
+LOSSES: dict[str, tuple[str, dict[str, Any]]] = {
+    "softmax-cross-entropy": ("SoftmaxCrossEntropyLoss", {}),
     "m3se": ("M3SELoss", {"in_batch_negatives": True}),
     "rank-distil": ("RankDistilLoss", {"top_k": 3}),
     "coupled-rank-distil": ("CoupledRankDistilLoss", {"top_k": 3}),
@@ -20,8 +26,7 @@ LOSSES = {
     "all-margins-mse": ("AllMarginsMSELoss", {}),
     "score-mse": ("ScoreMSELoss", {}),
 }
-"""A loss's name, its class and what it is trained with; the paper has no softmax cross-entropy with other lists'
-documents, and a student that searches a whole corpus wants them."""
+"""A loss's name, its class and its options in the paper's setting."""
 
 LOSS_NAMES = ("combined", "contrastive", *LOSSES)
 DTYPES = ("float32", "bfloat16", "float16", "int8")
@@ -167,6 +172,16 @@ class DistillationConfig:
         if not self.seeds or len(set(self.seeds)) < len(self.seeds):
             raise ValueError(f"seeds must hold one number or several different ones, got {list(self.seeds)}.")
 
+    def teacher_options(self, teacher: Any) -> dict[str, Any]:
+        """What ``score_candidates`` gets with a teacher: a function sees to its own."""
+        if isinstance(teacher, (str, Path)):
+            own = {"device": self.device, "trust_remote_code": self.trust_remote_code}
+        elif hasattr(teacher, "predict") or hasattr(teacher, "encode"):
+            own = {}
+        else:
+            return {}
+        return own | {name: getattr(self, f"teacher_{name}") for name in ("max_length", "dtype", "prompt", "label")}
+
     def with_options(self, options: Mapping[str, Any], source: str = "options") -> DistillationConfig:
         """The same with other options.
 
@@ -186,11 +201,6 @@ class DistillationConfig:
             ValueError: If it is no TOML, or has a key that is no option.
             FileNotFoundError: If there is no such file.
         """
-        try:
-            import tomllib
-        except ModuleNotFoundError:  # Python 3.10
-            import tomli as tomllib  # type: ignore[import-not-found,no-redef]
-
         try:
             content = tomllib.loads(Path(path).read_text(encoding="utf-8"))
         except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:

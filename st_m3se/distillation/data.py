@@ -6,6 +6,7 @@ import hashlib
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
 from st_m3se.core.errors import FormatError
 from st_m3se.data.collection import open_texts
@@ -33,7 +34,7 @@ class DistillationData:
         name: For messages and results.
         corpus: The documents, ids as str.
         queries: All queries, ids as str.
-        qrels: Of "train", "dev" and "test": query to relevant documents. Without judgements of a split, the queries alone.
+        qrels: Of "train", "dev" and "test": query to relevant documents; without judgements of a split, to none.
         notes: What was done that the user should know, such as a split made by hash.
     """
 
@@ -132,7 +133,7 @@ def _judgements(folder: Path) -> dict[str, Path]:
     return {split: found[split] for split in SPLITS if split in found}
 
 
-def _known(data: DistillationData, split: str, judged: Mapping[object, Mapping[object, int]]) -> Qrels:
+def _known(data: DistillationData, split: str, judged: Mapping[Any, Mapping[Any, int]]) -> Qrels:
     """What is relevant to whom, of queries and documents that there are; the rest is noted."""
     relevant = {str(q): {str(d): grade for d, grade in grades.items() if grade > 0} for q, grades in judged.items()}
     relevant = {query: grades for query, grades in relevant.items() if grades}
@@ -144,7 +145,8 @@ def _known(data: DistillationData, split: str, judged: Mapping[object, Mapping[o
         data.notes.append(f"{len(lost)} judged {split} queries have no text, such as {lost[0]!r}: left out")
     if absent := [document for document in documents if document not in known]:
         data.notes.append(
-            f"{len(absent)} relevant documents of {split} queries are not in the corpus, such as {absent[0]!r}: left out"
+            f"{len(absent)} relevant documents of {split} queries are not in the corpus, such as {absent[0]!r}: left "
+            "out"
         )
     return {query: grades for query, grades in kept.items() if grades}
 

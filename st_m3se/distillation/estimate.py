@@ -59,18 +59,7 @@ def estimate(
 def _pair_seconds(
     config: DistillationConfig, name: str, teacher: Any, queries: list[str], documents: list[str]
 ) -> float:
-    named = isinstance(teacher, str)
-    options: dict[str, Any] = {}
-    if named or hasattr(teacher, "predict") or hasattr(teacher, "encode"):
-        options = {
-            "max_length": config.teacher_max_length,
-            "dtype": config.teacher_dtype,
-            "prompt": config.teacher_prompt,
-            "label": config.teacher_label,
-        }
-    if named:
-        options |= {"device": config.device, "trust_remote_code": config.trust_remote_code}
-    wrapped = as_teacher(teacher, name=name, **options)
+    wrapped = as_teacher(teacher, name=name, **config.teacher_options(teacher))
     number = min(len(queries), len(documents))
     rows = np.arange(number)
     asked = Pairs(queries[:number], documents[:number], rows, rows)

@@ -78,6 +78,7 @@ def search(
     *,
     wanted: Mapping[str, Mapping[str, int]] | None = None,
     exclude_same_id: bool = False,
+    show: bool = True,
 ) -> TeacherScores:
     """The best documents of the whole corpus for these queries, and the scores of ``wanted`` ones, as a store."""
     asked = list(queries)
@@ -92,6 +93,7 @@ def search(
         positives=wanted,
         judged=judged if exclude_same_id else None,
         exclude_same_id=exclude_same_id,
+        show_progress_bar=show,
         overwrite=True,
     )
 
@@ -112,10 +114,12 @@ class Candidates:
         self.lexical, self.dense = run_of(bm25, asked), run_of(guide, asked)
 
     @staticmethod
-    def find(data: DistillationData, guide: Any, folder: Path, *, exclude_same_id: bool) -> None:
+    def find(
+        data: DistillationData, guide: Any, folder: Path, *, exclude_same_id: bool = False, show: bool = True
+    ) -> None:
         """Make both stores, ``bm25`` and ``guide``, in a folder."""
         asked = [query for split in data.qrels.values() for query in split]
-        bm25 = search(BM25(), data, asked, folder / "bm25", exclude_same_id=exclude_same_id)
+        bm25 = search(BM25(), data, asked, folder / "bm25", exclude_same_id=exclude_same_id, show=show)
         # One pass of the guide over the corpus gives its candidates, and its score of everything that needs one.
         wanted: Qrels = {
             query: dict.fromkeys(list(listed)[:BM25_CANDIDATES], 1) for query, listed in run_of(bm25, asked).items()
@@ -123,7 +127,13 @@ class Candidates:
         for split in data.qrels.values():
             for query, relevant in split.items():
                 wanted[query] = {**wanted.get(query, {}), **dict.fromkeys(relevant, 1)}
-        search(guide, data, asked, folder / "guide", wanted=wanted, exclude_same_id=exclude_same_id)
+        name = folder / "guide"
+        search(guide, data, asked, name, wanted=wanted, exclude_same_id=exclude_same_id, show=show)
+
+    @classmethod
+    def open(cls, data: DistillationData, folder: Path, judged: bool) -> Candidates:
+        """Those that :meth:`find` has found."""
+        return cls(data, TeacherScores.open(folder / "bm25"), TeacherScores.open(folder / "guide"), judged)
 
     def pools(self, split: str, size: int) -> dict[str, list[str]]:
         """Candidates of a split's queries, BM25's and the guide's in turn; for training the relevant ones first."""

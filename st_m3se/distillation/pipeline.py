@@ -74,7 +74,7 @@ def distill(
     where one process does.
 
     Args:
-        data: A BEIR folder or the name of a BEIR set, see :func:`~st_m3se.distillation.open_data`; or data that is open.
+        data: A BEIR folder or the name of a BEIR set, see :func:`~st_m3se.distillation.open_data`; or what that gives.
         teacher: A cross-encoder or an encoder, loaded or by name or path; a mapping from a name to any of these or to a
             function of (query, document) pairs; or a list of names, whose mean teaches.
         student: A SentenceTransformer, SparseEncoder or MultiVectorEncoder by name or path; or loaded, which is not
@@ -98,9 +98,13 @@ def distill(
         >>> distill("my-data", "cross-encoder/ms-marco-MiniLM-L12-v2", "all-MiniLM-L6-v2", "out")  # doctest: +SKIP
     """
     config = config or DistillationConfig()
-    given = {"data": data.name if isinstance(data, DistillationData) else data, "output": output}
-    given |= {"teacher": tuple(teachers := _teachers(teacher)) or None}
-    given |= {"student": student if isinstance(student, (str, Path)) or student is None else encoder_name(student)}
+    teachers = _teachers(teacher)
+    given: dict[str, Any] = {
+        "data": data.name if isinstance(data, DistillationData) else data,
+        "teacher": tuple(teachers) or None,
+        "student": student if isinstance(student, (str, Path)) or student is None else encoder_name(student),
+        "output": output,
+    }
     config = config.with_options({**options, **{name: value for name, value in given.items() if value is not None}})
     for name in ("data", "teacher", "student"):
         if not getattr(config, name):
@@ -259,11 +263,11 @@ class _Distillation:
         folder, _ = self._stage(
             "candidates",
             self.inputs,
-            lambda path: Candidates.find(self.data, guide, path, exclude_same_id=config.exclude_same_id) or {},
+            lambda path: (
+                Candidates.find(self.data, guide, path, exclude_same_id=config.exclude_same_id, show=self.show) or {}
+            ),
         )
-        del guide
-        stores = [TeacherScores.open(folder / name) for name in ("bm25", "guide")]
-        self.candidates = Candidates(self.data, stores[0], stores[1], self.judged)
+        self.candidates = Candidates.open(self.data, folder, self.judged)
 
         self.say("Check of the teacher on held-out queries")
         dev = self._taught("dev") if qrels["dev"] else None
@@ -310,24 +314,15 @@ class _Distillation:
         config = self.config
         size = config.scored if split == "train" else config.pool
         pools = self.candidates.pools(split, size)
-        options = {
-            "max_length": config.teacher_max_length,
-            "dtype": config.teacher_dtype,
-            "prompt": config.teacher_prompt,
-            "label": config.teacher_label,
-        }
         settings = {
             **self.texts,
-            **{f"teacher_{name}": value for name, value in options.items()},
+            **{name: getattr(config, f"teacher_{name}") for name in ("max_length", "dtype", "prompt", "label")},
             "teacher": {name: identity(name) for name in self.teachers},
             "candidates": _digest(pools),
         }
 
         def make(folder: Path) -> dict[str, Any]:
             for number, (name, teacher) in enumerate(self.teachers.items(), start=1):
-                named = isinstance(teacher, (str, Path))
-                more = {"trust_remote_code": config.trust_remote_code, "device": config.device} if named else {}
-                model = named or hasattr(teacher, "predict") or hasattr(teacher, "encode")
                 score_candidates(
                     teacher,
                     pools,
@@ -337,8 +332,7 @@ class _Distillation:
                     name=name,
                     shard_queries=64,
                     show_progress_bar=self.show,
-                    **(options if model else {}),
-                    **more,
+                    **config.teacher_options(teacher),
                 )
             return {"pairs": sum(map(len, pools.values()))}
 
@@ -380,10 +374,10 @@ class _Distillation:
         check: dict[str, Any] = {"queries": len(qrels), "ensemble": config.ensemble is not False, "measured": False}
         if dev is None or not self.data.judged("dev"):
             self.say(
-                "  nobody has judged held-out queries: whether the teacher is better than the student cannot be measured. "
-                "What is measured instead, during and after the training, is how far the student agrees with the teacher: "
-                "how high it ranks the document that the teacher likes best. Some 50 judged queries in qrels/test.tsv "
-                "would tell whether that is good."
+                "  Nobody has judged held-out queries: whether the teacher is better than the student cannot be "
+                "measured. What is measured instead, during and after training, is how far the student agrees with the "
+                "teacher: how high it ranks the document that the teacher likes best. Some 50 judged queries in "
+                "qrels/test.tsv would tell whether that is good."
             )
             return check
         teachers = run_of(dev.teacher, qrels)
@@ -471,7 +465,15 @@ class _Distillation:
             )
             self.say(f"Training {config.student} with {loss}, seed {seed}: {len(lists):,} lists, positives: {lists_by}")
             return train_student(
-                self._fresh(), lists, loss, path, config, seed=seed, evaluator=evaluator, keep_start=name == AFTER
+                self._fresh(),
+                lists,
+                loss,
+                path,
+                config,
+                seed=seed,
+                evaluator=evaluator,
+                keep_start=name == AFTER,
+                show=self.show,
             )
 
         label = f"training-{_slug(name)}-seed{seed}"
@@ -506,7 +508,8 @@ class _Distillation:
         return run_of(TeacherScores.open(folder / "run"), test)
 
     def _search(self, model: Any, test: list[str], path: Path) -> dict[str, Any]:
-        search(model, self.data, test, path / "run", exclude_same_id=self.config.exclude_same_id)
+        exclude = self.config.exclude_same_id
+        search(model, self.data, test, path / "run", exclude_same_id=exclude, show=self.show)
         texts = self.data.queries.take(test)
         clock = time.perf_counter()
         model.encode_query(texts, show_progress_bar=False)
@@ -515,7 +518,7 @@ class _Distillation:
     def _results(
         self, runs: dict[str, list[Run]], qrels: Qrels, trainings: dict[str, list[dict[str, Any]]], taught_by: str
     ) -> dict[str, Any]:
-        """Means over seeds, paired significance against the student after training, and the share of the lead closed."""
+        """Means over seeds, significance against the student after training, and the share of the lead closed."""
         exclude = self.config.exclude_same_id
         by_seed = {name: [measure(run, qrels, exclude_same_id=exclude) for run in each] for name, each in runs.items()}
         values = {
@@ -537,7 +540,7 @@ class _Distillation:
         for m in MEASURES:
             start, end, goal = (systems[name][m] for name in (BEFORE, AFTER, taught_by))
             closed[m] = (end - start) / (goal - start) if goal > start else None
-        best = max(trainings[AFTER], key=lambda each: max((p["value"] for p in each["curve"]), default=0.0))
+        best = max(trainings[AFTER], key=_kept_value)
         return {
             "data": self.data.name,
             "documents": len(self.data.corpus),
@@ -593,6 +596,11 @@ class _Distillation:
             import_module("st_m3se.distillation.report").write_report(self.output)
             results["report"] = str(self.output / "report.html")
         self.say(render(results))
+
+
+def _kept_value(training: Mapping[str, Any]) -> float:
+    """What the model of a training reached on dev."""
+    return next((float(p["value"]) for p in training["curve"] if p["step"] == training["kept"]), 0.0)
 
 
 def _digest(content: Any) -> str:

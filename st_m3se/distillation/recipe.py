@@ -5,14 +5,16 @@ from __future__ import annotations
 import os
 import shutil
 import time
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import sentence_transformers
 import torch
 from accelerate.utils import broadcast_object_list
 from datasets import Dataset
-from transformers import TrainerCallback
+from transformers import PrinterCallback, TrainerCallback
 
 from st_m3se import losses
 from st_m3se.core.files import write_checked_json
@@ -24,7 +26,7 @@ from st_m3se.retrieval.models import load_encoder, model_kind
 from st_m3se.training.collator import DistillationCollator
 from st_m3se.training.reader import ResampleCallback
 
-__all__ = ["arguments", "build_loss", "clean", "load_student", "train_student"]
+__all__ = ["arguments", "build_loss", "chosen", "clean", "load_student", "train_student"]
 
 HOSTS = {"dense": "SentenceTransformer", "sparse": "SparseEncoder", "multi-vector": "MultiVectorEncoder"}
 SPARSITY = {"document_regularizer_weight": 3e-5, "query_regularizer_weight": 5e-5}  # as in SPLADE v3's recipes
@@ -99,22 +101,26 @@ def build_part(name: str, student: Any, scale: float | None, options: dict[str, 
     if name == "contrastive":
         return ContrastiveLoss(student, scale, in_batch_negatives=True, **options)
     class_name, own = LOSSES[name]
+    if name == "softmax-cross-entropy":  # the paper has none; a student that searches a whole corpus wants them
+        own = {"in_batch_negatives": True}
     if "in_batch_negatives" not in own:
         options = {option: value for option, value in options.items() if option != "gather_across_devices"}
     loss: DistillationLoss = getattr(losses, class_name)(student, scale, **own, **options)
     return loss
 
 
-class Progress(TrainerCallback):  # type: ignore[misc]
-    """Measures the student on dev before, during and after training, keeps the best, and saves checkpoints by time.
+class Progress(TrainerCallback):
+    """Measures the student on dev before, during and after training, keeps these states, and saves checkpoints by time.
 
     The first process alone measures, outside of the trainer: nothing of the training depends on it.
     """
 
-    def __init__(self, student: Any, evaluator: RetrievalEvaluator | None, folder: Path, config: DistillationConfig):
+    def __init__(
+        self, student: Any, evaluator: RetrievalEvaluator | None, folder: Path, config: DistillationConfig
+    ) -> None:
         self.student, self.evaluator, self.folder = student, evaluator, folder
         self.evaluations, self.seconds = config.evaluations, 60 * config.checkpoint_minutes
-        self.points: list[dict[str, float]] = []
+        self.points: list[dict[str, Any]] = []
         self.places: set[int] = set()
         self.saved = time.monotonic()
 
@@ -141,11 +147,11 @@ class Progress(TrainerCallback):  # type: ignore[misc]
     def _measure(self, step: int, steps: int) -> None:
         if self.evaluator is None or int(os.environ.get("RANK", "0")):
             return
-        value = float(self.evaluator(self.student)[str(self.evaluator.primary_metric)])
-        trained = [point["value"] for point in self.points if point["step"]]
-        self.points.append({"step": step, "share": step / steps, "value": value})
-        if step and value >= max(trained, default=0.0):
-            save_model(self.student, self.folder / f"best-{step}")
+        values = self.evaluator.evaluate_queries(self.student)[self.evaluator.measures[0]]
+        point = {"step": step, "share": step / steps, "value": float(values.mean()), "values": values.tolist()}
+        self.points.append(point)
+        if 0 < step < steps:
+            save_model(self.student, self.folder / f"state-{step}")
         write_checked_json(self.folder / CURVE, {"points": self.points})
 
 
@@ -159,8 +165,9 @@ def train_student(
     seed: int,
     evaluator: RetrievalEvaluator | None = None,
     keep_start: bool = True,
+    show: bool = True,
 ) -> dict[str, Any]:
-    """Train a student, and save the best of its states as ``folder/model``; a killed training goes on where it was.
+    """Train a student, and save a state of it as ``folder/model``, see :func:`chosen`; after a kill it goes on.
 
     Args:
         student: Dense, sparse or multi-vector; trained in place.
@@ -171,6 +178,7 @@ def train_student(
         seed: Of order and dropout.
         evaluator: Measures the student on dev. None: the last state is the model.
         keep_start: Whether a student that is worse on dev than it was before is put back to that.
+        show: Show progress.
 
     Returns:
         "curve": step, share of the training and dev measure at each evaluation; "kept": the step whose state is the
@@ -180,7 +188,11 @@ def train_student(
     start = {name: value.detach().cpu().clone() for name, value in student.state_dict().items()} if keep_start else {}
     host = HOSTS[model_kind(student)]
     progress = Progress(student, evaluator, folder, config)
-    options = arguments(folder / "checkpoints", config.epochs, config.batch_size, config.learning_rate, seed)
+    # A logger that is quiet about loading would turn the bar off; without the bar the log is printed.
+    options = {
+        "disable_tqdm": not show,
+        **arguments(folder / "checkpoints", config.epochs, config.batch_size, config.learning_rate, seed),
+    }
     trainer = getattr(sentence_transformers, f"{host}Trainer")(
         model=student,
         args=getattr(sentence_transformers, f"{host}TrainingArguments")(**options),
@@ -189,28 +201,46 @@ def train_student(
         data_collator=DistillationCollator(preprocess_fn=student.preprocess),
         callbacks=[ResampleCallback(), progress],
     )
+    if not show:
+        trainer.remove_callback(PrinterCallback)
     trainer.train(resume_from_checkpoint=last_checkpoint(folder / "checkpoints"))
     student.eval()
     steps = int(trainer.state.global_step)
     if int(os.environ.get("RANK", "0")):
         return {}
     points = progress.points
-    kept = steps
-    if points:
-        best = max(points[1:], key=lambda point: (point["value"], point["step"]))
-        kept = int(best["step"])
-        if keep_start and points[0]["value"] > best["value"]:
-            kept = 0
+    kept = chosen(points, keep_start) if points else steps
     if kept == 0:
         student.load_state_dict(start)
     if points and 0 < kept < steps:
-        whole_folder(folder / "model", lambda path: shutil.copytree(folder / f"best-{kept}", path))
+        whole_folder(folder / "model", lambda path: shutil.copytree(folder / f"state-{kept}", path))
     else:
         save_model(student, folder / "model")
-    return {"curve": points, "kept": kept, "steps": steps, "lists": len(lists)}
+    curve = [{key: value for key, value in point.items() if key != "values"} for point in points]
+    return {"curve": curve, "kept": kept, "steps": steps, "lists": len(lists)}
+
+
+def chosen(points: Sequence[Mapping[str, Any]], keep_start: bool) -> int:
+    """The step whose state becomes the model, by its measures on dev.
+
+    The best, up to one standard error of the paired difference: of states that dev cannot tell apart, the one that was
+    trained longest, since a maximum over noisy measures is a matter of luck. But never one that is worse than the
+    start: then the best, and if that is worse as well, the start.
+    """
+    start, *trained = points
+    best = max(trained, key=lambda point: (point["value"], point["step"]))
+    kept = best
+    for point in trained:
+        lost = np.subtract(best["values"], point["values"])
+        error = lost.std(ddof=1) / len(lost) ** 0.5 if len(lost) > 1 else 0.0
+        if point["step"] > kept["step"] and lost.mean() <= error:
+            kept = point
+    if keep_start and kept["value"] < start["value"]:
+        kept = best if best["value"] >= start["value"] else start
+    return int(kept["step"])
 
 
 def clean(folder: Path) -> None:
     """Remove what a finished training needed only to go on."""
-    for done in [*folder.glob("best-*"), folder / "checkpoints"]:
+    for done in [*folder.glob("state-*"), folder / "checkpoints"]:
         shutil.rmtree(done, ignore_errors=True)
