@@ -24,7 +24,7 @@ from st_m3se.evaluation.retrieval import RetrievalEvaluator
 from st_m3se.losses import CombinedLoss, ContrastiveLoss, DistillationLoss, SpladeLoss
 from st_m3se.retrieval.models import load_encoder, model_kind
 from st_m3se.training.collator import DistillationCollator
-from st_m3se.training.reader import ResampleCallback
+from st_m3se.training.reader import ResampleCallback, list_readers
 
 __all__ = ["arguments", "build_loss", "chosen", "clean", "load_student", "train_student"]
 
@@ -199,7 +199,7 @@ def train_student(
         train_dataset=lists,
         loss=build_loss(loss, student, config.scale, config.mini_batch_num_tokens),
         data_collator=DistillationCollator(preprocess_fn=student.preprocess),
-        callbacks=[ResampleCallback(), progress],
+        callbacks=[*([ResampleCallback()] if list_readers(lists) else []), progress],
     )
     if not show:
         trainer.remove_callback(PrinterCallback)

@@ -11,7 +11,7 @@ import pytest
 for package in ("bm25s", "ir_measures", "scipy"):
     pytest.importorskip(package, reason=f'distillation needs {package}: pip install -e ".[eval]"')
 
-from distillation.tiny import make_beir, make_student, make_teacher, shared_words  # noqa: E402
+from example_fixtures import make_beir, make_student, make_teacher, shared_words  # noqa: E402
 
 FAST = {"epochs": 4, "learning_rate": 5e-3, "batch_size": 8, "scored": 4, "pool": 8, "show": False}
 

@@ -12,9 +12,9 @@ from typing import Any
 
 import pytest
 import torch
+from example_fixtures import other_words, shared_words
 from sentence_transformers import SentenceTransformer
 
-from distillation.tiny import other_words, shared_words
 from st_m3se.distillation import DistillationConfig, PoorTeacherError
 from st_m3se.scores import TeacherScores
 
