@@ -66,9 +66,6 @@ def distill(
 
         command = shlex.join(["st-m3se", *sys.argv[1:]])
         run(data, teacher, config=options, dry_run=dry_run, command=command)
-    except (ValueError, OSError, ImportError) as error:
-        typer.echo(f"error: {error}", err=True)
-        raise typer.Exit(1) from None
     except KeyboardInterrupt:
         done = sorted(file.parent.name for file in Path(output).glob("*/finished.json"))
         typer.echo(

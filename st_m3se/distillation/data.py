@@ -9,12 +9,10 @@ from pathlib import Path
 from typing import Any
 
 from st_m3se.core.errors import FormatError
-from st_m3se.data.collection import open_texts
-from st_m3se.data.download import BEIR_SETS, default_cache, download_set
+from st_m3se.data.collection import Collection, qrels_file
+from st_m3se.data.download import download_set
 from st_m3se.data.qrels import read_qrels
-from st_m3se.data.text_files import choose_file
 from st_m3se.data.texts import Texts
-from st_m3se.evaluation.data import qrels_of
 
 __all__ = ["SPLITS", "DistillationData", "Qrels", "hash_fraction", "in_hash_order", "open_data", "split_by_hash"]
 
@@ -91,19 +89,11 @@ def open_data(source: str | Path) -> DistillationData:
     Raises:
         FormatError: If a file is missing or cannot be read, or there are too few queries.
     """
-    folder, name = Path(source), Path(source).resolve().name
-    if not folder.exists() and str(source).split("/")[0] in {known.split("/")[0] for known in BEIR_SETS}:
-        folder, name = download_set(str(source), default_cache()), str(source)
-    if not folder.is_dir():
-        raise FormatError(
-            "expected a folder with corpus.jsonl, queries.jsonl and, where there are judgements, qrels/test.tsv; there "
-            "is no such folder, and no BEIR set of this name.",
-            file=str(source),
-        )
-    corpus, findings = open_texts(choose_file(folder, "corpus"), "corpus", id_type="str")
-    queries, unusual = open_texts(choose_file(folder, "queries"), "queries", id_type="str")
-    notes = [str(finding) for finding in findings + unusual]
-    data = DistillationData(name, corpus, queries, {split: {} for split in SPLITS}, notes)
+    whole = Collection.open(source, id_type="str")
+    queries, corpus = whole.texts
+    notes = [str(finding) for finding in whole.findings]
+    data = DistillationData(whole.name, corpus, queries, {split: {} for split in SPLITS}, notes)
+    folder = Path(source) if Path(source).is_dir() else download_set(str(source))
     paths = _judgements(folder)
     for split, path in paths.items():
         data.qrels[split] = _known(data, split, read_qrels(path))
@@ -125,7 +115,7 @@ def _judgements(folder: Path) -> dict[str, Path]:
     found: dict[str, Path] = {}
     for split in reversed(SPLITS):
         try:
-            path, used = qrels_of(folder, split)
+            path, used = qrels_file(folder, split)
         except FormatError:
             continue
         if path not in found.values():
