@@ -19,6 +19,7 @@ __all__ = ["SPLITS", "DistillationData", "Qrels", "hash_fraction", "in_hash_orde
 SPLITS = ("train", "dev", "test")
 DEV_SHARE, TEST_SHARE = 0.15, 0.35  # of judged queries that no split is given for
 UNJUDGED_DEV, UNJUDGED_TEST = 0.1, 0.2
+ENOUGH_DEV = 50  # queries of a tenth or, of few, a quarter: fewer tell a teacher from a student by luck alone
 
 Qrels = dict[str, dict[str, int]]
 """Query id to document id to relevance above 0; of a query without judgements, nothing."""
@@ -174,7 +175,8 @@ def _hold_out(data: DistillationData) -> None:
     else:
         _separate(data)
         if not qrels["dev"]:
-            parts = split_by_hash(qrels["train"], dev=0.1, test=0.0)
+            share = max(0.1, min(0.25, ENOUGH_DEV / len(qrels["train"])))
+            parts = split_by_hash(qrels["train"], dev=share, test=0.0)
             if parts["dev"] and parts["train"]:
                 qrels["train"], qrels["dev"] = parts["train"], parts["dev"]
                 notes.append(

@@ -51,7 +51,7 @@ def estimate(
                 for split in ("dev", "train", "test")
             ),
             ("training", f"{trainings} x {lists:,.0f} lists of {config.list_size}", trainings * seconds),
-            ("evaluation", f"{trainings} searches of the corpus", trainings * corpus * text),
+            ("evaluation", f"{trainings} x {corpus:,} documents searched", trainings * corpus * text),
         ]
     )
 

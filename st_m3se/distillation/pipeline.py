@@ -35,7 +35,7 @@ from st_m3se.distillation.recipe import clean, load_student, train_student
 from st_m3se.distillation.stages import identity, rank, save_model, stage, whole_folder, write_text
 from st_m3se.evaluation.provenance import provenance
 from st_m3se.evaluation.significance import compare
-from st_m3se.retrieval.models import encoder_name
+from st_m3se.retrieval.models import encoder_name, model_configuration
 from st_m3se.retrieval.scoring import score_candidates
 from st_m3se.scores.combine import combine
 from st_m3se.scores.teacher_scores import TeacherScores
@@ -43,6 +43,7 @@ from st_m3se.scores.teacher_scores import TeacherScores
 __all__ = ["PoorTeacherError", "distill"]
 
 BEFORE, CONTROL, AFTER = "student before", "student without a teacher", "student after"
+LEAST_LEAD = 0.01  # below, a share of it says nothing
 TEACHER, ENSEMBLE = "teacher", "teacher + student"
 
 
@@ -110,7 +111,7 @@ def distill(
         if not getattr(config, name):
             raise ValueError(f"{name} is missing. Name a folder of texts, a teacher and a student.")
     teachers = teachers or _teachers(list(config.teacher))
-    job = _Distillation(config, data, teachers, student, command, show and rank() == 0)
+    job = _Distillation(config, data, teachers, student or config.student, command, show and rank() == 0)
     if dry_run:
         return job.plan()
     folder = Path(config.output)
@@ -174,6 +175,9 @@ class _Distillation:
         self.judged = self.data.judged("train") if config.judgements is None else config.judgements
         if self.judged and not self.data.judged("train"):
             raise ValueError("judgements of the training queries are asked for, and there are none.")
+        for named in [*self.teachers.values(), config.guide, student]:
+            if isinstance(named, (str, Path)):
+                model_configuration(str(named), None)  # so that a slip is found before hours of work
         self.loss = config.loss or ("combined" if self.judged else "softmax-cross-entropy")
         if self.loss in ("combined", "contrastive") and not self.judged and config.loss == "combined":
             raise ValueError("the loss 'combined' needs judgements of training queries. Leave it out.")
@@ -212,7 +216,7 @@ class _Distillation:
         planned: Estimate = estimate(self.config, self.data, self.teachers, self._load(), self._pairs())
         self.say("Stages:")
         for name, what, seconds in planned.stages:
-            self.say(f"  {name:<12} {what:<62} {duration(seconds):>10}")
+            self.say(f"  {name:<13} {what:<62} {duration(seconds):>10}")
         total = sum(seconds for *_, seconds in planned.stages)
         self.say(f"  in all {duration(total)}, roughly; nothing was written")
         return {"stages": planned.stages, "seconds": total, "queries": self.data.sizes, "pairs": self._pairs()}
@@ -539,7 +543,7 @@ class _Distillation:
         closed = {}
         for m in MEASURES:
             start, end, goal = (systems[name][m] for name in (BEFORE, AFTER, taught_by))
-            closed[m] = (end - start) / (goal - start) if goal > start else None
+            closed[m] = (end - start) / (goal - start) if goal - start >= LEAST_LEAD else None
         best = max(trainings[AFTER], key=_kept_value)
         return {
             "data": self.data.name,
@@ -651,7 +655,9 @@ def render(results: Mapping[str, Any]) -> str:
         )
     lines.append("p: paired randomisation test against the student after training.")
     share = results["lead_closed"]["nDCG@10"]
-    if share is not None:
+    if share is None:
+        lines.append(f"'{results['taught_by']}' has no lead over the student on these queries that could be closed.")
+    else:
         lines.append(f"{share:.0%} of the lead of '{results['taught_by']}' over the student was closed (nDCG@10).")
     if results["kept_start"]:
         lines.append("Training made the student worse on dev: the model is the student as it comes.")

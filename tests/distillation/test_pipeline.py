@@ -135,6 +135,13 @@ def test_a_loaded_student_is_left_alone(run: Run, tmp_path: Path, models: dict[s
     assert all(torch.equal(one, other) for one, other in zip(before, model.parameters(), strict=True))
 
 
+@pytest.mark.parametrize("option", ["teacher", "student", "guide"])
+def test_a_slip_in_a_name_is_found_first(run: Run, option: str, tmp_path: Path) -> None:
+    with pytest.raises(ValueError, match="no/such-model is no model"):
+        run(**{option: "no/such-model"})
+    assert not list((tmp_path / "out").glob("*-*"))
+
+
 def test_two_processes_in_one_folder(run: Run, tmp_path: Path) -> None:
     from filelock import FileLock
 
