@@ -157,6 +157,7 @@ class DistillationLoss(CachedEncoding, nn.Module):
         self.mini_batch_num_tokens = mini_batch_num_tokens
         self.uses_gradient_cache = mini_batch_num_tokens is not None
         self._batches = 0  # in training, for messages
+        self._counted: Any = None  # the teacher's scores of the last one
         self._checks = TrainingChecks(type(self).__name__)
         temperature = getattr(self, "teacher_temperature", 1.0)
         name = type(self).__name__
@@ -183,7 +184,7 @@ class DistillationLoss(CachedEncoding, nn.Module):
         if self.multi_vector:
             columns = with_tasks(type(self).__name__, self.model, columns)
         check_routes(self.model, columns)
-        self._batches += torch.is_grad_enabled()
+        self._count(labels)
         if torch.is_grad_enabled():
             if not isinstance(labels, Mapping):
                 self._checks.columns(self.model, columns)
@@ -248,7 +249,7 @@ class DistillationLoss(CachedEncoding, nn.Module):
                 already), and on ``in_batch_negatives`` or ``gather_across_devices`` where the texts cannot be known.
         """
         name, columns = type(self).__name__, list(embeddings)
-        self._batches += torch.is_grad_enabled()
+        self._count(labels)
         if self.multi_vector:
             raise ValueError(
                 f"{name} trains a MultiVectorEncoder, whose texts have an embedding per token and a mask of those that "
@@ -274,6 +275,12 @@ class DistillationLoss(CachedEncoding, nn.Module):
         if self.gather_across_devices and lists.known is not None:
             lists = replace(lists, keys=lists.known.documents[: len(documents[0])])  # those of the texts come first
         return self.calculate_loss([columns[:1], documents], lists)
+
+    def _count(self, labels: Any) -> None:
+        """Count a batch once, though MatryoshkaLoss and AdaptiveLayerLoss hand it in several times."""
+        scores = labels.get("scores") if isinstance(labels, Mapping) else labels
+        if torch.is_grad_enabled() and (scores is None or scores is not self._counted):
+            self._batches, self._counted = self._batches + 1, scores
 
     def _check_lists(self, lists: Lists) -> None:
         """Refuse lists without what the loss needs."""
