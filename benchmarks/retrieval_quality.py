@@ -5,7 +5,7 @@ killed goes on; --output is written anew after each set. BM25 and the bi-encoder
 queries. The cross-encoder is a hundred times slower, so it re-ranks for a fixed random sample of each set's queries
 (--sample, 0 for all of them), on which the other systems are measured once more.
 
-    python benchmarks/retrieval_quality.py scifact nfcorpus --folder WORK --output benchmarks/results/retrieval_quality.json
+    python benchmarks/retrieval_quality.py scifact nfcorpus --folder WORK --output retrieval_quality.json
     python benchmarks/retrieval_quality.py FOLDER --system mine=MODEL --rerank CROSS_ENCODER --sample 0 --folder WORK
     python benchmarks/retrieval_quality.py FOLDER --qrels QRELS --run bm25=RUN --run colbert=RUN --folder WORK
     python benchmarks/retrieval_quality.py FOLDER --quick

@@ -45,7 +45,7 @@ def run(benchmark: Any, monkeypatch: pytest.MonkeyPatch, *arguments: str) -> dic
     monkeypatch.setattr(sys, "argv", ["retrieval_quality.py", *given])
     benchmark.main()
     result = json.loads(Path("beir.json").read_text())
-    assert result["benchmark"] == "beir"
+    assert result["benchmark"] == "retrieval_quality"
     return {each["title"]: each for each in result["tables"]}
 
 
