@@ -145,8 +145,8 @@ def score_candidates(
         output: The folder of the store. Its rows are in the order of the candidates.
         max_length: Tokens of a pair, or for a bi-encoder of a text; what is longer is truncated. None is the model's.
         dtype: "float32", "bfloat16", "float16" or, on a CPU, "int8" (see :mod:`st_m3se.retrieval.int8`). None is
-            bfloat16 on a GPU that has it, else float16 there (and float16 for a model that comes in it), and float32 on a CPU.
-            It stands in the manifest.
+            bfloat16 on a GPU that has it, else float16 there (and float16 for a model that comes in it), and float32 on
+            a CPU. It stands in the manifest.
         prompt: As ``CrossEncoder.predict(prompt=...)``; of a bi-encoder the queries' prompt. None is the model's.
         batch_tokens: Tokens of a batch with its padding. None is 1,024 on a CPU and 32,768 on a GPU; lower it when
             memory runs out. It may differ from one call to the next.
