@@ -16,7 +16,7 @@ from typing import Any
 import numpy as np
 from filelock import FileLock, Timeout
 
-from st_m3se.core.files import write_checked_json
+from st_m3se.core.files import sweep_folder, write_checked_json
 from st_m3se.distillation.card import add_to_card
 from st_m3se.distillation.config import DistillationConfig
 from st_m3se.distillation.data import SPLITS, DistillationData, Qrels, open_data
@@ -124,6 +124,7 @@ def distill(
     except Timeout:
         raise ValueError(f"another process distils into {folder}. Wait for it, or name another output.") from None
     with lock:
+        sweep_folder(folder)
         return job.run()
 
 

@@ -17,6 +17,7 @@ from st_m3se.core.files import (
     read_checked_json,
     replace_folder,
     scratch_folder,
+    sweep_folder,
     sync,
     write_checked_json,
 )
@@ -75,6 +76,8 @@ def stage(
     file, first = folder / FINISHED, rank() == 0
     if (known := read_result(file)) is not None:
         return folder, known
+    if first:
+        sweep_folder(folder)
     if first and not (folder / MADE_FROM).is_file():
         if differing := _differing(output, name, settings):
             say(f"  made anew, with another {', '.join(differing)}")
@@ -111,6 +114,7 @@ def claim(folder: Path, settings: Mapping[str, Any], *, beside: Sequence[str] = 
         ValueError: If the folder was begun with something else, or does not say with what.
     """
     folder.mkdir(parents=True, exist_ok=True)
+    sweep_folder(folder)
     file, now = folder / MADE_FROM, json.loads(json.dumps(settings))
     if not file.is_file():
         if any(entry.name not in beside and not entry.name.startswith(".") for entry in folder.iterdir()):

@@ -11,7 +11,7 @@ from typing import Any
 from filelock import FileLock
 
 from st_m3se.core.errors import FormatError
-from st_m3se.core.files import digest, read_checked_json, write_checked_json
+from st_m3se.core.files import digest, read_checked_json, sweep_folder, write_checked_json
 from st_m3se.evaluation.tasks import Ranker, Task
 from st_m3se.scores.formats.writing import write_run
 from st_m3se.scores.teacher_scores import TeacherScores
@@ -49,6 +49,7 @@ def make_ranking(ranker: Ranker, task: Task, name: str, first: Mapping[str, Any]
     path = task.folder / RECORD
     task.folder.mkdir(parents=True, exist_ok=True)
     with FileLock(task.folder / LOCK):  # whoever makes the same ranking in another process finishes it first
+        sweep_folder(task.folder)
         if path.is_file():
             begun = _read(path)
             _compare(task.folder, begun["settings"], record["settings"])
