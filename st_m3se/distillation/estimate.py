@@ -66,6 +66,6 @@ def _pair_seconds(
     seconds = []
     for _ in range(2):
         start = time.perf_counter()
-        wrapped.score(wrapped.prepare(asked), lambda done: None)
+        list(wrapped.score(wrapped.prepare(asked)))
         seconds.append(time.perf_counter() - start)
     return seconds[-1] / number
