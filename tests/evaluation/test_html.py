@@ -166,7 +166,7 @@ class TestNames:
         text = written(results, tmp_path, plots=list(plots(results)), title=HOSTILE)
         read = Page(text)
         assert "alert('x')</script>" not in text
-        assert len(read.all("script")) == 2
+        assert len(read.all("script")) == 3
         assert any(plain(HOSTILE) in part for part in read.text)
         (embedded,) = [script for _, script in read.scripts if script.startswith('{"measures"')]
         assert "<" not in embedded
