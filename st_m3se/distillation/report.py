@@ -12,6 +12,7 @@ from st_m3se.core.errors import FormatError
 from st_m3se.core.extras import require
 from st_m3se.core.files import read_checked_json
 from st_m3se.data.texts import Texts
+from st_m3se.diagnostics.gap import percent
 from st_m3se.diagnostics.lists import JudgedLists
 from st_m3se.diagnostics.plots import plot_margins
 from st_m3se.diagnostics.separation import NUMBERS, Estimate, measure_separation
@@ -122,10 +123,6 @@ def _signed(value: float) -> str:
     return f"{round(value, 3) + 0:+.3f}"  # never -0.000
 
 
-def _percent(share: float) -> str:
-    return f"{round(100 * share)} %"
-
-
 def _story(results: Mapping[str, Any]) -> list[str]:
     """The outcome in sentences."""
     measure = next(iter(results["systems"][AFTER]))
@@ -142,7 +139,7 @@ def _story(results: Mapping[str, Any]) -> list[str]:
         f"{measure} on {results['queries']['test']:,} test queries: {before:.3f} before, {after:.3f} after "
         f"({_signed(test['difference'])}, Holm-corrected p {_p(test['holm_p'])}{sure}). The teacher"
         f"{'' if results['taught_by'] == TEACHER else ' averaged with the student'} reaches {teacher:.3f}"
-        + (f", of whose lead {_percent(closed)} is closed." if closed is not None else ".")
+        + (f", of whose lead {percent(closed)} is closed." if closed is not None else ".")
     ]
     if results["judged_by"] != "judgements":
         told.append(

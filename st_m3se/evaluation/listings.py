@@ -61,7 +61,9 @@ def comparisons_listing(results: Results, measure: str) -> Listing:
                 )
             )
     columns = ("set", "system", "against", "difference", "interval", "significant")
-    return Listing(measure, (*columns, "Holm p", "p", "t-test p", "wins", "ties", "losses"), rows)
+    start = len(results.sets) == 1  # a column of one word would push others out of sight
+    heads = (*columns, "Holm p", "p", "t-test p", "wins", "ties", "losses")
+    return Listing(measure, heads[start:], [row[start:] for row in rows])
 
 
 def seeds_listing(results: Results) -> Listing:

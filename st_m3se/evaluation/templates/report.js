@@ -1,5 +1,5 @@
 (function browseQueries() {
-  const page = 100;
+  const page = 20;
   const data = JSON.parse(document.getElementById("values").textContent);
   const part = (id) => document.getElementById(id);
   const chosen = (id) => Number(part(id).value);
@@ -23,10 +23,10 @@
     options("against", measured, against);
   }
 
-  function cell(kind, text, numeric) {
+  function cell(kind, text, style) {
     const made = document.createElement(kind);
     made.textContent = text;
-    if (numeric) made.className = "number";
+    if (style) made.className = style;
     return made;
   }
 
@@ -59,8 +59,8 @@
       row.forEach((value, column) => {
         const signed = column === row.length - 1 && value > 0 ? "+" : "";
         if (column === 0) line.append(cell("th", value));
-        else if (typeof value === "string") line.append(cell("td", value));
-        else line.append(cell("td", signed + value.toFixed(4), true));
+        else if (typeof value === "string") line.append(cell("td", value, "text"));
+        else line.append(cell("td", signed + value.toFixed(4), "number"));
       });
       line.firstChild.scope = "row";
       body.append(line);
@@ -108,7 +108,7 @@
   part("filter").addEventListener("input", changed);
   part("controls").addEventListener("submit", (event) => event.preventDefault());
   part("more").addEventListener("click", () => {
-    limit += page;
+    limit += 10 * page;
     draw();
   });
   part("browser").hidden = false;
