@@ -27,6 +27,7 @@ if TYPE_CHECKING:
     )
     from st_m3se.retrieval.bm25 import BM25
     from st_m3se.retrieval.candidates import find_candidates
+    from st_m3se.retrieval.queries import generate_queries
     from st_m3se.retrieval.scoring import score_candidates
     from st_m3se.scores.teacher_scores import TeacherScores
     from st_m3se.training.collator import DistillationCollator
@@ -59,6 +60,7 @@ __all__ = [
     "distill",
     "evaluate",
     "find_candidates",
+    "generate_queries",
     "score_candidates",
 ]
 
@@ -75,6 +77,7 @@ MODULES = {
     "distill": "distillation.pipeline",
     "evaluate": "evaluation.harness",
     "find_candidates": "retrieval.candidates",
+    "generate_queries": "retrieval.queries",
     "score_candidates": "retrieval.scoring",
 }
 """Where a public name is, if not in ``losses``."""

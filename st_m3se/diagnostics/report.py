@@ -7,12 +7,12 @@ from collections.abc import Callable, Sequence
 from html import escape
 from pathlib import Path
 
-from st_m3se.core.files import atomic_file
 from st_m3se.core.markdown import cell, markdown
 from st_m3se.diagnostics.diagnosis import Diagnosis, write_csv
 from st_m3se.diagnostics.plots import plot_densities, plot_evolution, plot_margins, save_figure
 from st_m3se.diagnostics.separation import NUMBERS
 from st_m3se.diagnostics.tracking import Evolution
+from st_m3se.evaluation.html import write_page as _write_page
 
 __all__ = [
     "about",
@@ -44,14 +44,6 @@ EXPLAINED = {
 }
 """Figures by file name: title and what to see."""
 
-CSS = (
-    "body{font:15px/1.5 system-ui,sans-serif;max-width:62rem;margin:2rem auto;padding:0 1rem;color:#1a1a1a}"
-    ".scroll{overflow-x:auto}table{border-collapse:collapse;margin:1rem 0}"
-    "th,td{padding:.25rem .8rem;border-bottom:1px solid #ccc;text-align:right}"
-    "th:first-child,td:first-child{text-align:left}td small{color:#555;white-space:nowrap}"
-    "figure{margin:1.5rem 0}figure img{max-width:100%;height:auto}figcaption{color:#444;font-size:.9em}"
-)
-
 
 def write_report(diagnosis: Diagnosis, folder: str | Path, evolutions: Sequence[Evolution] = ()) -> None:
     """Draw the figures of a diagnosis into its folder, as PNG and SVG, and write ``report.html`` around them.
@@ -70,8 +62,7 @@ def write_report(diagnosis: Diagnosis, folder: str | Path, evolutions: Sequence[
 def write_page(folder: str | Path) -> None:
     """Write ``report.html`` of the figures and numbers that are in a diagnosis' folder."""
     title, section = html_section(folder)
-    with atomic_file(Path(folder) / "report.html", overwrite=True) as temporary:
-        temporary.write_text(_page(title, section), encoding="utf-8")
+    _write_page(Path(folder) / "report.html", "section.html", title=title, html=section)
 
 
 def write_evolution(evolutions: Sequence[Evolution], folder: str | Path) -> None:
@@ -200,10 +191,3 @@ def _html_table(diagnosis: Diagnosis) -> str:
 
 def _image(svg: bytes, label: str) -> str:
     return f'<img src="data:image/svg+xml;base64,{b64encode(svg).decode("ascii")}" alt="{escape(label)}"/>'
-
-
-def _page(title: str, section: str) -> str:
-    return (
-        f'<!DOCTYPE html>\n<html lang="en"><head><meta charset="utf-8"><title>{escape(title)}</title>'
-        f"<style>{CSS}</style></head>\n<body><h1>{escape(title)}</h1>\n{section}\n</body></html>\n"
-    )

@@ -84,7 +84,8 @@ def measure_separation(
 
     - **Densities** are Gaussian kernel density estimates, each document with the same weight, with the bandwidth of
       :func:`bandwidth` for positives and negatives each. They are computed on a grid that has four bins or more to the
-      bandwidth, and agree with ``scipy.stats.gaussian_kde`` of that bandwidth to about a hundredth of their peak.
+      bandwidth, and agree with ``scipy.stats.gaussian_kde`` of that bandwidth to about a hundredth of their peak. Where
+      the least score is exactly 0, as BM25's, no score can be less: what a kernel has below 0 is reflected.
     - **overlap**: the area under the lower one of the two curves, ``∫ min(p, n)``: 0 if the scores of positives and
       negatives have no value in common, 1 if they are distributed alike. It is that of the curves that are drawn.
     - **AUC per query**: for each query the share of its (positive, negative) pairs in which the positive has the higher
@@ -236,7 +237,7 @@ class _Curve:
         # Each value is shared between its two neighbours on the grid, which keeps the mean and halves the error.
         place = (self._values - self.x[0]) / self.step
         left = np.clip(np.floor(place).astype(np.int64), 0, bins - 2)
-        share = place - left
+        share = np.clip(place - left, 0.0, 1.0)
         entries = np.concatenate([self._weights * (1 - share), self._weights * share])
         places = np.concatenate([left, left + 1])
         rows = np.concatenate([self._owner, self._owner])
@@ -249,7 +250,7 @@ class _Curve:
 
         binned = np.asarray((self._binned @ counts.T).T)
         mass = binned.sum(axis=1, keepdims=True)
-        smooth = gaussian_filter1d(binned, self.width / self.step, axis=1, mode="constant", truncate=TAIL)
+        smooth = gaussian_filter1d(binned, self.width / self.step, axis=1, mode="reflect", truncate=TAIL)
         return np.asarray(smooth / (mass * self.step))
 
 
@@ -300,7 +301,9 @@ class _Scorer:
 
 
 def _grid(values: np.ndarray, narrow: float, wide: float) -> tuple[float, float, int]:
-    low, high = float(values.min()) - TAIL * wide, float(values.max()) + TAIL * wide
+    low, high = float(values.min()), float(values.max()) + TAIL * wide
+    if low != 0:  # else 0 is the least there can be, as of BM25: what a kernel has below it is reflected
+        low -= TAIL * wide
     return low, high, int(np.clip(np.ceil((high - low) / narrow * BINS_PER_BANDWIDTH), *BINS))
 
 

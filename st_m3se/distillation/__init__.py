@@ -11,9 +11,9 @@ The output folder holds
   to measure to "difference", that of the student after training minus it, "interval", "p", "holm_p"), "lead_closed",
   "taught_by", "judged_by" ("judgements", or "the teacher's first choice" where nobody judged), "check_on_dev",
   "trainings" (system to one entry a seed: "curve", "kept" (the step whose state is the model, 0 is the start), "steps",
-  "lists", "seconds"), "kept_start", "per_query" (system to measure to values, in the order of "query_ids"), "queries",
-  "documents", "notes", "seconds" by stage, "teacher_pairs", "teacher_pairs_per_second", "student_queries_per_second",
-  "config", "command", "provenance", and "stages": the name of each stage to its folder;
+  "lists", "seconds"), "kept_start", "per_query" (system to measure to values, in the order of "query_ids"), "relevant"
+  (query to grades), "queries", "documents", "notes", "seconds" by stage, "teacher_pairs", "teacher_pairs_per_second",
+  "student_queries_per_second", "config", "command", "provenance", and "stages": the name of each stage to its folder;
 - ``dev_curve.json``: "curves" (system to one list a seed of {"step", "share", "value"}) and "teacher", its own figure;
 - ``config.toml``: all options, as ``--config`` takes them;
 - a folder for each stage, ``NAME-HASH``, with ``made_from.json`` (all that its content depends on) and
@@ -26,11 +26,9 @@ The output folder holds
   - ``run-student-seed1-*``, ``run-control-seed1-*``, and ``run-before-*`` where the guide is not the student (else its
     run is ``candidates-*/guide``): a store ``run``, the rankings of test queries;
 
-- ``report.html``, where :mod:`st_m3se.distillation.report` has ``write_report(output_folder)``, called last.
+- ``report.html``, one page with all of this, by :func:`st_m3se.distillation.report.write_report`.
 
-With ``generate_queries`` the function of that name in :mod:`st_m3se.distillation.generation`,
-``generate_queries(corpus_folder, model, output_folder)``, makes a folder of data with queries, in a stage
-``queries-*``.
+With ``generate_queries`` a stage ``queries-*`` holds the data with the queries of :func:`st_m3se.generate_queries`.
 """
 
 from __future__ import annotations

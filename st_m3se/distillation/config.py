@@ -65,7 +65,11 @@ class DistillationConfig:
         str, "distilled", "what", "Model, report and every stage. The same command goes on where it was."
     )
     generate_queries: str | None = _option(
-        str, None, "data", "A language model that writes training queries for the documents, by name or path."
+        str,
+        None,
+        "data",
+        "A language model that writes queries for the documents, by name or path; or sentences, which takes titles and "
+        "sentences of the documents, the poorer way. Kept are those whose document the teacher finds.",
     )
     train_queries: int | None = _option(int, None, "data", "Train on at most so many queries.", 1)
     dev_queries: int = _option(

@@ -22,7 +22,12 @@ from st_m3se.scores.teacher_scores import TeacherScores
 from st_m3se.training.dataset import build_distillation_dataset
 
 __all__ = [
+    "AFTER",
+    "BEFORE",
+    "CONTROL",
+    "ENSEMBLE",
     "MEASURES",
+    "TEACHER",
     "Candidates",
     "Run",
     "dev_evaluator",
@@ -35,6 +40,10 @@ __all__ = [
 
 Run = dict[str, dict[str, float]]
 """Query id to document id to score."""
+
+BEFORE, CONTROL, AFTER = "student before", "student without a teacher", "student after"
+TEACHER, ENSEMBLE = "teacher", "teacher + student"
+"""What the systems of a distillation are called."""
 
 MEASURES = ("nDCG@10", "RR@10")
 DEPTH = 100

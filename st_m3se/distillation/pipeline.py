@@ -6,10 +6,8 @@ import json
 import shlex
 import time
 from collections.abc import Mapping, Sequence
-from contextlib import suppress
 from dataclasses import asdict, dataclass
 from hashlib import blake2b
-from importlib import import_module
 from pathlib import Path
 from typing import Any
 
@@ -22,7 +20,12 @@ from st_m3se.distillation.config import DistillationConfig
 from st_m3se.distillation.data import SPLITS, DistillationData, Qrels, open_data
 from st_m3se.distillation.estimate import Estimate, estimate
 from st_m3se.distillation.lists import (
+    AFTER,
+    BEFORE,
+    CONTROL,
+    ENSEMBLE,
     MEASURES,
+    TEACHER,
     Candidates,
     Run,
     dev_evaluator,
@@ -32,19 +35,20 @@ from st_m3se.distillation.lists import (
     training_lists,
 )
 from st_m3se.distillation.recipe import clean, load_student, train_student
+from st_m3se.distillation.report import write_report
 from st_m3se.distillation.stages import identity, rank, save_model, stage, whole_folder, write_text
 from st_m3se.evaluation.provenance import provenance
 from st_m3se.evaluation.significance import compare
 from st_m3se.retrieval.models import encoder_name, model_configuration
+from st_m3se.retrieval.queries import generate_queries
 from st_m3se.retrieval.scoring import score_candidates
 from st_m3se.scores.combine import combine
 from st_m3se.scores.teacher_scores import TeacherScores
 
 __all__ = ["PoorTeacherError", "distill"]
 
-BEFORE, CONTROL, AFTER = "student before", "student without a teacher", "student after"
 LEAST_LEAD = 0.01  # below, a share of it says nothing
-TEACHER, ENSEMBLE = "teacher", "teacher + student"
+SENTENCES = "sentences"  # instead of a model that writes queries
 
 
 class PoorTeacherError(ValueError):
@@ -189,19 +193,40 @@ class _Distillation:
             print(text, flush=True)
 
     def _open(self, source: Path) -> DistillationData:
-        if self.config.generate_queries is None:
+        model = self.config.generate_queries
+        if model is None:
+            if source.is_dir() and not any(source.glob("queries*")):
+                raise ValueError(
+                    f"{source} has no queries. --generate-queries MODEL has a language model write them; "
+                    f"--generate-queries {SENTENCES} takes titles and sentences of the documents, which is poorer."
+                )
             return open_data(source)
         # A folder with queries of its own, made as a stage; it lies beside the others and resumes like them.
-        generation = import_module("st_m3se.distillation.generation")
-        settings = {"corpus": str(source.resolve()), "generator": identity(self.config.generate_queries)}
-        folder, _ = stage(
-            self.output,
+        name, teacher = next(iter(self.teachers.items()))
+        options = {"name": name, **self.config.teacher_options(teacher)}
+        settings = {"corpus": str(source.resolve()), "generator": identity(model), "teacher": identity(name)}
+        folder, made = self._stage(
             "queries",
-            settings,
-            lambda path: generation.generate_queries(source, self.config.generate_queries, path) or {},
-            say=self.say,
+            {**settings, **{key: value for key, value in options.items() if value is not None}},
+            lambda path: generate_queries(
+                source,
+                None if model == SENTENCES else model,
+                path,
+                teacher=teacher,
+                teacher_options=options,
+                device=self.config.device,
+                trust_remote_code=self.config.trust_remote_code,
+                show_progress_bar=self.show,
+            ),
         )
-        return open_data(folder)
+        data = open_data(folder)
+        data.name = source.resolve().name
+        how = "titles and sentences of the documents" if model == SENTENCES else f"written by {model}"
+        data.notes.append(
+            f"queries are {how}: {made['distinct']:,} of {made['documents']:,} documents; used are {made['kept']:,} "
+            f"whose document {name} ranks first"
+        )
+        return data
 
     # What would be done.
 
@@ -219,7 +244,8 @@ class _Distillation:
         for name, what, seconds in planned.stages:
             self.say(f"  {name:<13} {what:<62} {duration(seconds):>10}")
         total = sum(seconds for *_, seconds in planned.stages)
-        self.say(f"  in all {duration(total)}, roughly; nothing was written")
+        written = "nothing" if self.config.generate_queries is None else "nothing but the queries"
+        self.say(f"  in all {duration(total)}, roughly; {written} was written")
         return {"stages": planned.stages, "seconds": total, "queries": self.data.sizes, "pairs": self._pairs()}
 
     def _introduce(self) -> None:
@@ -573,6 +599,7 @@ class _Distillation:
             "provenance": provenance(),
             "per_query": {name: {m: each[m].tolist() for m in MEASURES} for name, each in values.items()},
             "query_ids": list(qrels),
+            "relevant": qrels,
         }
 
     def _speed(self) -> float | None:
@@ -597,9 +624,7 @@ class _Distillation:
             add_to_card(path / "README.md", results)
 
         whole_folder(self.output / "model", finish)
-        with suppress(ModuleNotFoundError):
-            import_module("st_m3se.distillation.report").write_report(self.output)
-            results["report"] = str(self.output / "report.html")
+        results["report"] = str(write_report(self.output, self.data))
         self.say(render(results))
 
 
@@ -659,7 +684,9 @@ def render(results: Mapping[str, Any]) -> str:
     if share is None:
         lines.append(f"'{results['taught_by']}' has no lead over the student on these queries that could be closed.")
     else:
-        lines.append(f"{share:.0%} of the lead of '{results['taught_by']}' over the student was closed (nDCG@10).")
+        lines.append(
+            f"{round(share, 2) + 0:.0%} of the lead of '{results['taught_by']}' over the student was closed (nDCG@10)."
+        )
     if results["kept_start"]:
         lines.append("Training made the student worse on dev: the model is the student as it comes.")
     lines.append(f"Model: {results['model']}" + (f"; report: {results['report']}" if "report" in results else ""))

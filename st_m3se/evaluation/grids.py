@@ -22,6 +22,7 @@ __all__ = [
     "bracketed",
     "grids",
     "headline",
+    "leading",
     "legend",
     "plain",
     "reference",
@@ -231,11 +232,18 @@ def headline(results: Results) -> str:
 
 
 def reference(results: Results, name: str, measure: str) -> str | None:
-    """The group that differences per query are shown to: the baseline, or the first that was measured there."""
+    """The group that differences per query are shown to: the baseline, or the first of :func:`leading` there."""
     if results.baseline is not None:
         return results.baseline if results.per_query(name, results.baseline, measure) is not None else None
-    measured = (group for group in results.groups if results.per_query(name, group, measure) is not None)
+    measured = (group for group in leading(results) if results.per_query(name, group, measure) is not None)
     return next(measured, None)
+
+
+def leading(results: Results) -> list[str]:
+    """The groups, BM25 last if there are two others: the first model, as it was before, is what the rest is held to."""
+    lexical = [group for group, names in results.groups.items() if results.systems[next(iter(names))]["kind"] == "bm25"]
+    others = [group for group in results.groups if group not in lexical]
+    return [*others, *lexical] if len(others) > 1 else list(results.groups)
 
 
 def bracketed(interval: tuple[float, float], sign: str = "") -> str:

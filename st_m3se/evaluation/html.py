@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import re
 from base64 import b64encode
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
+from textwrap import shorten
 from typing import TYPE_CHECKING, Any
 
 from st_m3se.core.files import atomic_file
@@ -26,11 +27,12 @@ from st_m3se.evaluation.plots import Plot
 if TYPE_CHECKING:
     from st_m3se.evaluation.results import Results
 
-__all__ = ["Section", "write_html"]
+__all__ = ["Section", "data_uri", "write_html", "write_page"]
 
 Section = tuple[str, str]
 """A title, and HTML that is put into the page as it is."""
 
+LETTERS = 160  # of a query
 EMBEDDED = 1_000_000  # values per query that the page holds: some 7 MB
 NUMBER = re.compile(r"[<+-]? ?[\d,]+(\.\d+)?( ± [\d.]+)?|\[[\d.+-]+, [\d.+-]+\]|" + NOTHING)
 
@@ -42,6 +44,7 @@ def write_html(
     plots: Sequence[Plot] = (),
     sections: Sequence[Section] = (),
     title: str | None = None,
+    texts: Mapping[str, Mapping[Any, str]] | None = None,
 ) -> Path:
     """Write the page.
 
@@ -54,29 +57,20 @@ def write_html(
         plots: From :func:`st_m3se.evaluation.plots.plots`; they become part of the file.
         sections: More sections, put before the provenance. The caller escapes what is not trusted in their HTML.
         title: By default the names of the sets.
+        texts: Of the queries, by set and id, to stand beside the ids.
     """
-    from jinja2 import Environment, PackageLoader, StrictUndefined
-
-    environment = Environment(
-        loader=PackageLoader("st_m3se.evaluation", "templates"),
-        autoescape=True,
-        undefined=StrictUndefined,
-        trim_blocks=True,
-        lstrip_blocks=True,
-    )
-    environment.policies["json.dumps_kwargs"] = {"separators": (",", ":"), "ensure_ascii": True}
-    environment.globals["zip"] = zip
-    environment.globals["number_columns"] = _number_columns
     names = [plain(name) for name in results.sets]
     several = f" and {len(names) - 3} more sets" if len(names) > 3 else ""
-    embedded, measures = _per_query(results)
-    page = environment.get_template("report.html").render(
+    embedded, measures = _per_query(results, texts or {})
+    return write_page(
+        path,
+        "report.html",
         title=title or "Evaluation on " + ", ".join(names[:3]) + several,
         headline=headline(results),
         grids=grids(results),
         legend=legend(results),
         alpha=results.summary.alpha,
-        plots=[(plot, _data_uri(plot)) for plot in plots],
+        plots=[(plot, data_uri(plot)) for plot in plots],
         tests=[comparisons_listing(results, measure) for measure in results.measures],
         seeds=seeds_listing(results),
         sets=sets_listing(results),
@@ -92,10 +86,35 @@ def write_html(
         dates=", ".join(dict.fromkeys(str(part.get("date", "")) for part in results.parts)),
         version=", ".join(dict.fromkeys(str(part.get("st_m3se", "")) for part in results.parts)),
     )
-    path = Path(path)
+
+
+def write_page(path: str | Path, template: str, *, package: str = "st_m3se.evaluation", **values: Any) -> Path:
+    """Write a page in the style of all pages, which needs no other file.
+
+    Args:
+        path: The file; what stood there is replaced.
+        template: Its name; it extends ``page.html``.
+        package: Where its folder ``templates`` is.
+        values: What it shows; "title" at least.
+    """
+    from jinja2 import ChoiceLoader, Environment, PackageLoader, StrictUndefined
+
+    environment = Environment(
+        loader=ChoiceLoader(
+            [PackageLoader(name, "templates") for name in dict.fromkeys([package, "st_m3se.evaluation"])]
+        ),
+        autoescape=True,
+        undefined=StrictUndefined,
+        trim_blocks=True,
+        lstrip_blocks=True,
+    )
+    environment.policies["json.dumps_kwargs"] = {"separators": (",", ":"), "ensure_ascii": True}
+    environment.globals["zip"] = zip
+    environment.globals["number_columns"] = _number_columns
+    page = environment.get_template(template).render(**values)
     with atomic_file(path, overwrite=True) as temporary:
         temporary.write_text(page, encoding="utf-8")
-    return path
+    return Path(path)
 
 
 def _number_columns(listing: Listing) -> list[int]:
@@ -104,12 +123,13 @@ def _number_columns(listing: Listing) -> list[int]:
     return [column for column in columns if all(NUMBER.fullmatch(row[column]) for row in listing.rows)]
 
 
-def _data_uri(plot: Plot) -> str:
+def data_uri(plot: Plot) -> str:
+    """A plot as an image that is part of the page."""
     # As an image, a plot's ids and styles stay its own.
     return "data:image/svg+xml;base64," + b64encode(plot.svg).decode("ascii")
 
 
-def _per_query(results: Results) -> tuple[dict[str, Any], list[str]]:
+def _per_query(results: Results, texts: Mapping[str, Mapping[Any, str]]) -> tuple[dict[str, Any], list[str]]:
     """The values per query for the page's script, of all measures or, where that is too much, of the headline's.
 
     In lists, not objects: a system may have any name.
@@ -129,6 +149,9 @@ def _per_query(results: Results) -> tuple[dict[str, Any], list[str]]:
             {
                 "name": plain(name),
                 "queries": [plain(query) for query in evaluated.query_ids],
+                "texts": [shorten(plain(texts[name].get(query, "")), LETTERS) for query in evaluated.query_ids]
+                if name in texts
+                else None,
                 "values": values,
                 "reference": None if against is None else groups.index(against),
             }

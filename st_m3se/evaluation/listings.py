@@ -18,6 +18,7 @@ __all__ = [
     "comparisons_listing",
     "findings_listing",
     "provenance_listing",
+    "provenance_rows",
     "seeds_listing",
     "sets_listing",
     "speeds_listing",
@@ -60,7 +61,9 @@ def comparisons_listing(results: Results, measure: str) -> Listing:
                 )
             )
     columns = ("set", "system", "against", "difference", "interval", "significant")
-    return Listing(measure, (*columns, "Holm p", "p", "t-test p", "wins", "ties", "losses"), rows)
+    start = len(results.sets) == 1  # a column of one word would push others out of sight
+    heads = (*columns, "Holm p", "p", "t-test p", "wins", "ties", "losses")
+    return Listing(measure, heads[start:], [row[start:] for row in rows])
 
 
 def seeds_listing(results: Results) -> Listing:
@@ -153,6 +156,11 @@ def provenance_listing(results: Results) -> Listing:
     settings = [(plain(name), *([plain(_text(value))] * len(parts))) for name, value in results.settings.items()]
     columns = ("value",) if len(parts) == 1 else tuple(f"evaluation {number}" for number in range(1, len(parts) + 1))
     return Listing("Provenance", ("what", *columns), [*rows, *settings])
+
+
+def provenance_rows(provenance: Mapping[str, Any]) -> list[tuple[str, str]]:
+    """What :func:`~st_m3se.evaluation.provenance.provenance` found, for a table of two columns."""
+    return [(plain(name), plain(text)) for name, text in _flat(provenance)]
 
 
 def _flat(values: Mapping[str, Any]) -> Iterator[tuple[str, str]]:

@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from st_m3se.core.extras import require
-from st_m3se.evaluation.grids import AVERAGE, DIGITS, NOTHING, Grid, grids, plain, reference
+from st_m3se.evaluation.grids import AVERAGE, DIGITS, NOTHING, Grid, grids, leading, plain, reference
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -180,7 +180,7 @@ def _look(row: int) -> dict[str, Any]:
 
 def _against(results: Results) -> str:
     """The group that tested differences are shown to."""
-    return results.baseline or next(iter(results.groups))
+    return results.baseline or leading(results)[0]
 
 
 Tested = list[tuple[str, float, tuple[float, float], bool]]
@@ -195,13 +195,16 @@ def _tests(results: Results, measure: str) -> dict[str, Tested]:
             if test.first == _against(results):
                 point = (name, test.difference, test.interval, test.significant)
                 found.setdefault(test.second, []).append(point)
+            elif test.second == _against(results):
+                low, high = test.interval
+                found.setdefault(test.first, []).append((name, -test.difference, (-high, -low), test.significant))
     return found
 
 
 def plot_differences(results: Results, measure: str | None = None) -> Figure:
     """The tested differences to the baseline on every set, with their intervals; filled where significant.
 
-    Without a baseline, the differences to the first system.
+    Without a baseline, the differences to the first system, or to the first besides BM25 where there are two.
 
     Args:
         results: What to show.

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from st_m3se.core.files import atomic_file
 from st_m3se.evaluation.html import Section, write_html
@@ -28,6 +28,7 @@ def write_report(
     plots: bool = True,
     sections: Sequence[Section] = (),
     title: str | None = None,
+    texts: Mapping[str, Mapping[Any, str]] | None = None,
 ) -> list[Path]:
     """Write ``results.json``, ``per_query.jsonl``, ``report.md``, ``report.tex``, ``report.html`` and ``plots/``.
 
@@ -40,6 +41,7 @@ def write_report(
         plots: Draw the plots, as PNG and SVG; the page holds them too. Needs matplotlib.
         sections: More sections for the page; see :func:`st_m3se.evaluation.html.write_html`.
         title: Of the page.
+        texts: Of the queries, by set and id, for the page.
 
     Returns:
         The files.
@@ -63,7 +65,8 @@ def write_report(
             with atomic_file(file, overwrite=True) as temporary:
                 temporary.write_bytes(content)
             written.append(file)
-    return [*written, write_html(results, folder / "report.html", plots=drawn, sections=sections, title=title)]
+    page = folder / "report.html"
+    return [*written, write_html(results, page, plots=drawn, sections=sections, title=title, texts=texts)]
 
 
 def write_per_query(results: Results, path: str | Path) -> Path:
