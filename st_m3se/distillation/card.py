@@ -22,14 +22,13 @@ def add_to_card(card: Path, results: Mapping[str, Any]) -> None:
         results: What ``results.json`` holds.
     """
     config, queries = results["config"], results["queries"]
-    judge = "was judged" if results["judged_by"] == "judgements" else "the teacher likes best"
     measures = list(next(iter(results["systems"].values())))
     lines = [
         START,
         f"## Distilled with st-m3se from {', '.join(markdown(name) for name in config['teacher'])}",
         f"Student: {markdown(str(config['student']))}. Taught by: {results['taught_by']}. {queries['train']:,} "
         f"training queries and {results['documents']:,} documents of {markdown(results['data'])}. Measured on "
-        f"{queries['test']:,} test queries that were not trained on; relevant is what {judge}.",
+        f"{queries['test']:,} test queries that were not trained on; relevant by {results['judged_by']}.",
         "\n".join(
             [
                 "| system | " + " | ".join(f"{m} | p" for m in measures) + " |",

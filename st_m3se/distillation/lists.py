@@ -26,6 +26,7 @@ __all__ = [
     "BEFORE",
     "CONTROL",
     "ENSEMBLE",
+    "JUDGES",
     "MEASURES",
     "TEACHER",
     "Candidates",
@@ -44,6 +45,19 @@ Run = dict[str, dict[str, float]]
 BEFORE, CONTROL, AFTER = "student before", "student without a teacher", "student after"
 TEACHER, ENSEMBLE = "teacher", "teacher + student"
 """What the systems of a distillation are called."""
+
+JUDGES = {
+    "judgements": "",
+    "the teacher's first choice": (
+        "Nobody has judged these queries: relevant is the document that the teacher likes best, so that this is how "
+        "far the student agrees with the teacher, and not how good either is."
+    ),
+    "generated queries": (
+        "These queries were made from documents, and kept where the teacher ranks theirs first: relevant is that "
+        "document, which favours the teacher. Some 50 judged queries of users would tell how good both are."
+    ),
+}
+"""By what a document is relevant to a test query, and what that means for the figures."""
 
 MEASURES = ("nDCG@10", "RR@10")
 DEPTH = 100

@@ -24,6 +24,7 @@ from st_m3se.distillation.lists import (
     BEFORE,
     CONTROL,
     ENSEMBLE,
+    JUDGES,
     MEASURES,
     TEACHER,
     Candidates,
@@ -40,7 +41,7 @@ from st_m3se.distillation.stages import identity, rank, save_model, stage, whole
 from st_m3se.evaluation.provenance import provenance
 from st_m3se.evaluation.significance import compare
 from st_m3se.retrieval.models import encoder_name, model_configuration
-from st_m3se.retrieval.queries import generate_queries
+from st_m3se.retrieval.queries import GENERATED, generate_queries
 from st_m3se.retrieval.scoring import score_candidates
 from st_m3se.scores.combine import combine
 from st_m3se.scores.teacher_scores import TeacherScores
@@ -395,6 +396,13 @@ class _Distillation:
         found = run_of(store, self.data.qrels[split])
         return {query: {max(listed, key=listed.__getitem__): 1} for query, listed in found.items() if listed}
 
+    def _judge(self) -> str:
+        """One of :data:`JUDGES`."""
+        judged, first_choice, generated = JUDGES
+        if not self.data.judged("test"):
+            return first_choice
+        return generated if all(query.startswith(GENERATED) for query in self.data.qrels["test"]) else judged
+
     def _check(self, dev: _Taught | None, same: bool) -> dict[str, Any]:
         """Measure the teacher against the student, both re-ranking the same candidates, and say what follows.
 
@@ -577,7 +585,7 @@ class _Distillation:
             "documents": len(self.data.corpus),
             "queries": self.data.sizes,
             "notes": self.data.notes,
-            "judged_by": "judgements" if self.data.judged("test") else "the teacher's first choice",
+            "judged_by": self._judge(),
             "taught_by": taught_by,
             "systems": systems,
             "seeds": {
@@ -675,10 +683,7 @@ def render(results: Mapping[str, Any]) -> str:
     lines.insert(1, "-" * len(lines[0]))
     number = results["queries"]["test"]
     lines.insert(0, f"\n{results['data']}: {number:,} test queries, {results['documents']:,} documents")
-    if results["judged_by"] != "judgements":
-        lines.append(
-            "Nobody judged these queries: relevant is what the teacher likes best, so this is agreement, not quality."
-        )
+    lines += filter(None, [JUDGES[results["judged_by"]]])
     lines.append("p: paired randomisation test against the student after training.")
     share = results["lead_closed"]["nDCG@10"]
     if share is None:

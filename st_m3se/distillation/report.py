@@ -17,7 +17,7 @@ from st_m3se.diagnostics.lists import JudgedLists
 from st_m3se.diagnostics.plots import plot_margins
 from st_m3se.diagnostics.separation import NUMBERS, Estimate, measure_separation
 from st_m3se.distillation.data import DistillationData, open_data
-from st_m3se.distillation.lists import AFTER, BEFORE, CONTROL, ENSEMBLE, TEACHER
+from st_m3se.distillation.lists import AFTER, BEFORE, CONTROL, ENSEMBLE, JUDGES, TEACHER
 from st_m3se.evaluation.grids import NOTHING
 from st_m3se.evaluation.html import data_uri, write_page
 from st_m3se.evaluation.listings import Listing, provenance_rows
@@ -141,12 +141,7 @@ def _story(results: Mapping[str, Any]) -> list[str]:
         f"{'' if results['taught_by'] == TEACHER else ' averaged with the student'} reaches {teacher:.3f}"
         + (f", of whose lead {percent(closed)} is closed." if closed is not None else ".")
     ]
-    if results["judged_by"] != "judgements":
-        told.append(
-            "Nobody has judged these queries: relevant is the document that the teacher likes best, so that this is "
-            "how far the student agrees with the teacher, and not how good either is."
-        )
-    return told
+    return [*told, *filter(None, [JUDGES[results["judged_by"]]])]
 
 
 def _systems(results: Mapping[str, Any]) -> Listing:

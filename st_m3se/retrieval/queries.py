@@ -31,7 +31,9 @@ if TYPE_CHECKING:
     Generated: TypeAlias = dict[str, dict[Id, int]]
     QueryWriter: TypeAlias = Callable[[list[str], int], Sequence[Sequence[str]]]
 
-__all__ = ["generate_queries"]
+__all__ = ["GENERATED", "generate_queries"]
+
+GENERATED = "generated-"  # what the ids of such queries begin with
 
 SETTINGS, FINISHED = "generation.json", "queries.json"
 SHARD = 64  # documents: a minute's work of a small model on a CPU, which is all that a kill costs
@@ -162,7 +164,7 @@ def generate_queries(
             if not path.is_file():
                 _write_shard(path, texts, rows[start : start + SHARD], write, per_document, batch_size, seed + start)
         positives, generated = _collect(output / "generated")
-        queries = {f"generated-{number}": text for number, text in enumerate(positives)}
+        queries = {f"{GENERATED}{number}": text for number, text in enumerate(positives)}
         qrels: Generated = {query: dict.fromkeys(positives[text], 1) for query, text in queries.items()}
         counts = {"documents": len(rows), "generated": generated, "distinct": len(queries)}
         if teacher is not None and queries:

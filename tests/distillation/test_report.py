@@ -74,9 +74,11 @@ def test_documents_alone_are_enough(run: Run, beir: Path, tmp_path: Path) -> Non
     results = run(generate_queries="sentences", epochs=1)
     assert all(results["queries"].values())
     assert results["data"] == "beir"
+    assert results["judged_by"] == "generated queries"
     (stage,) = (tmp_path / "out").glob("queries-*")
     made = json.loads((stage / "finished.json").read_text())
     assert sum(results["queries"].values()) == made["kept"] < made["generated"]
     _, text = read(tmp_path / "out")
     assert "titles and sentences of the documents" in text
+    assert "which favours the teacher" in text
     assert run(generate_queries="sentences", epochs=1, teacher={"again": shared_words}, anyway=True)["queries"]

@@ -18,7 +18,7 @@
     const measured = data.systems.map((name, row) => [row, name]).filter(([row]) => set.values[chosen("measure")][row]);
     const known = measured.map(([row]) => row);
     const against = known.includes(set.reference) ? set.reference : known[0];
-    const system = known.find((row) => row !== against);
+    const system = known.find((row) => row > against) ?? known.find((row) => row !== against);
     options("system", measured, system === undefined ? against : system);
     options("against", measured, against);
   }
