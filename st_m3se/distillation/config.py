@@ -88,6 +88,13 @@ class DistillationConfig:
     guide: str | None = _option(
         str, None, "teacher scores", "The encoder that finds candidates beside BM25. Default: the student as it comes."
     )
+    scores: str | None = _option(
+        str,
+        None,
+        "teacher scores",
+        "Scores that the teacher has given already: a store, as st-m3se score and convert make it. Training queries "
+        "without scores are left out; what held-out queries lack the teacher scores.",
+    )
     scored: int = _option(int, 8, "teacher scores", "Candidates of a training query that the teacher scores.", 2)
     pool: int = _option(int, 20, "teacher scores", "Candidates of a held-out query that the teacher re-ranks.", 2)
     ensemble: bool | None = _option(

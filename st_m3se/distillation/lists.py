@@ -138,18 +138,24 @@ class Candidates:
 
     @staticmethod
     def find(
-        data: DistillationData, guide: Any, folder: Path, *, exclude_same_id: bool = False, show: bool = True
+        data: DistillationData,
+        guide: Any,
+        folder: Path,
+        *,
+        listed: Run | None = None,
+        exclude_same_id: bool = False,
+        show: bool = True,
     ) -> None:
-        """Make both stores, ``bm25`` and ``guide``, in a folder."""
+        """Make both stores, ``bm25`` and ``guide``, in a folder; the guide scores what is ``listed`` as well."""
         asked = [query for split in data.qrels.values() for query in split]
         bm25 = search(BM25(), data, asked, folder / "bm25", exclude_same_id=exclude_same_id, show=show)
         # One pass of the guide over the corpus gives its candidates, and its score of everything that needs one.
         wanted: Qrels = {
             query: dict.fromkeys(list(listed)[:BM25_CANDIDATES], 1) for query, listed in run_of(bm25, asked).items()
         }
-        for split in data.qrels.values():
-            for query, relevant in split.items():
-                wanted[query] = {**wanted.get(query, {}), **dict.fromkeys(relevant, 1)}
+        for needed in (*data.qrels.values(), listed or {}):
+            for query, documents in needed.items():
+                wanted[query] = {**wanted.get(query, {}), **dict.fromkeys(documents, 1)}
         name = folder / "guide"
         search(guide, data, asked, name, wanted=wanted, exclude_same_id=exclude_same_id, show=show)
 

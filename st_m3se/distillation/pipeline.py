@@ -8,6 +8,7 @@ import time
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from hashlib import blake2b
+from itertools import chain
 from pathlib import Path
 from typing import Any
 
@@ -40,6 +41,7 @@ from st_m3se.distillation.report import write_report
 from st_m3se.distillation.stages import identity, rank, save_model, stage, whole_folder, write_text
 from st_m3se.evaluation.provenance import provenance
 from st_m3se.evaluation.significance import compare
+from st_m3se.retrieval.fingerprint import model_fingerprint
 from st_m3se.retrieval.models import encoder_name, model_configuration
 from st_m3se.retrieval.queries import GENERATED, generate_queries
 from st_m3se.retrieval.scoring import score_candidates
@@ -176,11 +178,13 @@ class _Distillation:
         self.given_student = None if isinstance(student, (str, Path)) else student
         self.folders: dict[str, str] = {}
         self.seconds: dict[str, float] = {}
-        for named in [*self.teachers.values(), config.guide, student]:
+        scorers = [] if config.scores else self.teachers.values()  # where all is scored, a name is enough
+        for named in [*scorers, config.guide, student]:
             if isinstance(named, (str, Path)):
                 model_configuration(str(named), None)  # so that a slip is found before hours of work
         self.data = data if isinstance(data, DistillationData) else self._open(Path(config.data or ""))
         self.data.cut({split: getattr(config, f"{split}_queries") for split in SPLITS})
+        self.ready = self._ready()
         self.judged = self.data.judged("train") if config.judgements is None else config.judgements
         if self.judged and not self.data.judged("train"):
             raise ValueError("judgements of the training queries are asked for, and there are none.")
@@ -229,12 +233,36 @@ class _Distillation:
         )
         return data
 
+    def _ready(self) -> Run:
+        """Scores that are there already, of the queries of this distillation."""
+        path, data = self.config.scores, self.data
+        if path is None:
+            return {}
+        if len(self.teachers) > 1:
+            raise ValueError(
+                f"scores are one teacher's, and there are {len(self.teachers)}. Combine their scores first."
+            )
+        store = TeacherScores.open(path)
+        if int in store.id_types:
+            raise ValueError(f"{path} has ids that are numbers. Make them texts: st-m3se convert IN OUT --ids str.")
+        asked = [query for split in data.qrels.values() for query in split if query in store]
+        listed = run_of(store, asked)
+        data.corpus.rows([document for found in listed.values() for document in found])  # all are there
+        train = {query: relevant for query, relevant in data.qrels["train"].items() if query in listed}
+        if not train:
+            raise ValueError(f"{path} has scores for none of the {len(data.qrels['train'])} training queries.")
+        if left := len(data.qrels["train"]) - len(train):
+            data.notes.append(f"{left} training queries have no scores in {path}: left out")
+        data.qrels["train"] = train
+        return listed
+
     # What would be done.
 
     def _pairs(self) -> dict[str, int]:
         size = {"train": self.config.scored, "dev": self.config.pool, "test": self.config.pool}
         documents = len(self.data.corpus)
-        return {split: len(self.data.qrels[split]) * min(size[split], documents) for split in SPLITS}
+        lacking = {split: sum(query not in self.ready for query in self.data.qrels[split]) for split in SPLITS}
+        return {split: lacking[split] * min(size[split], documents) for split in SPLITS}
 
     def plan(self) -> dict[str, Any]:
         """The stages, what is in them and how long they take: a small batch of teacher and student is timed."""
@@ -289,6 +317,7 @@ class _Distillation:
             "guide": identity(self.guide_name),
             "max_length": config.max_length,
             "exclude_same_id": config.exclude_same_id,
+            **({"scores": _digest(self.ready)} if self.ready else {}),
         }
         self.say("Candidates: BM25 and the student as it comes" if same else f"Candidates: BM25 and {config.guide}")
         guide = self.student if same else load_student(self.guide_name, config)
@@ -296,7 +325,15 @@ class _Distillation:
             "candidates",
             self.inputs,
             lambda path: (
-                Candidates.find(self.data, guide, path, exclude_same_id=config.exclude_same_id, show=self.show) or {}
+                Candidates.find(
+                    self.data,
+                    guide,
+                    path,
+                    listed=self.ready,
+                    exclude_same_id=config.exclude_same_id,
+                    show=self.show,
+                )
+                or {}
             ),
         )
         self.candidates = Candidates.open(self.data, folder, self.judged)
@@ -349,23 +386,35 @@ class _Distillation:
         settings = {
             **self.texts,
             **{name: getattr(config, f"teacher_{name}") for name in ("max_length", "dtype", "prompt", "label")},
-            "teacher": {name: identity(name) for name in self.teachers},
+            "teacher": {name: _identity(name, teacher) for name, teacher in self.teachers.items()},
             "candidates": _digest(pools),
         }
+        ready = {query: listed for query, listed in self.ready.items() if query in self.data.qrels[split]}
+        pools = {query: pool for query, pool in pools.items() if query not in ready}
+        if ready:
+            settings["scores"] = _digest(ready)
 
         def make(folder: Path) -> dict[str, Any]:
-            for number, (name, teacher) in enumerate(self.teachers.items(), start=1):
-                score_candidates(
-                    teacher,
-                    pools,
-                    self.data.queries,
-                    self.data.corpus,
-                    folder / f"teacher-{number}",
-                    name=name,
-                    shard_queries=64,
-                    show_progress_bar=self.show,
-                    **config.teacher_options(teacher),
+            scored = []
+            for number, (name, teacher) in enumerate(self.teachers.items() if pools else (), start=1):
+                scored.append(
+                    score_candidates(
+                        teacher,
+                        pools,
+                        self.data.queries,
+                        self.data.corpus,
+                        folder / ("lacking" if ready else f"teacher-{number}"),
+                        name=name,
+                        shard_queries=64,
+                        show_progress_bar=self.show,
+                        **config.teacher_options(teacher),
+                    )
                 )
+            if ready and not rank():
+                given = ((query, list(listed), list(listed.values())) for query, listed in ready.items())
+                rows = chain(given, *scored)
+                manifest = {"teacher": next(iter(self.teachers))}
+                TeacherScores.from_rows(rows, folder / "teacher-1", manifest=manifest, overwrite=True)
             return {"pairs": sum(map(len, pools.values()))}
 
         folder, made = self._stage(f"teacher-{split}", settings, make, shared=True)
@@ -634,6 +683,13 @@ class _Distillation:
         whole_folder(self.output / "model", finish)
         results["report"] = str(write_report(self.output, self.data))
         self.say(render(results))
+
+
+def _identity(name: str, teacher: Any) -> Any:
+    """What tells a teacher from another one: of a function its name is all there is."""
+    if isinstance(teacher, (str, Path)):
+        return identity(str(teacher))
+    return [name, model_fingerprint(teacher)] if hasattr(teacher, "state_dict") else name
 
 
 def _kept_value(training: Mapping[str, Any]) -> float:

@@ -13,7 +13,7 @@ from typing import Any
 import pytest
 import torch
 from example_fixtures import other_words, shared_words
-from sentence_transformers import SentenceTransformer
+from sentence_transformers import CrossEncoder, SentenceTransformer
 
 from st_m3se.distillation import DistillationConfig, PoorTeacherError
 from st_m3se.scores import TeacherScores
@@ -116,6 +116,47 @@ def test_several_teachers_teach_with_their_mean(run: Run, tmp_path: Path, models
     parts = [TeacherScores.open(stages["teacher-train"] / f"teacher-{number}") for number in (1, 2)]
     assert mean.manifest["source"]["method"] == "combine"
     assert all(len(part) == len(mean) == 16 for part in parts)
+
+
+def test_scores_that_are_there_are_taken(run: Run, tmp_path: Path, beir: Path) -> None:
+    """Prevents the teacher from being asked again, and queries without scores from being trained on."""
+    from st_m3se.distillation import open_data
+
+    data, asked = open_data(beir), []
+    scored = {split: list(data.qrels[split])[:9] for split in data.qrels}
+    rows = [
+        (query, documents, shared_words([(data.queries[query], data.corpus[document]) for document in documents]))
+        for part in scored.values()
+        for query in part
+        for documents in [[*data.qrels["train"].get(query, {}), *list(data.corpus)[:5]]]
+    ]
+    rows = [(query, list(dict.fromkeys(ids)), scores[: len(dict.fromkeys(ids))]) for query, ids, scores in rows]
+    TeacherScores.from_rows(rows, tmp_path / "scores")
+
+    def teacher(pairs: list[tuple[str, str]]) -> list[float]:
+        asked.extend(query for query, _ in pairs)
+        return shared_words(pairs)
+
+    results = run(scores=tmp_path / "scores", teacher={"words": teacher}, epochs=1, anyway=True)
+    assert results["queries"] == {"train": 9, "dev": 16, "test": 16}
+    assert set(asked) == {data.queries[q] for split in ("dev", "test") for q in data.qrels[split]} - {
+        data.queries[q] for part in scored.values() for q in part
+    }
+    train = TeacherScores.open(tmp_path / "out" / results["stages"]["teacher-train"] / "teacher-1")
+    assert {str(row.query_id): list(row.document_ids) for row in train} == {
+        query: ids for query, ids, _ in rows if query in scored["train"]
+    }
+
+
+def test_a_loaded_teacher_that_was_trained_since_is_another_one(
+    run: Run, tmp_path: Path, models: dict[str, str]
+) -> None:
+    model = CrossEncoder(models["teacher"], device="cpu")
+    run(teacher=model, epochs=1, anyway=True)
+    with torch.no_grad():
+        next(iter(model.parameters())).add_(1.0)
+    run(teacher=model, epochs=1, anyway=True)
+    assert len(list((tmp_path / "out").glob("teacher-train-*"))) == 2
 
 
 def test_a_dry_run_counts_and_writes_nothing(run: Run, tmp_path: Path, models: dict[str, str], capsys: Any) -> None:
