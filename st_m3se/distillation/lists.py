@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Collection, Iterable, Mapping
 from itertools import chain, zip_longest
 from pathlib import Path
 from typing import Any
@@ -153,9 +153,9 @@ class Candidates:
         wanted: Qrels = {
             query: dict.fromkeys(list(listed)[:BM25_CANDIDATES], 1) for query, listed in run_of(bm25, asked).items()
         }
-        for needed in (*data.qrels.values(), listed or {}):
-            for query, documents in needed.items():
-                wanted[query] = {**wanted.get(query, {}), **dict.fromkeys(documents, 1)}
+        judged = (item for split in data.qrels.values() for item in split.items())
+        for query, documents in chain[tuple[str, Collection[str]]](judged, (listed or {}).items()):
+            wanted[query] = {**wanted.get(query, {}), **dict.fromkeys(documents, 1)}
         name = folder / "guide"
         search(guide, data, asked, name, wanted=wanted, exclude_same_id=exclude_same_id, show=show)
 

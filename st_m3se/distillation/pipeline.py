@@ -50,6 +50,7 @@ from st_m3se.scores.teacher_scores import TeacherScores
 
 __all__ = ["PoorTeacherError", "distill"]
 
+LEAST_CHECKED = 10  # held-out queries, to refuse a teacher by
 LEAST_LEAD = 0.01  # below, a share of it says nothing
 SENTENCES = "sentences"  # instead of a model that writes queries
 
@@ -424,7 +425,15 @@ class _Distillation:
             if len(stores) > 1:
                 combine(stores, path / "teachers", missing="drop", overwrite=True)
             teachers = path / "teachers" if len(stores) > 1 else stores[0]
-            combine([teachers, self.candidates.guide], path / "with-guide", missing="drop", overwrite=True)
+            dense, listed = self.candidates.dense, run_of(TeacherScores.open(teachers), self.data.qrels[split])
+            lists = {q: [d for d in documents if d in dense.get(q, {})] for q, documents in listed.items()}
+            guide = TeacherScores.from_rows(
+                ((q, documents, [dense[q][d] for d in documents]) for q, documents in lists.items() if documents),
+                path / "guide",
+                manifest={"teacher": self.guide_name, "activation": "similarity"},
+                overwrite=True,
+            )
+            combine([teachers, guide], path / "with-guide", missing="drop", overwrite=True)
             return {}
 
         both, _ = self._stage(f"mean-{split}", {"teacher": folder.name, "guide": self.folders["candidates"]}, mean)
@@ -477,6 +486,12 @@ class _Distillation:
         }
         values = {name: measure(run, qrels)["nDCG@10"] for name, run in runs.items()}
         means = {name: float(found.mean()) for name, found in values.items()}
+        if len(qrels) < LEAST_CHECKED:
+            self.say(
+                f"  {len(qrels)} held-out queries are too few to tell whether the teacher is better than the student: "
+                "nothing is refused. Judge some more, or give dev more of them."
+            )
+            return check
         if config.ensemble is None:
             check["ensemble"] = means[ENSEMBLE] >= means[TEACHER]
         taught_by = ENSEMBLE if check["ensemble"] else TEACHER

@@ -238,3 +238,10 @@ def test_two_launched_processes_end_where_one_does(beir: Path, models: dict[str,
     assert (ends[0] - parameters(start)).abs().max() > 1e-3
     assert (ends[0] - ends[1]).abs().max() < 1e-4
     assert one["systems"] == two["systems"]
+
+
+def test_few_held_out_queries_refuse_nothing(run: Run, capsys: Any) -> None:
+    """Prevents a handful of queries from deciding over a teacher, one way or the other."""
+    results = run(teacher={"other": other_words}, dev_queries=5, epochs=1, show=True)
+    assert not results["check_on_dev"]["measured"]
+    assert "5 held-out queries are too few" in capsys.readouterr().out
