@@ -188,7 +188,11 @@ def test_a_decoder_is_padded_on_its_side(checkpoint: Path, tmp_path: Path, side:
 
 
 def test_a_name_loads_what_it_names(
-    cross_encoder_path: Path, make_model: Callable[..., SentenceTransformer], checkpoint: Path, tmp_path: Path
+    cross_encoder_path: Path,
+    make_model: Callable[..., SentenceTransformer],
+    checkpoint: Path,
+    tmp_path: Path,
+    caplog: pytest.LogCaptureFixture,
 ) -> None:
     model = make_model()
     model.save(str(tmp_path / "student"))
@@ -203,6 +207,14 @@ def test_a_name_loads_what_it_names(
     expected = model.similarity_pairwise(queries, documents).numpy()
     np.testing.assert_allclose(np.concatenate([row.scores for row in stores["bi"]]), expected, atol=1e-5)
     assert stores["bi"].manifest["activation"] == "cosine similarity"
+    assert [
+        record.getMessage() for record in caplog.records if "similarities of embeddings" in record.getMessage()
+    ] == [
+        f"{tmp_path / 'student'} is a SentenceTransformer: its scores are similarities of embeddings, not a "
+        "cross-encoder's."
+    ]
+    with pytest.raises(ValueError, match=r"cross-encodr is no model.*Mind the spelling"):
+        score_candidates("ms-marco/cross-encodr", CANDIDATES, QUERIES, CORPUS, tmp_path / "x")
     with pytest.raises(ValueError, match="neither a cross-encoder"):
         score_candidates(str(checkpoint), CANDIDATES, QUERIES, CORPUS, tmp_path / "x")
 
