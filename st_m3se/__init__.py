@@ -24,10 +24,12 @@ if TYPE_CHECKING:
         SpladeLoss,
     )
     from st_m3se.resampling import ResampleCallback
+    from st_m3se.scores.api import APITeacher
 
 __version__ = "0.1.0"
 
 __all__ = [
+    "APITeacher",
     "AllMarginsMSELoss",
     "CombinedLoss",
     "ContrastiveLoss",
@@ -47,6 +49,7 @@ __all__ = [
 ]
 
 MODULES = {
+    "APITeacher": "scores.api",
     "DistillationCollator": "collator",
     "DistillationEvaluator": "evaluation.distillation",
     "ResampleCallback": "resampling",

@@ -169,6 +169,9 @@ def as_teacher(
         TypeError: If it is none of these.
         ValueError: If an option does not go with it.
     """
+    if all(hasattr(teacher, part) for part in ("settings", "prepare", "score")):  # a Teacher already
+        own: Teacher = teacher
+        return own
     if isinstance(teacher, (str, Path)):
         from st_m3se.scores.teacher_models import load, wrap
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import sys
+from collections import Counter
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -16,6 +17,7 @@ from evaluation.encoders import make_encoder
 from sentence_transformers import CrossEncoder, SentenceTransformer
 from students import multi_vector_student, sparse_student
 
+from st_m3se import APITeacher
 from st_m3se.evaluation.encoders import pair_scorer
 from st_m3se.files import checked_json
 from st_m3se.scores import FormatError, TeacherScores, score_candidates
@@ -366,6 +368,33 @@ def test_an_interrupt_loses_the_call_that_it_meets(tmp_path: Path, monkeypatch: 
     np.testing.assert_allclose(score(lambda pairs: teacher(pairs, 9), output, name="stub"), stub(TEXTS), rtol=1e-6)
     assert sorted(seen) == sorted(TEXTS)
     assert not kept.exists()
+
+
+def test_an_api_is_tried_again_and_loses_one_small_call(tmp_path: Path) -> None:
+    """Prevents paying twice: each answer that came is kept, whichever call fails for good."""
+    asked: Counter[str] = Counter()
+    answered: list[tuple[str, str]] = []
+
+    def call(query: str, documents: list[str]) -> list[float]:
+        asked[query] += 1
+        if asked[query] == 1:
+            raise ConnectionError("429")
+        if query == QUERIES["q5"] and asked[query] < 5:
+            return [0.0]
+        answered.extend((query, document) for document in documents)
+        return stub([(query, document) for document in documents])
+
+    options: dict[str, Any] = {"documents": 9, "backoff": 0.0, "cost": lambda query, documents: len(documents) / 2}
+    with pytest.raises(RuntimeError, match=r"failed 3 times for the query .*one number for each of 5 pairs"):
+        score(APITeacher(call, "llm", retries=2, concurrency=1, **options), tmp_path / "store")
+    first = len(answered)
+    assert first > 0
+    teacher = APITeacher(call, "llm", retries=2, **options)
+    np.testing.assert_allclose(score(teacher, tmp_path / "store"), stub(TEXTS), rtol=1e-6)
+    assert sorted(answered) == sorted(TEXTS)
+    assert teacher.cost == (len(TEXTS) - first) / 2
+    with pytest.raises(TypeError, match="positional"):
+        score(APITeacher(lambda: 0, "bug", backoff=60), tmp_path / "bug")
 
 
 @pytest.mark.parametrize("finished", [False, True])
