@@ -25,6 +25,7 @@ if TYPE_CHECKING:
         SoftmaxCrossEntropyLoss,
         SpladeLoss,
     )
+    from st_m3se.retrieval.api import APITeacher
     from st_m3se.retrieval.bm25 import BM25
     from st_m3se.retrieval.candidates import find_candidates
     from st_m3se.retrieval.queries import generate_queries
@@ -38,6 +39,7 @@ __version__ = "0.1.0"
 
 __all__ = [
     "BM25",
+    "APITeacher",
     "AllMarginsMSELoss",
     "Collection",
     "CombinedLoss",
@@ -65,6 +67,7 @@ __all__ = [
 ]
 
 MODULES = {
+    "APITeacher": "retrieval.api",
     "BM25": "retrieval.bm25",
     "Collection": "data.collection",
     "DistillationCollator": "training.collator",

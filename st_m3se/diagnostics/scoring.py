@@ -12,8 +12,7 @@ from st_m3se.data.texts import Texts
 from st_m3se.diagnostics.lists import JudgedLists
 from st_m3se.retrieval.bm25 import BM25
 from st_m3se.retrieval.candidates import find_candidates
-from st_m3se.retrieval.scoring import score_candidates
-from st_m3se.retrieval.teacher import as_teacher
+from st_m3se.retrieval.scoring import as_teacher, score_candidates
 from st_m3se.scores.teacher_scores import TeacherScores
 
 if TYPE_CHECKING:

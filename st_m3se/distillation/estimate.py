@@ -11,7 +11,8 @@ import numpy as np
 from st_m3se.distillation.config import DistillationConfig
 from st_m3se.distillation.data import DistillationData
 from st_m3se.retrieval.models import embed_documents
-from st_m3se.retrieval.teacher import Pairs, as_teacher
+from st_m3se.retrieval.scoring import as_teacher
+from st_m3se.retrieval.teacher import Pairs
 
 __all__ = ["Estimate", "estimate"]
 

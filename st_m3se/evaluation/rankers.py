@@ -18,8 +18,8 @@ from st_m3se.evaluation.systems import Encoder, GivenRun, ReRanker
 from st_m3se.evaluation.tasks import Ranker, Task, best_first, ids_of, score_pairs
 from st_m3se.retrieval.bm25 import BM25, search_bm25
 from st_m3se.retrieval.candidates import find_candidates
+from st_m3se.retrieval.scoring import as_teacher
 from st_m3se.retrieval.sources import Job, Pairs
-from st_m3se.retrieval.teacher import as_teacher
 from st_m3se.scores.formats.records import parts_of
 from st_m3se.scores.teacher_scores import TeacherScores
 

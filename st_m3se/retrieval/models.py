@@ -102,13 +102,35 @@ def detect_kind(name: str, *, revision: str | None = None) -> EncoderKind:
 
 def model_configuration(name: str, revision: str | None) -> tuple[Any, dict[str, Any], dict[str, Any]]:
     """modules.json, config_sentence_transformers.json and config.json of a model."""
+    _look_for(name, revision)
     modules, config = (model_file(name, file, revision) for file in ("modules.json", "config.json"))
     if modules is None and config is None:
-        raise ValueError(
-            f"{name} is no model: there is no folder of this name with modules.json or config.json in it, and nothing "
-            "that can be reached on the Hugging Face Hub. Mind the spelling, and the current directory."
-        )
+        raise ValueError(_no_model(name))
     return modules, model_file(name, "config_sentence_transformers.json", revision) or {}, config or {}
+
+
+def _no_model(name: str) -> str:
+    return (
+        f"{name} is no model: there is no folder of this name with modules.json or config.json in it, and nothing "
+        "that can be reached on the Hugging Face Hub. Mind the spelling, and the current directory."
+    )
+
+
+def _look_for(name: str, revision: str | None) -> None:
+    """Refuse at once a name that the hub has not, or that it cannot be asked for: each file would be tried for long."""
+    from huggingface_hub import errors, model_info, try_to_load_from_cache
+
+    files = ("config.json", "modules.json")
+    if Path(name).is_dir():
+        return
+    try:
+        if not any(isinstance(try_to_load_from_cache(name, file, revision=revision), str) for file in files):
+            model_info(name, revision=revision, timeout=10)
+    except Exception as error:  # of whichever client: the hub changed its own
+        status = getattr(getattr(error, "response", None), "status_code", 404)
+        if isinstance(error, errors.OfflineModeIsEnabled) or status not in (401, 404):
+            return  # whoever loads it knows more, and fails fast
+        raise ValueError(_no_model(name)) from error
 
 
 def model_file(name: str, file: str, revision: str | None) -> Any:

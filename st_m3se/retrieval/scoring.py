@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 import os
 import re
+import sys
 import time
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Mapping
@@ -20,7 +21,7 @@ from st_m3se.core.findings import report
 from st_m3se.core.ids import short
 from st_m3se.retrieval.candidate_lists import CandidateLists
 from st_m3se.retrieval.scoring_run import ScoringRun
-from st_m3se.retrieval.teacher import Backend, Pairs, Precision, Teacher, as_teacher
+from st_m3se.retrieval.teacher import Backend, CallableTeacher, Pairs, Precision, Teacher
 from st_m3se.scores.sigmoid import ScoreRange
 from st_m3se.scores.teacher_scores import TeacherScores
 
@@ -35,7 +36,7 @@ if TYPE_CHECKING:
     Candidates: TypeAlias = TeacherScores | Mapping[Any, Iterable[Any]] | str | Path
     TextSource: TypeAlias = Texts | Mapping[Any, Any] | Dataset | str | Path
 
-__all__ = ["score_candidates"]
+__all__ = ["as_teacher", "score_candidates"]
 
 logger = logging.getLogger(__name__)
 
@@ -212,6 +213,85 @@ def score_candidates(
         )
         for key, given in teacher.items()
     }
+
+
+def as_teacher(
+    teacher: Any,
+    *,
+    name: str | None = None,
+    max_length: int | None = None,
+    dtype: Precision | None = None,
+    prompt: str | None = None,
+    batch_tokens: int | None = None,
+    device: str | None = None,
+    backend: Backend = "torch",
+    revision: str | None = None,
+    trust_remote_code: bool = False,
+    label: int | None = None,
+) -> Teacher:
+    """The teacher behind a model, a model's name or path, or a function; see :func:`score_candidates`.
+
+    Raises:
+        TypeError: If it is none of these.
+        ValueError: If an option does not go with it.
+    """
+    if all(hasattr(teacher, part) for part in ("settings", "prepare", "score")):  # a Teacher already
+        own: Teacher = teacher
+        return own
+    if isinstance(teacher, (str, Path)):
+        from st_m3se.retrieval.teacher_models import load, wrap
+
+        model = load(teacher, backend=backend, device=device, revision=revision, trust_remote_code=trust_remote_code)
+        return wrap(
+            model,
+            name=name or str(teacher),
+            revision=revision,
+            max_length=max_length,
+            dtype=dtype,
+            prompt=prompt,
+            batch_tokens=batch_tokens,
+            label=label,
+        )
+    loading = {"backend": backend != "torch", "revision": revision is not None, "trust_remote_code": trust_remote_code}
+    if given := [option for option, value in loading.items() if value]:
+        raise ValueError(f"{', '.join(given)} belongs to a teacher by name or path; this one is loaded already.")
+    if "sentence_transformers" in sys.modules:  # without it there is no instance of its classes
+        from sentence_transformers.base.model import BaseModel
+
+        if isinstance(teacher, BaseModel):
+            from st_m3se.retrieval.teacher_models import wrap
+
+            if device is not None:
+                teacher.to(device)
+            return wrap(
+                teacher,
+                name=name,
+                max_length=max_length,
+                dtype=dtype,
+                prompt=prompt,
+                batch_tokens=batch_tokens,
+                label=label,
+            )
+    if callable(getattr(teacher, "encode_query", None)):  # which are functions, too, but of features
+        raise TypeError(
+            f"a {type(teacher).__name__} has no scores of pairs of its own. Pass the function that compares its "
+            "embeddings: st_m3se.evaluation.encoders.pair_scorer(model, batch_size=32), with a name."
+        )
+    if isinstance(teacher, Mapping) or not callable(teacher):
+        raise TypeError(
+            "a teacher must be a CrossEncoder, a SentenceTransformer, SparseEncoder or MultiVectorEncoder, the name or "
+            f"path of one, or a function of (query, document) pairs, got {type(teacher).__name__}."
+        )
+    of_models = {
+        "max_length": max_length,
+        "dtype": dtype,
+        "prompt": prompt,
+        "batch_tokens": batch_tokens,
+        "label": label,
+    }
+    if given := [option for option, value in {**of_models, "device": device}.items() if value is not None]:
+        raise ValueError(f"{', '.join(given)} is for models; the function has to see to it itself.")
+    return CallableTeacher(teacher, name)
 
 
 def _teacher(teacher: Any, name: str | None, options: dict[str, Any]) -> Teacher:

@@ -19,14 +19,14 @@ import torch
 from sentence_transformers import CrossEncoder, MultiVectorEncoder, SentenceTransformer, SparseEncoder
 from sentence_transformers.base.modules import Transformer
 from sentence_transformers.cross_encoder.modules import LogitScore
-from sentence_transformers.util import batch_to_device, load_file_path
+from sentence_transformers.util import batch_to_device
 
 from st_m3se.encoding.host import training_arguments
 from st_m3se.encoding.packing import Packed as PackedRows
 from st_m3se.encoding.packing import first_tokens_only, packable_pairs
 from st_m3se.encoding.positions import check_length, positions
 from st_m3se.retrieval.int8 import QUANTISATION, quantised
-from st_m3se.retrieval.models import model_file
+from st_m3se.retrieval.models import model_configuration, model_file
 from st_m3se.retrieval.teacher import Backend, Pairs, Precision, Scored, Teacher, settings
 
 __all__ = ["BiEncoderTeacher", "CrossEncoderTeacher", "load", "wrap"]
@@ -62,9 +62,13 @@ def load(
             transformers: OpenVINO runs with optimum-intel 2.2 and transformers 5.5, ONNX waits for an optimum-onnx
             later than 0.1.0, which imports names that transformers 5 no longer has.
     """
-    kind = _kind(str(name), revision, trust_remote_code)
+    kind = _kind(str(name), revision)
     if kind is CrossEncoder:
         _check_adapter(str(name), revision, trust_remote_code)
+    else:
+        logger.warning(
+            f"{name} is a {kind.__name__}: its scores are similarities of embeddings, not a cross-encoder's."
+        )
     options: dict[str, Any] = {"device": device, "revision": revision, "trust_remote_code": trust_remote_code}
     try:
         model: CrossEncoder | SentenceTransformer = kind(str(name), backend=backend, **options)
@@ -80,21 +84,18 @@ def load(
         ) from error
 
 
-def _kind(name: str, revision: str | None, trust_remote_code: bool) -> Any:
-    if (host := model_file(name, "config_sentence_transformers.json", revision)) is not None:
-        kind = host.get("model_type")
-        for known in TEACHERS:
-            if kind == known.__name__:
-                return known
-        if kind is not None:
-            known_kinds = ", ".join(known.__name__ for known in TEACHERS)
-            raise ValueError(f"{name} is a {kind}; a teacher is one of {known_kinds}.")
-    if load_file_path(name, "modules.json", revision=revision) is not None:
+def _kind(name: str, revision: str | None) -> Any:
+    modules, host, config = model_configuration(name, revision)
+    kind = host.get("model_type")
+    for known in TEACHERS:
+        if kind == known.__name__:
+            return known
+    if kind is not None:
+        known_kinds = ", ".join(known.__name__ for known in TEACHERS)
+        raise ValueError(f"{name} is a {kind}; a teacher is one of {known_kinds}.")
+    if modules is not None:
         return SentenceTransformer
-    from transformers import AutoConfig
-
-    config = AutoConfig.from_pretrained(name, revision=revision, trust_remote_code=trust_remote_code)
-    heads = config.architectures or []
+    heads = config.get("architectures") or []
     if not any(head.endswith(HEADS) for head in heads):
         raise ValueError(
             f"{name} is neither a cross-encoder (its architectures are {heads}, without a classification head, so that "

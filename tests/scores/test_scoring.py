@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import sys
+from collections import Counter
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -16,7 +17,7 @@ from evaluation.encoders import make_encoder
 from sentence_transformers import CrossEncoder, SentenceTransformer
 from students import multi_vector_student, sparse_student
 
-from st_m3se import score_candidates
+from st_m3se import APITeacher, score_candidates
 from st_m3se.core.errors import FormatError
 from st_m3se.core.files import checked_json
 from st_m3se.evaluation.encoders import pair_scorer
@@ -190,7 +191,11 @@ def test_a_decoder_is_padded_on_its_side(checkpoint: Path, tmp_path: Path, side:
 
 
 def test_a_name_loads_what_it_names(
-    cross_encoder_path: Path, make_model: Callable[..., SentenceTransformer], checkpoint: Path, tmp_path: Path
+    cross_encoder_path: Path,
+    make_model: Callable[..., SentenceTransformer],
+    checkpoint: Path,
+    tmp_path: Path,
+    caplog: pytest.LogCaptureFixture,
 ) -> None:
     model = make_model()
     model.save(str(tmp_path / "student"))
@@ -205,6 +210,14 @@ def test_a_name_loads_what_it_names(
     expected = model.similarity_pairwise(queries, documents).numpy()
     np.testing.assert_allclose(np.concatenate([row.scores for row in stores["bi"]]), expected, atol=1e-5)
     assert stores["bi"].manifest["activation"] == "cosine similarity"
+    assert [
+        record.getMessage() for record in caplog.records if "similarities of embeddings" in record.getMessage()
+    ] == [
+        f"{tmp_path / 'student'} is a SentenceTransformer: its scores are similarities of embeddings, not a "
+        "cross-encoder's."
+    ]
+    with pytest.raises(ValueError, match=r"cross-encodr is no model.*Mind the spelling"):
+        score_candidates("ms-marco/cross-encodr", CANDIDATES, QUERIES, CORPUS, tmp_path / "x")
     with pytest.raises(ValueError, match="neither a cross-encoder"):
         score_candidates(str(checkpoint), CANDIDATES, QUERIES, CORPUS, tmp_path / "x")
 
@@ -356,6 +369,33 @@ def test_an_interrupt_loses_the_call_that_it_meets(tmp_path: Path, monkeypatch: 
     np.testing.assert_allclose(score(lambda pairs: teacher(pairs, 9), output, name="stub"), stub(TEXTS), rtol=1e-6)
     assert sorted(seen) == sorted(TEXTS)
     assert not kept.exists()
+
+
+def test_an_api_is_tried_again_and_loses_one_small_call(tmp_path: Path) -> None:
+    """Prevents paying twice: each answer that came is kept, whichever call fails for good."""
+    asked: Counter[str] = Counter()
+    answered: list[tuple[str, str]] = []
+
+    def call(query: str, documents: list[str]) -> list[float]:
+        asked[query] += 1
+        if asked[query] == 1:
+            raise ConnectionError("429")
+        if query == QUERIES["q5"] and asked[query] < 5:
+            return [0.0]
+        answered.extend((query, document) for document in documents)
+        return stub([(query, document) for document in documents])
+
+    options: dict[str, Any] = {"documents": 9, "backoff": 0.0, "cost": lambda query, documents: len(documents) / 2}
+    with pytest.raises(RuntimeError, match=r"failed 3 times for the query .*one number for each of 5 pairs"):
+        score(APITeacher(call, "llm", retries=2, concurrency=1, **options), tmp_path / "store")
+    first = len(answered)
+    assert first > 0
+    teacher = APITeacher(call, "llm", retries=2, **options)
+    np.testing.assert_allclose(score(teacher, tmp_path / "store"), stub(TEXTS), rtol=1e-6)
+    assert sorted(answered) == sorted(TEXTS)
+    assert teacher.cost == (len(TEXTS) - first) / 2
+    with pytest.raises(TypeError, match="positional"):
+        score(APITeacher(lambda: 0, "bug", backoff=60), tmp_path / "bug")
 
 
 @pytest.mark.parametrize("finished", [False, True])
