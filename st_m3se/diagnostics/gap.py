@@ -10,6 +10,8 @@ import numpy as np
 
 from st_m3se.diagnostics.lists import JudgedLists
 from st_m3se.diagnostics.separation import Estimate
+from st_m3se.evaluation.measures import per_query
+from st_m3se.evaluation.significance import resamples
 from st_m3se.scores.teacher_scores import TeacherScores
 
 __all__ = ["ClosedShare", "closed_share", "share_of_gap"]
@@ -88,8 +90,6 @@ def closed_share(
     Raises:
         ImportError: Without ir_measures (extra ``eval``).
     """
-    from st_m3se.evaluation.measures import per_query
-
     qrels = {str(query): {str(d): grade for d, grade in judged.items()} for query, judged in lists.qrels().items()}
     queries = [str(query) for query in lists.query_ids]
     values = [
@@ -108,9 +108,8 @@ def share_of_gap(
     seed: int = 0,
 ) -> ClosedShare:
     """The closed share of values per query: float ``[3, Q]``, of the student before and after, and of the teacher."""
-    random = np.random.default_rng(seed)
     queries = values.shape[1]
-    drawn = np.stack([values[:, random.integers(queries, size=queries)].mean(axis=1) for _ in range(n_resamples)])
+    drawn = np.concatenate([counts @ values.T / queries for counts in resamples(queries, n_resamples, seed)])
     tails = (1 - confidence) / 2, (1 + confidence) / 2
 
     def estimate(value: float, draws: np.ndarray) -> Estimate:
