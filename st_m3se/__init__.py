@@ -7,9 +7,8 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from st_m3se.core.errors import FormatError
-    from st_m3se.evaluation.distillation import DistillationEvaluator
+    from st_m3se.evaluation.evaluators import DistillationEvaluator, RetrievalEvaluator
     from st_m3se.evaluation.harness import evaluate
-    from st_m3se.evaluation.retrieval import RetrievalEvaluator
     from st_m3se.losses import (
         AllMarginsMSELoss,
         CombinedLoss,
@@ -61,10 +60,10 @@ __all__ = [
 MODULES = {
     "BM25": "retrieval.bm25",
     "DistillationCollator": "training.collator",
-    "DistillationEvaluator": "evaluation.distillation",
+    "DistillationEvaluator": "evaluation.evaluators",
     "FormatError": "core.errors",
     "ResampleCallback": "training.reader",
-    "RetrievalEvaluator": "evaluation.retrieval",
+    "RetrievalEvaluator": "evaluation.evaluators",
     "TeacherScores": "scores.teacher_scores",
     "build_distillation_dataset": "training.dataset",
     "evaluate": "evaluation.harness",

@@ -296,8 +296,8 @@ def _compare(
         raise typer.BadParameter("name the results.json files to compare.")
 
     def compared() -> Any:
+        from st_m3se.evaluation.comparison import compare_files
         from st_m3se.evaluation.report import write_report
-        from st_m3se.evaluation.results import compare_files
 
         results = compare_files(files, common_queries=common_queries, baseline=baseline, confidence=confidence)
         if output is not None:

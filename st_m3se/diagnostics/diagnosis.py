@@ -14,13 +14,13 @@ from st_m3se.core.errors import FormatError
 from st_m3se.core.files import atomic_file, read_checked_json, write_checked_json
 from st_m3se.core.findings import report
 from st_m3se.core.markdown import cell
+from st_m3se.core.shape import check_shape
 from st_m3se.data.collection import open_texts
 from st_m3se.data.texts import Texts
 from st_m3se.diagnostics.gap import ClosedShare, closed_share
 from st_m3se.diagnostics.lists import JudgedLists
 from st_m3se.diagnostics.scoring import describe_scorer, folder_names, score_lists
 from st_m3se.diagnostics.separation import NUMBERS, Estimate, Separation, measure_separation
-from st_m3se.evaluation.evaluated import is_count, is_number, is_texts
 from st_m3se.evaluation.measures import parse_measures
 from st_m3se.evaluation.provenance import provenance
 from st_m3se.evaluation.systems import ReRanker, check_model
@@ -36,6 +36,12 @@ __all__ = ["DIAGNOSIS", "Diagnosis", "diagnose"]
 DIAGNOSIS = "diagnosis.json"
 FORMAT = 1
 DIGITS = 7  # of the curves: more than a figure shows
+SHAPE = {
+    "data": {"name": str, "queries": int, "positives": int, "negatives": int, "left_out": {str: int}, "notes": [str]},
+    "settings": {"n_resamples": int, "confidence": float},
+    "scorers": {str: {"description": {}, "spread": float, "numbers": {str: [float]}, "curves": {str: [float]}}},
+    "provenance": {},
+}
 CURVES = ("x", "positives", "negatives", "margin_x", "margin_density")
 
 
@@ -120,6 +126,7 @@ class Diagnosis:
                 "version of st-m3se wrote it. Make it again.",
                 file=str(path),
             )
+        check_shape(content, SHAPE, "")
         scorers = {
             name: Separation(
                 {number: Estimate(*map(float, scorer["numbers"][number])) for number in NUMBERS},
@@ -129,12 +136,6 @@ class Diagnosis:
             for name, scorer in content["scorers"].items()
         }
         data, settings = content["data"], content["settings"]
-        counts = [*(data[name] for name in ("queries", "positives", "negatives")), *data["left_out"].values()]
-        texts = [data["name"], *data["notes"], *data["left_out"]]
-        if not all(map(is_count, counts)) or not is_texts(texts) or not isinstance(data["notes"], list):
-            raise ValueError("data: counts should be numbers, names and notes texts")
-        if not is_number(settings["confidence"]) or not is_count(settings["n_resamples"]):
-            raise ValueError("settings: confidence and n_resamples should be numbers")
         descriptions = {name: scorer["description"] for name, scorer in content["scorers"].items()}
         gap = None if content["gap"] is None else ClosedShare.of(content["gap"])
         return cls(data, settings, scorers, descriptions, gap, content["provenance"])

@@ -6,15 +6,15 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from st_m3se.evaluation.comparison import compare_files, merge_results
     from st_m3se.evaluation.data import EvaluationSet, Finding, open_set, qrels_set
-    from st_m3se.evaluation.distillation import DistillationEvaluator
+    from st_m3se.evaluation.evaluators import DistillationEvaluator, RetrievalEvaluator
     from st_m3se.evaluation.harness import evaluate
     from st_m3se.evaluation.html import write_html
     from st_m3se.evaluation.measures import DEFAULT_MEASURES, parse_measures, per_query
     from st_m3se.evaluation.plots import plot_bars, plot_differences, plot_wins
     from st_m3se.evaluation.report import write_report
-    from st_m3se.evaluation.results import EvaluatedSet, Results, compare_files
-    from st_m3se.evaluation.retrieval import RetrievalEvaluator
+    from st_m3se.evaluation.results import EvaluatedSet, Results
     from st_m3se.evaluation.significance import Comparison, compare, confidence_interval
     from st_m3se.evaluation.systems import Encoder, GivenRun, ReRanker
     from st_m3se.evaluation.tables import render_latex, render_markdown, render_terminal
@@ -35,6 +35,7 @@ __all__ = [
     "compare_files",
     "confidence_interval",
     "evaluate",
+    "merge_results",
     "open_set",
     "parse_measures",
     "per_query",
@@ -52,10 +53,10 @@ __all__ = [
 MODULES = {
     "DEFAULT_MEASURES": "measures",
     "Comparison": "significance",
-    "DistillationEvaluator": "distillation",
+    "DistillationEvaluator": "evaluators",
     "EvaluationSet": "data",
     "Finding": "data",
-    "RetrievalEvaluator": "retrieval",
+    "RetrievalEvaluator": "evaluators",
     "compare": "significance",
     "confidence_interval": "significance",
     "open_set": "data",
@@ -64,7 +65,8 @@ MODULES = {
     "qrels_set": "data",
     "EvaluatedSet": "results",
     "Results": "results",
-    "compare_files": "results",
+    "compare_files": "comparison",
+    "merge_results": "comparison",
     "write_report": "report",
     "write_html": "html",
     "render_terminal": "tables",

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import re
 from base64 import b64encode
 from collections.abc import Sequence
 from pathlib import Path
@@ -10,18 +9,8 @@ from typing import TYPE_CHECKING, Any
 
 from st_m3se.core.files import atomic_file
 from st_m3se.evaluation.citations import citations
-from st_m3se.evaluation.grids import NOTHING, grids, headline, legend, plain, reference
-from st_m3se.evaluation.listings import (
-    Listing,
-    comparisons_listing,
-    findings_listing,
-    provenance_listing,
-    seeds_listing,
-    sets_listing,
-    speeds_listing,
-    systems_listing,
-)
 from st_m3se.evaluation.plots import Plot
+from st_m3se.evaluation.tables import NOTHING, grids, headline, legend, number_columns, plain, reference, text_tables
 
 if TYPE_CHECKING:
     from st_m3se.evaluation.results import Results
@@ -32,7 +21,6 @@ Section = tuple[str, str]
 """A title, and HTML that is put into the page as it is."""
 
 EMBEDDED = 1_000_000  # values per query that the page holds: some 7 MB
-NUMBER = re.compile(r"[<+-]? ?[\d,]+(\.\d+)?( ± [\d.]+)?|\[[\d.+-]+, [\d.+-]+\]|" + NOTHING)
 
 
 def write_html(
@@ -66,7 +54,8 @@ def write_html(
     )
     environment.policies["json.dumps_kwargs"] = {"separators": (",", ":"), "ensure_ascii": True}
     environment.globals["zip"] = zip
-    environment.globals["number_columns"] = _number_columns
+    environment.globals["number_columns"] = number_columns
+    tables = text_tables(results)
     names = [plain(name) for name in results.sets]
     several = f" and {len(names) - 3} more sets" if len(names) > 3 else ""
     embedded, measures = _per_query(results)
@@ -75,15 +64,10 @@ def write_html(
         headline=headline(results),
         grids=grids(results),
         legend=legend(results),
-        alpha=results.summary.alpha,
+        alpha=results.alpha,
         plots=[(plot, _data_uri(plot)) for plot in plots],
-        tests=[comparisons_listing(results, measure) for measure in results.measures],
-        seeds=seeds_listing(results),
-        sets=sets_listing(results),
-        findings=findings_listing(results),
-        speeds=speeds_listing(results),
-        systems=systems_listing(results),
-        provenance=provenance_listing(results),
+        tables=tables,
+        tests={measure: tables[f"Significance: {measure}"] for measure in results.measures},
         citations=citations(results),
         sections=sections,
         embedded=embedded,
@@ -96,12 +80,6 @@ def write_html(
     with atomic_file(path, overwrite=True) as temporary:
         temporary.write_text(page, encoding="utf-8")
     return path
-
-
-def _number_columns(listing: Listing) -> list[int]:
-    """The columns after the first that hold nothing but numbers."""
-    columns = range(1, len(listing.columns))
-    return [column for column in columns if all(NUMBER.fullmatch(row[column]) for row in listing.rows)]
 
 
 def _data_uri(plot: Plot) -> str:

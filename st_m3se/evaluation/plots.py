@@ -14,9 +14,11 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from st_m3se.core.extras import require
-from st_m3se.evaluation.grids import AVERAGE, DIGITS, NOTHING, Grid, grids, plain, reference
+from st_m3se.evaluation.results import AVERAGE
+from st_m3se.evaluation.tables import DIGITS, NOTHING, Grid, grids, plain, reference
 
 if TYPE_CHECKING:
+    import pandas as pd
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
 
@@ -64,9 +66,9 @@ def plots(results: Results) -> Iterator[Plot]:
         if tests := _tests(results, measure):
             against = plain(_against(results))
             points = "; ".join(
-                f"{plain(name)}, {plain(group)}: {difference:+.{DIGITS}f}{', significant' if significant else ''}"
+                f"{plain(test.set)}, {plain(group)}: {test.difference:+.{DIGITS}f}{', significant' * test.significant}"
                 for group, found in tests.items()
-                for name, difference, _, significant in found
+                for test in found.itertuples()
             )
             yield Plot(
                 f"differences {measure}",
@@ -105,7 +107,7 @@ def plot_bars(results: Results, measure: str | None = None) -> Figure:
 
 
 def _measure(results: Results, grid: Grid) -> str:
-    return grid.title if grid.title in results.measures and len(results.summary.columns) > 1 else "value"
+    return grid.title if grid.title in results.measures and len(results.columns) > 1 else "value"
 
 
 def _bars(grid: Grid, measure: str) -> Figure:
@@ -142,7 +144,7 @@ def _draw_bars(panel: Axes, grid: Grid, part: Sequence[int], slots: int) -> None
     for row in range(systems):
         shown = [grid.figures[row][place] for place in part]
         x = np.arange(len(part)) + (row - (systems - 1) / 2) * width
-        heights = np.array([np.nan if figure is None else figure.cell.mean for figure in shown])
+        heights = np.array([np.nan if figure is None else figure.value for figure in shown])
         bars = panel.bar(x, np.nan_to_num(heights), width, **_look(row))
         for bar, height in zip(bars, heights, strict=True):
             bar.set_visible(bool(np.isfinite(height)))
@@ -150,15 +152,13 @@ def _draw_bars(panel: Axes, grid: Grid, part: Sequence[int], slots: int) -> None
             if figure is None:
                 panel.annotate(NOTHING, (place, 0), xytext=(0, 2), textcoords="offset points", ha="center")
                 continue
-            low, high = figure.cell.interval or (figure.cell.mean, figure.cell.mean)
-            if high > low:
+            high = figure.value if np.isnan(figure.high) else figure.high
+            if figure.low < figure.high:
                 # The interval holds the mean but for rounding.
-                errors = [[max(0.0, figure.cell.mean - low)], [max(0.0, high - figure.cell.mean)]]
-                panel.errorbar(
-                    [place], [figure.cell.mean], errors, fmt="none", ecolor="black", capsize=2, linewidth=0.9
-                )
+                errors = [[max(0.0, figure.value - figure.low)], [max(0.0, high - figure.value)]]
+                panel.errorbar([place], [figure.value], errors, fmt="none", ecolor="black", capsize=2, linewidth=0.9)
             if systems * slots <= BARS // 2:
-                text = f"{figure.cell.mean:.{DIGITS}f}"
+                text = f"{figure.value:.{DIGITS}f}"
                 panel.annotate(text, (place, high), xytext=(0, 2), textcoords="offset points", ha="center", fontsize=7)
     labels = ["\n".join(textwrap.wrap(grid.columns[place], max(10, 90 // slots))) for place in part]
     panel.set_xticks(np.arange(len(part)), labels)
@@ -183,19 +183,10 @@ def _against(results: Results) -> str:
     return results.baseline or next(iter(results.groups))
 
 
-Tested = list[tuple[str, float, tuple[float, float], bool]]
-"""Set, difference, its interval, and whether it is significant."""
-
-
-def _tests(results: Results, measure: str) -> dict[str, Tested]:
-    """Group -> the sets where it was tested against the reference."""
-    found: dict[str, Tested] = {}
-    for name, measures in results.summary.comparisons.items():
-        for test in measures.get(measure, []):
-            if test.first == _against(results):
-                point = (name, test.difference, test.interval, test.significant)
-                found.setdefault(test.second, []).append(point)
-    return found
+def _tests(results: Results, measure: str) -> dict[str, pd.DataFrame]:
+    """Group -> its tests against the reference, a row for each set."""
+    tests = results.tests[(results.tests["measure"] == measure) & (results.tests["first"] == _against(results))]
+    return {str(group): found for group, found in tests.groupby("second", sort=False)}
 
 
 def plot_differences(results: Results, measure: str | None = None) -> Figure:
@@ -218,7 +209,8 @@ def plot_differences(results: Results, measure: str | None = None) -> Figure:
     with _style():
         from matplotlib.figure import Figure
 
-        names = [name for name in results.sets if any(name == point[0] for found in tests.values() for point in found)]
+        tested = {name for found in tests.values() for name in found["set"]}
+        names = [name for name in results.sets if name in tested]
         places = {name: place for place, name in enumerate(reversed(names))}
         columns = min(PANELS, len(tests))
         rows = -(-len(tests) // columns)
@@ -226,11 +218,11 @@ def plot_differences(results: Results, measure: str | None = None) -> Figure:
         figure = Figure(figsize=(WIDTH if columns > 1 else WIDTH * 0.66, height), layout="constrained")
         panels = figure.subplots(rows, columns, squeeze=False, sharex=True, sharey=True)
         for panel, (group, found) in zip(panels.flat, tests.items(), strict=False):
-            for name, difference, (low, high), significant in found:
-                panel.plot([low, high], [places[name]] * 2, color="black", linewidth=1)
-                face = COLOURS[0] if significant else "white"
+            for test in found.itertuples():
+                place, face = places[test.set], COLOURS[0] if test.significant else "white"
+                panel.plot([test.low, test.high], [place] * 2, color="black", linewidth=1)
                 panel.plot(
-                    difference, places[name], marker="o", markersize=5.5, markerfacecolor=face, markeredgecolor="black"
+                    test.difference, place, marker="o", markersize=5.5, markerfacecolor=face, markeredgecolor="black"
                 )
             panel.axvline(0, color="0.5", linewidth=0.8, linestyle="--")
             panel.set_title(_title(group, columns), fontsize=9)
@@ -258,12 +250,9 @@ def _finish(panels: np.ndarray, used: int) -> None:
 
 def _others(results: Results, name: str, measure: str) -> dict[str, np.ndarray]:
     """Each group's differences to the reference on a set, per query."""
+    values = results.measured(name, measure)
     against = reference(results, name, measure)
-    if against is None:
-        return {}
-    base = results.per_query(name, against, measure)
-    values = {group: results.per_query(name, group, measure) for group in results.groups if group != against}
-    return {group: found - base for group, found in values.items() if found is not None and base is not None}
+    return {} if against is None else {group: values[group] - values[against] for group in values if group != against}
 
 
 def _counts(differences: np.ndarray) -> str:

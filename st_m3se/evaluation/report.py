@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import re
 from collections.abc import Sequence
 from pathlib import Path
@@ -18,7 +17,7 @@ from st_m3se.evaluation.tables import render_latex, render_markdown
 if TYPE_CHECKING:
     from st_m3se.evaluation.results import Results
 
-__all__ = ["write_per_query", "write_report"]
+__all__ = ["write_report"]
 
 
 def write_report(
@@ -48,7 +47,7 @@ def write_report(
         ImportError: If ``plots`` and matplotlib is missing.
     """
     folder = Path(folder)
-    written = [results.save(folder / FILE), write_per_query(results, folder / "per_query.jsonl")]
+    written = [results.save(folder / FILE), _write_per_query(results, folder / "per_query.jsonl")]
     for name, text in (("report.md", render_markdown(results)), ("report.tex", render_latex(results))):
         with atomic_file(folder / name, overwrite=True) as temporary:
             temporary.write_text(text, encoding="utf-8")
@@ -66,16 +65,12 @@ def write_report(
     return [*written, write_html(results, folder / "report.html", plots=drawn, sections=sections, title=title)]
 
 
-def write_per_query(results: Results, path: str | Path) -> Path:
-    """Write one JSON line per set, system and query: {"set", "system", "query_id", and each measure's value}."""
-    path = Path(path)
-    with atomic_file(path, overwrite=True) as temporary, temporary.open("w", encoding="utf-8") as file:
-        for name, systems in results.values.items():
-            for system, measures in systems.items():
-                columns = [values.tolist() for values in measures.values()]
-                for query, row in zip(results.sets[name].query_ids, zip(*columns, strict=True), strict=False):
-                    line = {"set": name, "system": system, "query_id": query, **dict(zip(measures, row, strict=True))}
-                    file.write(json.dumps(line, ensure_ascii=False) + "\n")
+def _write_per_query(results: Results, path: Path) -> Path:
+    """One JSON line per set, system and query: {"set", "system", "query_id", and each measure's value}."""
+    keys = ["set", "system", "query_id", "measure"]
+    wide = results.to_frame().set_index(keys)["value"].unstack("measure", sort=False).reset_index()
+    with atomic_file(path, overwrite=True) as temporary:
+        wide.to_json(temporary, orient="records", lines=True, force_ascii=False, double_precision=15)
     return path
 
 

@@ -386,13 +386,12 @@ def test_seeds_are_one_system_in_the_report(models: dict[str, Path], folder: Pat
     }
     results = evaluate(folder, systems, tmp_path / "out", baseline="bm25")
     assert results.groups == {"ours": ("ours-1", "ours-2"), "bm25": ("bm25",), "re": ("re-1", "re-2")}
-    cell = results.summary.set_cell("nDCG@10", "small", "ours")
+    cell = results.means.loc["nDCG@10", "small", "ours"]
     means = [results.values["small"][f"ours-{seed}"]["nDCG@10"].mean() for seed in (1, 2)]
-    assert cell is not None
-    assert cell.mean == pytest.approx(np.mean(means))
-    assert cell.deviation == pytest.approx(np.std(means, ddof=1))
+    assert cell["mean"] == pytest.approx(np.mean(means))
+    assert cell["deviation"] == pytest.approx(np.std(means, ddof=1))
     assert means[0] != means[1]
-    assert {test.first for test in results.summary.comparisons["small"]["nDCG@10"]} == {"bm25"}
+    assert set(results.tests["first"]) == {"bm25"}
 
 
 def test_given_runs_are_measured_as_they_are(folder: Path, tmp_path: Path) -> None:
