@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from st_m3se.core.errors import FormatError
+    from st_m3se.data.collection import Collection
     from st_m3se.evaluation.evaluators import DistillationEvaluator, RetrievalEvaluator
     from st_m3se.evaluation.harness import evaluate
     from st_m3se.losses import (
@@ -35,6 +36,7 @@ __version__ = "0.1.0"
 __all__ = [
     "BM25",
     "AllMarginsMSELoss",
+    "Collection",
     "CombinedLoss",
     "ContrastiveLoss",
     "CoupledRankDistilLoss",
@@ -59,6 +61,7 @@ __all__ = [
 
 MODULES = {
     "BM25": "retrieval.bm25",
+    "Collection": "data.collection",
     "DistillationCollator": "training.collator",
     "DistillationEvaluator": "evaluation.evaluators",
     "FormatError": "core.errors",

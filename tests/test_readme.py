@@ -54,6 +54,18 @@ def test_block_runs(block: str, checkpoint: Path, tmp_path: Path, monkeypatch: p
     before = namespace["SentenceTransformer"](str(checkpoint)).state_dict()
     after = namespace["model"].state_dict()
     assert any(not before[name].equal(value.cpu()) for name, value in after.items())
+    if "teacher-scores" in block:  # it was measured before and after on queries of its own, and what is saved is used
+        logged = [
+            entry["eval_dev_kendall_tau"]
+            for entry in namespace["trainer"].state.log_history
+            if "eval_dev_kendall_tau" in entry
+        ]
+        assert len(logged) >= 2
+        dev, train = ({row["query"] for row in namespace[f"{part}_dataset"]} for part in ("dev", "train"))
+        assert not dev & train
+        (use,) = [code for code in PYTHON if 'SentenceTransformer("distilled")' in code]
+        exec(compile(use, "README.md", "exec"), namespace)
+        assert all(after[name].cpu().equal(value.cpu()) for name, value in namespace["model"].state_dict().items())
 
 
 @pytest.mark.parametrize(
@@ -90,7 +102,7 @@ def test_the_score_commands_and_code_run(
     Path("kd.jsonl").write_text('{"query_id": "q1", "document_ids": ["d1", "d2"], "scores": [9.5, -3.0]}\n')
     type_commands("convert")
     assert Path("kd.run.gz").is_file()
-    (block,) = [block for block in PYTHON if "TeacherScores" in block]
+    (block,) = [block for block in PYTHON if "scores.describe()" in block]
     exec(compile(block, "README.md", "exec"), {})
     assert "['d1', 'd2'] [9.5, -3.0]" in capsys.readouterr().out
 
@@ -108,7 +120,8 @@ def test_the_evaluation_and_diagnosis_commands_run(tmp_path: Path, monkeypatch: 
     monkeypatch.chdir(tmp_path)
     make_beir(tmp_path / "my-data")
     student, teacher = make_student(tmp_path), make_teacher(tmp_path)
-    models = {f"student={MODEL}": f"student={student}", f"teacher={CROSS_ENCODER}": f"teacher={teacher}"}
+    student.rename("distilled")
+    models = {f"before={MODEL}": "before=distilled", f"teacher={CROSS_ENCODER}": f"teacher={teacher}"}
     type_commands("evaluate", "diagnose", **models)
     assert "student" in Path("evaluation/report.html").read_text(encoding="utf-8")
     assert Path("diagnosis/margins.png").is_file()

@@ -9,7 +9,6 @@ import pyarrow.compute as pc
 import typer
 
 from st_m3se.cli.convert import IdsChoice
-from st_m3se.core.errors import FormatError
 from st_m3se.scores.formats import IdType
 
 __all__ = ["candidates"]
@@ -103,63 +102,43 @@ def candidates(
     if include_positives and split is None and qrels is None:
         raise typer.BadParameter("--include-positives needs --split or --qrels: they say which documents those are.")
 
-    from st_m3se.core.findings import found, report
-    from st_m3se.data.collection import absent_queries, open_texts
-    from st_m3se.data.qrels import read_judgements
-    from st_m3se.data.text_files import choose_file
-    from st_m3se.data.texts import Texts
-    from st_m3se.evaluation.data import qrels_of
+    from st_m3se.core.findings import report
+    from st_m3se.data.collection import Collection
     from st_m3se.retrieval.bm25 import BM25
     from st_m3se.retrieval.candidates import find_candidates
     from st_m3se.retrieval.exclusions import read_exclusions
 
-    try:
-        id_type: IdType | None = None if ids is IdsChoice.KEEP else "int" if ids is IdsChoice.INT else "str"
-        if data is not None and split is not None:
-            qrels, used = qrels_of(data, split)
-            if used != split:
-                raise FormatError(f"the folder has no split {split!r} but one other, {used!r}.", file=str(data))
-        folder = None if data is None else [choose_file(data, name, split) for name in ("queries", "corpus")]
-        asked, findings = open_texts(folder[0] if folder else queries, "queries", id_type=id_type)
-        documents, unusual = open_texts(folder[1] if folder else corpus, "corpus", id_type=id_type)
-        findings += unusual
-        judged = None
-        if qrels is not None:
-            judged, unusual = read_judgements(qrels, query_ids=asked.id_type, document_ids=documents.id_type)
-            absent = set(absent_queries(judged, asked))
-            effect = "left out: there is no text to search with"
-            findings += unusual
-            findings += found("judgements of absent queries", [query for query in judged if query in absent], effect)
-            judged = {query: grades for query, grades in judged.items() if query not in absent}
-            typer.echo(f"{len(judged):,} of {len(asked):,} queries are judged in {qrels}")
-            asked = Texts.open(dict(zip(judged, asked.take(list(judged)), strict=True)), "queries")
-        report("candidates", findings, strict=strict)
-        pairs, banned = read_exclusions(exclude or [], asked, documents)
-        bm25 = BM25(
-            stopwords=None if stopwords == "none" else stopwords,
-            stemmer=None if stemmer == "none" else stemmer,
-            tokens=tokens,
-        )
-        made = find_candidates(
-            asked,
-            documents,
-            [bm25 if name == "bm25" else name for name in source or ["bm25"]],
-            output,
-            depth=depth,
-            positives=judged if include_positives else None,
-            judged=judged,
-            exclude=pairs,
-            exclude_documents=banned,
-            exclude_same_id=exclude_same_id,
-            device=device,
-            trust_remote_code=trust_remote_code,
-            batch_size=batch_size,
-            strict=strict,
-            overwrite=overwrite,
-        )
-    except (FormatError, ImportError, ValueError, OSError) as error:
-        typer.echo(f"error: {error}", err=True)
-        raise typer.Exit(1) from None
+    id_type: IdType | None = None if ids is IdsChoice.KEEP else "int" if ids is IdsChoice.INT else "str"
+    opened = Collection.open(
+        data, split, queries=queries, corpus=corpus, qrels=qrels, id_type=id_type, judged_only=True
+    )
+    (asked, documents), judged = opened.texts, opened.qrels
+    if judged is not None:
+        typer.echo(f"{len(judged):,} queries are judged in {qrels or f'{data}, split {opened.split}'}")
+    report("candidates", opened.findings, strict=strict)
+    pairs, banned = read_exclusions(exclude or [], asked, documents)
+    bm25 = BM25(
+        stopwords=None if stopwords == "none" else stopwords,
+        stemmer=None if stemmer == "none" else stemmer,
+        tokens=tokens,
+    )
+    made = find_candidates(
+        asked,
+        documents,
+        [bm25 if name == "bm25" else name for name in source or ["bm25"]],
+        output,
+        depth=depth,
+        positives=judged if include_positives else None,
+        judged=judged,
+        exclude=pairs,
+        exclude_documents=banned,
+        exclude_same_id=exclude_same_id,
+        device=device,
+        trust_remote_code=trust_remote_code,
+        batch_size=batch_size,
+        strict=strict,
+        overwrite=overwrite,
+    )
     lengths = [count for table in made.tables() for count in pc.list_value_length(table["document_ids"]).to_pylist()]
     typer.echo(f"wrote {output}: {len(lengths):,} queries, {sum(lengths):,} candidates")
     if empty := lengths.count(0):

@@ -75,23 +75,21 @@ def combine(
 ) -> None:
     """Combine several teachers' scores of the same documents into a new store.
 
+    For example: st-m3se combine scores-minilm scores-bge scores-both
+
     OUT gets the queries and documents in the order of the first store, and appears whole or not at all.
     """
-    try:
-        combined = combine_stores(
-            stores,
-            output,
-            calibration=calibration.value,
-            aggregation=aggregation.value,
-            spread=spread,
-            missing=missing.value,
-            max_disagreement=max_disagreement,
-            overwrite=overwrite,
-            show_progress_bar=True,
-        )
-    except (ValueError, OSError) as error:
-        typer.echo(f"error: {error}", err=True)
-        raise typer.Exit(1) from None
+    combined = combine_stores(
+        stores,
+        output,
+        calibration=calibration.value,
+        aggregation=aggregation.value,
+        spread=spread,
+        missing=missing.value,
+        max_disagreement=max_disagreement,
+        overwrite=overwrite,
+        show_progress_bar=True,
+    )
     source, parents = combined.manifest["source"], combined.manifest["parents"]
     typer.echo(
         f"combined {', '.join(parent['name'] for parent in parents)}: {aggregation.value} after {calibration.value}"

@@ -8,7 +8,6 @@ from typing import Annotated
 
 import typer
 
-from st_m3se.core.errors import FormatError
 from st_m3se.scores.convert import DESTINATIONS, SOURCES
 from st_m3se.scores.convert import convert as convert_scores
 
@@ -78,6 +77,8 @@ def convert(
 ) -> None:
     """Convert teacher scores from any known format to a store or another format.
 
+    For example: st-m3se convert kd.jsonl scores makes a store, and st-m3se convert scores kd.run.gz a TREC run.
+
     The format of IN is recognised by its content. OUT appears whole or not at all.
     """
     columns = {}
@@ -86,24 +87,20 @@ def convert(
         if not equals or name not in ("query_id", "document_id", "score", "document_ids", "scores"):
             raise typer.BadParameter(f"expected COLUMN=NAME, got {option!r}.", param_hint="--column")
         columns[name] = value
-    try:
-        done = convert_scores(
-            source,
-            destination,
-            source_format=source_format,
-            destination_format=destination_format,
-            on_error="skip" if on_error is OnErrorChoice.SKIP else "raise",
-            id_type=None if ids is IdsChoice.KEEP else "int" if ids is IdsChoice.INT else "str",
-            scores=scores,
-            qrels=qrels,
-            columns=columns,
-            manifest=None if teacher is None else {"teacher": teacher},
-            tag=tag,
-            overwrite=overwrite,
-        )
-    except (FormatError, ValueError, OSError) as error:
-        typer.echo(f"error: {error}", err=True)
-        raise typer.Exit(1) from None
+    done = convert_scores(
+        source,
+        destination,
+        source_format=source_format,
+        destination_format=destination_format,
+        on_error="skip" if on_error is OnErrorChoice.SKIP else "raise",
+        id_type=None if ids is IdsChoice.KEEP else "int" if ids is IdsChoice.INT else "str",
+        scores=scores,
+        qrels=qrels,
+        columns=columns,
+        manifest=None if teacher is None else {"teacher": teacher},
+        tag=tag,
+        overwrite=overwrite,
+    )
     typer.echo(f"read {source} as {done.source_format}: {done.queries:,} queries, {done.scores:,} scores")
     typer.echo(f"wrote {destination} as {done.destination_format}{''.join(f', with {name}' for name in done.files)}")
     for note in done.notes:

@@ -8,7 +8,6 @@ from typing import Annotated, Any
 
 import typer
 
-from st_m3se.core.errors import FormatError
 from st_m3se.data.qrels import Qrels, read_qrels
 from st_m3se.scores.formats import IdType
 from st_m3se.scores.teacher_scores import TeacherScores
@@ -34,23 +33,21 @@ def describe(
 ) -> None:
     """Print what a store of teacher scores holds.
 
+    For example: st-m3se describe scores --qrels scifact/qrels/train.tsv
+
     Its manifest, the lengths of the lists, and histograms of the scores and of the margins: each positive's score minus
     each negative's where --qrels names the positives, and else the list's highest score minus each of the others.
     """
-    try:
-        scores = TeacherScores.open(store)
-        judged = None if qrels is None else _judgements(qrels, scores)
-        if validate:
-            scores.validate()
-        typer.echo(f"{store}: {len(scores):,} queries in {len(scores.files)} Parquet files")
-        for name, value in scores.manifest.items():
-            if name not in COUNTED and value is not None:
-                for line in _lines(name, value):
-                    typer.echo(line)
-        typer.echo(str(scores.describe(judged, bins=bins, show_progress_bar=True)))
-    except (FormatError, OSError) as error:
-        typer.echo(f"error: {error}", err=True)
-        raise typer.Exit(1) from None
+    scores = TeacherScores.open(store)
+    judged = None if qrels is None else _judgements(qrels, scores)
+    if validate:
+        scores.validate()
+    typer.echo(f"{store}: {len(scores):,} queries in {len(scores.files)} Parquet files")
+    for name, value in scores.manifest.items():
+        if name not in COUNTED and value is not None:
+            for line in _lines(name, value):
+                typer.echo(line)
+    typer.echo(str(scores.describe(judged, bins=bins, show_progress_bar=True)))
     if validate:
         typer.echo("valid")
 

@@ -156,58 +156,54 @@ def diagnose(
     from st_m3se.diagnostics.tracking import Evolution
     from st_m3se.evaluation.data import open_set, qrels_set
 
-    try:
-        require("matplotlib", "plot")  # not after hours of scoring
-        records = [Evolution.read(path, name) for name, path in map(_split, evolution or [])]
-        if not scorer and not scores:
-            write_evolution(records, output)
-            if (output / DIAGNOSIS).is_file():
-                write_page(output)
-            typer.echo(f"wrote {output / 'evolution.png'}, .svg and .csv")
-            return
-        scorers = _scorers(scorer or [], scores or [])
-        if names is not None and (unknown := [name for name in names if name not in scorers]):
-            raise typer.BadParameter(f"{unknown[0]!r} is none of {', '.join(scorers)}.", param_hint="--gap")
-        if data is not None:
-            opened = open_set(data, split=split or "test", run=candidates, qrels=qrels, strict=strict)
-            name = f"{opened.name} {opened.split}"
-        else:
-            name = qrels.stem if qrels is not None else ""
-            opened = qrels_set(qrels or "", name=name, run=candidates, queries=queries, corpus=corpus, strict=strict)
-        options: dict[str, Any] = {
-            "max_length": max_length,
-            "dtype": None if dtype is DtypeChoice.AUTO else dtype.value,
-            "batch_tokens": batch_tokens,
-            "device": device,
-            "backend": backend.value,
-            "label": label,
-            "trust_remote_code": trust_remote_code,
-        }
-        found = look(
-            scorers,
-            opened.candidates or _find(opened, output, depth, min_relevance),
-            opened.qrels,
-            output,
-            queries=opened.queries,
-            corpus=opened.corpus,
-            name=name,
-            notes=[_note(finding) for finding in opened.findings],
-            gap=None if names is None else (names[0], names[1], names[2]),
-            measure=measure,
-            min_relevance=min_relevance,
-            exclude_same_id=exclude_same_id,
-            max_queries=max_queries,
-            n_resamples=resamples,
-            seed=seed,
-            **options,
-        )
-        write_report(found, output, records)
-        typer.echo(render_text(found))
-        if model_card is not None:
-            typer.echo(f"added the margin plot to {add_to_model_card(model_card, output)}")
-    except (ValueError, OSError, ImportError) as error:
-        typer.echo(f"error: {error}", err=True)
-        raise typer.Exit(1) from None
+    require("matplotlib", "plot")  # not after hours of scoring
+    records = [Evolution.read(path, name) for name, path in map(_split, evolution or [])]
+    if not scorer and not scores:
+        write_evolution(records, output)
+        if (output / DIAGNOSIS).is_file():
+            write_page(output)
+        typer.echo(f"wrote {output / 'evolution.png'}, .svg and .csv")
+        return
+    scorers = _scorers(scorer or [], scores or [])
+    if names is not None and (unknown := [name for name in names if name not in scorers]):
+        raise typer.BadParameter(f"{unknown[0]!r} is none of {', '.join(scorers)}.", param_hint="--gap")
+    if data is not None:
+        opened = open_set(data, split=split or "test", run=candidates, qrels=qrels, strict=strict)
+        name = f"{opened.name} {opened.split}"
+    else:
+        name = qrels.stem if qrels is not None else ""
+        opened = qrels_set(qrels or "", name=name, run=candidates, queries=queries, corpus=corpus, strict=strict)
+    options: dict[str, Any] = {
+        "max_length": max_length,
+        "dtype": None if dtype is DtypeChoice.AUTO else dtype.value,
+        "batch_tokens": batch_tokens,
+        "device": device,
+        "backend": backend.value,
+        "label": label,
+        "trust_remote_code": trust_remote_code,
+    }
+    found = look(
+        scorers,
+        opened.candidates or _find(opened, output, depth, min_relevance),
+        opened.qrels,
+        output,
+        queries=opened.queries,
+        corpus=opened.corpus,
+        name=name,
+        notes=[_note(finding) for finding in opened.findings],
+        gap=None if names is None else (names[0], names[1], names[2]),
+        measure=measure,
+        min_relevance=min_relevance,
+        exclude_same_id=exclude_same_id,
+        max_queries=max_queries,
+        n_resamples=resamples,
+        seed=seed,
+        **options,
+    )
+    write_report(found, output, records)
+    typer.echo(render_text(found))
+    if model_card is not None:
+        typer.echo(f"added the margin plot to {add_to_model_card(model_card, output)}")
     typer.echo(f"wrote {output / 'report.html'}, score_densities and margins (.png, .svg, .csv), numbers.csv, scores/")
 
 

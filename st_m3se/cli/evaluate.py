@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -237,50 +237,48 @@ def evaluate(
     if not (system or run or candidates):
         raise typer.BadParameter("name what to evaluate, such as --system bm25.", param_hint="--system")
 
-    def evaluated() -> Any:
-        from st_m3se.core.extras import require
-        from st_m3se.evaluation.harness import evaluate as evaluate_systems
+    from st_m3se.core.extras import require
+    from st_m3se.evaluation.harness import evaluate as evaluate_systems
 
-        require("rich", "eval")
-        sections = _sections(diagnosis)
-        sets = list(_sets(data or [], beir_set or [], split, qrels, candidates, queries, corpus, strict))
-        given = Given(
-            systems=system or [],
-            runs=run or [],
-            rerank=rerank or [],
-            rerank_depth=rerank_depth,
-            first_stages=first_stage or [],
-            dtype=None if dtype is DtypeChoice.AUTO else dtype.value,
-            options={
-                "kind": kind or [],
-                "query-prompt": query_prompt or [],
-                "document-prompt": document_prompt or [],
-                "max-length": max_length or [],
-                "label": label or [],
-            },
-            trust_remote_code=trust_remote_code,
-            tokens=tokens,
-        )
-        unscored = any(finding.kind == "candidates without scores" for each in sets for finding in each.findings)
-        systems = read_systems(given, candidates=candidates is not None, unscored=unscored)
-        return evaluate_systems(
-            sets,
-            systems,
-            output,
-            measures=measure,
-            depth=depth,
-            exclude_same_id=exclude_same_id,
-            strict=strict,
-            confidence=0.95 if confidence is None else confidence,
-            baseline=baseline,
-            batch_size=batch_size,
-            device=device,
-            cache_dir=cache,
-            plots=plots,
-            sections=sections,
-        )
-
-    _show(_reported(evaluated), output)
+    require("rich", "eval")
+    sections = _sections(diagnosis)
+    sets = list(_sets(data or [], beir_set or [], split, qrels, candidates, queries, corpus, strict))
+    given = Given(
+        systems=system or [],
+        runs=run or [],
+        rerank=rerank or [],
+        rerank_depth=rerank_depth,
+        first_stages=first_stage or [],
+        dtype=None if dtype is DtypeChoice.AUTO else dtype.value,
+        options={
+            "kind": kind or [],
+            "query-prompt": query_prompt or [],
+            "document-prompt": document_prompt or [],
+            "max-length": max_length or [],
+            "label": label or [],
+        },
+        trust_remote_code=trust_remote_code,
+        tokens=tokens,
+    )
+    unscored = any(finding.kind == "candidates without scores" for each in sets for finding in each.findings)
+    systems = read_systems(given, candidates=candidates is not None, unscored=unscored)
+    measured = evaluate_systems(
+        sets,
+        systems,
+        output,
+        measures=measure,
+        depth=depth,
+        exclude_same_id=exclude_same_id,
+        strict=strict,
+        confidence=0.95 if confidence is None else confidence,
+        baseline=baseline,
+        batch_size=batch_size,
+        device=device,
+        cache_dir=cache,
+        plots=plots,
+        sections=sections,
+    )
+    _show(measured, output)
 
 
 def _compare(
@@ -295,16 +293,13 @@ def _compare(
     if not files:
         raise typer.BadParameter("name the results.json files to compare.")
 
-    def compared() -> Any:
-        from st_m3se.evaluation.comparison import compare_files
-        from st_m3se.evaluation.report import write_report
+    from st_m3se.evaluation.comparison import compare_files
+    from st_m3se.evaluation.report import write_report
 
-        results = compare_files(files, common_queries=common_queries, baseline=baseline, confidence=confidence)
-        if output is not None:
-            write_report(results, output, plots=plots, sections=_sections(diagnosis))
-        return results
-
-    _show(_reported(compared), output)
+    results = compare_files(files, common_queries=common_queries, baseline=baseline, confidence=confidence)
+    if output is not None:
+        write_report(results, output, plots=plots, sections=_sections(diagnosis))
+    _show(results, output)
 
 
 def _sections(diagnosis: Path | None) -> list[tuple[str, str]]:
@@ -314,19 +309,10 @@ def _sections(diagnosis: Path | None) -> list[tuple[str, str]]:
     return [] if diagnosis is None else [html_section(diagnosis)]
 
 
-def _reported(work: Callable[[], Any]) -> Any:
-    """The result, or one line that says what is wrong, and the exit code 1."""
-    try:
-        return work()
-    except (ValueError, OSError, ImportError) as error:
-        typer.echo(f"error: {' '.join(str(error).split())}", err=True)
-        raise typer.Exit(1) from None
-
-
 def _show(results: Any, output: Path | None) -> None:
     from st_m3se.evaluation.tables import render_terminal
 
-    _reported(lambda: render_terminal(results))
+    render_terminal(results)
     if output is not None:
         typer.echo(f"wrote {output}: report.html, report.md, report.tex, results.json, per_query.jsonl")
 

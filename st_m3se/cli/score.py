@@ -106,6 +106,8 @@ def score(
 ) -> None:
     """Score each query's candidates with a teacher, into a store of raw logits.
 
+    For example: st-m3se score --teacher cross-encoder/ms-marco-MiniLM-L6-v2 --candidates run --data scifact scores
+
     The run may be killed at any moment: the same command again goes on and loses only the shards in flight. With
     another teacher, precision or input it is refused.
 
@@ -135,14 +137,10 @@ def score(
         "strict": strict,
     }
     inputs = candidates, data or queries, data or corpus, output
-    try:
-        if len(teacher) == 1:
-            stores = {"": score_candidates(teacher[0], *inputs, **options)}
-        else:
-            stores = score_candidates(names, *inputs, **options)
-    except (ValueError, OSError, ImportError) as error:
-        typer.echo(f"error: {error}", err=True)
-        raise typer.Exit(1) from None
+    if len(teacher) == 1:
+        stores = {"": score_candidates(teacher[0], *inputs, **options)}
+    else:
+        stores = score_candidates(names, *inputs, **options)
     if os.environ.get("RANK", "0") != "0":
         return
     for name, store in stores.items():

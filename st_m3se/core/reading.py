@@ -28,6 +28,7 @@ UNCOUNTED = 1 << 25  # bytes that any packed file may unpack to
 KEPT_MESSAGES = 20
 MAGIC = {b"\x1f\x8b": "gzip", b"\x28\xb5\x2f\xfd": "zstd"}
 INTEGER = re.compile(r"-?[0-9]+", re.ASCII)
+WHOLE = re.compile(r"-?[0-9]+(\.0*)?", re.ASCII)  # pandas writes a column of integers with a gap as 1.0
 
 Parsed = TypeVar("Parsed")
 

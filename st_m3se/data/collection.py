@@ -6,7 +6,9 @@ loader and trec_eval, and say so; ``strict`` refuses it everywhere.
 
 from __future__ import annotations
 
-from collections.abc import Collection, Mapping
+from collections.abc import Collection as IdCollection
+from collections.abc import Mapping
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -14,9 +16,151 @@ from st_m3se.core.errors import FormatError
 from st_m3se.core.findings import EXAMPLES, Finding, found
 from st_m3se.core.ids import Id
 from st_m3se.core.reading import IdType
+from st_m3se.data.download import BEIR_SETS, download_set
+from st_m3se.data.qrels import read_judgements
+from st_m3se.data.text_files import SHARD, choose_file, parquet_of_split
 from st_m3se.data.texts import Texts
 
-__all__ = ["absent_documents", "absent_queries", "open_texts", "text_findings"]
+__all__ = ["Collection", "absent_documents", "absent_queries", "open_texts", "text_findings"]
+
+PACKED = ("", ".gz", ".zst")
+SPLITS = ("train", "dev", "validation", "test")
+"""What may be another split of a copy that has only one; any other name is a slip."""
+
+
+@dataclass(frozen=True)
+class Collection:
+    """Queries, documents and judgements that belong together.
+
+    Attributes:
+        name: Of the folder, for tables and messages.
+        split: Whose judgements these are; None without judgements of a split.
+        queries: Their texts; None for a set of ids only.
+        corpus: The documents' texts, likewise.
+        qrels: Query id to document id to grade, above 0 is relevant; None without judgements.
+        findings: What was unusual, and what was done about it.
+    """
+
+    name: str
+    split: str | None
+    queries: Texts | None
+    corpus: Texts | None
+    qrels: Mapping[Any, Mapping[Any, int]] | None
+    findings: tuple[Finding, ...] = ()
+
+    @classmethod
+    def open(
+        cls,
+        source: Collection | str | Path | None = None,
+        split: str | None = None,
+        *,
+        name: str | None = None,
+        queries: Any = None,
+        corpus: Any = None,
+        qrels: str | Path | Mapping[Any, Mapping[Any, int]] | None = None,
+        id_type: IdType | None = None,
+        judged_only: bool = False,
+        cache_dir: str | Path | None = None,
+    ) -> Collection:
+        """Open a BEIR folder, a BEIR set by its name, which is downloaded once, or files.
+
+        A folder has
+
+        - documents: ``corpus.jsonl`` as BEIR, ``corpus.tsv`` or ``collection.tsv`` as MS MARCO, plain, gz or zst;
+          ``corpus.parquet``; or a folder ``corpus/`` of Parquet files as on the hub (BeIR, NanoBEIR);
+        - queries likewise: ``queries.jsonl``, ``queries.tsv``, ``queries.{split}.tsv``, ...;
+        - judgements: ``qrels/{split}.tsv`` as BEIR, four columns as TREC in ``qrels/{split}.txt``,
+          ``qrels.{split}.tsv``, ``qrels.txt`` and the like, or Parquet files ``qrels/{split}-*.parquet``.
+
+        Texts stay on disk, see :class:`~st_m3se.data.texts.Texts`; memory holds ids and judgements. Of an id that
+        repeats the last text counts, in the place of the first; empty texts are kept; of a pair that is judged twice
+        the last grade counts.
+
+        Args:
+            source: The folder; or a name such as "scifact" or "cqadupstack/android", see
+                :func:`~st_m3se.data.download.download_set`. A folder of that name goes first. A Collection comes back
+                as it is. None where ``queries`` and ``corpus`` are given.
+            split: Whose judgements are read: "train", "dev" or "test". A copy that has only one other split, as
+                NanoBEIR's "train", is opened with that one, which is a finding. None reads no judgements.
+            name: For tables; None is the folder's name.
+            queries: Instead of a folder, whatever :meth:`Texts.open <st_m3se.data.texts.Texts.open>` takes.
+            corpus: Likewise.
+            qrels: Judgements from elsewhere: a file, or a mapping.
+            id_type: "str" or "int" converts the texts' ids. None leaves them; judgements follow.
+            judged_only: Keep the judged queries alone; judgements of queries without a text are left out.
+            cache_dir: For downloads and for copies that Arrow can map. None is beside the datasets library's cache.
+
+        Raises:
+            FormatError: If something is missing or cannot be read, with ``file:line``.
+            ValueError: If nothing is named, or a folder and files are.
+        """
+        if isinstance(source, Collection):
+            return source
+        if source is None and queries is None and corpus is None and qrels is None:
+            raise ValueError("there is nothing to open: name a folder with data, or files with queries and corpus.")
+        if source is not None and not (queries is None and corpus is None):
+            raise ValueError("a folder has its own queries and corpus: name either data, or both queries and corpus.")
+        findings: list[Finding] = []
+        if source is not None:
+            folder = _folder(source, cache_dir)
+            name = name or (folder.resolve().name if Path(source).is_dir() else str(source))
+            if qrels is None and split is not None:
+                qrels, used = _qrels_file(folder, split)
+                effect = f"the copy has no split {split!r} but one other, which is used"
+                findings += found("another split", [used] if used != split else [], effect)
+                split = used
+            queries, corpus = choose_file(folder, "queries", split), choose_file(folder, "corpus", split)
+        asked = None if queries is None else _open(queries, "queries", id_type, cache_dir)
+        documents = None if corpus is None else _open(corpus, "corpus", id_type, cache_dir)
+        judged = qrels
+        if isinstance(judged, (str, Path)):
+            types = {"query_ids": "str" if asked is None else asked.id_type}
+            types["document_ids"] = "str" if documents is None else documents.id_type
+            judged, unusual = read_judgements(judged, **types)
+            findings += unusual
+        if asked is not None and judged_only and judged is not None:
+            whole, absent = asked, absent_queries(judged, asked)
+            present = [query for query in judged if query not in set(absent)]
+            asked = Texts.open(dict(zip(present, whole.take(present), strict=True)), "queries")
+            findings += [] if isinstance(queries, Texts) else text_findings(whole, asked)
+            effect = "these queries are left out: there is no text to search with"
+            findings += found("judgements of absent queries", absent, effect)
+            judged = {query: judged[query] for query in present}
+        elif asked is not None and not isinstance(queries, Texts):
+            findings += text_findings(asked)
+        if documents is not None and not isinstance(corpus, Texts):
+            findings += text_findings(documents)
+        return cls(name or "data", split, asked, documents, judged, tuple(findings))
+
+    @property
+    def texts(self) -> tuple[Texts, Texts]:
+        """Queries and corpus.
+
+        Raises:
+            ValueError: If one is not there.
+        """
+        if self.queries is None or self.corpus is None:
+            raise ValueError("name a folder with data, or both queries and corpus.")
+        return self.queries, self.corpus
+
+
+def _folder(source: str | Path, cache_dir: str | Path | None) -> Path:
+    """The folder that is named, or that of a BEIR set by its name, downloaded if need be."""
+    folder = Path(source)
+    if folder.is_dir():
+        return folder
+    if folder.exists():
+        raise FormatError("this is a file: name the folder that holds corpus, queries and qrels.", file=str(source))
+    if str(source).split("/")[0] not in BEIR_SETS:
+        raise FormatError(
+            f"there is no such folder, and no BEIR set of this name; those are {', '.join(BEIR_SETS)}.",
+            file=str(source),
+        )
+    return download_set(str(source), cache_dir)
+
+
+def _open(source: Any, name: str, id_type: IdType | None, cache_dir: str | Path | None) -> Texts:
+    return Texts.open(source, name, id_type=id_type, duplicates="last", cache_dir=cache_dir)
 
 
 def open_texts(
@@ -34,7 +178,7 @@ def open_texts(
     return texts, [] if isinstance(source, Texts) else text_findings(texts)
 
 
-def text_findings(texts: Texts, among: Collection[Id] | None = None) -> list[Finding]:
+def text_findings(texts: Texts, among: IdCollection[Id] | None = None) -> list[Finding]:
     """Ids that repeat, and texts that are empty; ``among`` only these ids."""
     what = "queries" if texts.name == "queries" else "documents"
     effect = "searched as the empty text" if what == "queries" else "indexed as the empty text"
@@ -85,4 +229,29 @@ def absent_documents(judged: Mapping[Any, Mapping[Any, int]], corpus: Texts, eff
         "judgements of absent documents",
         [f"{query} {document}" for query, document, _ in missing],
         f"{relevant} of them are relevant: {effect}",
+    )
+
+
+def _qrels_file(folder: Path, split: str) -> tuple[Path, str]:
+    """The judgements of a split, and the split's name: another one only where a hub copy has no other."""
+    inside = folder / "qrels"
+    names = [inside / f"{split}{ending}" for ending in (".tsv", ".txt", ".trec", ".qrels", ".jsonl")]
+    names += [folder / f"qrels.{split}{ending}" for ending in (".tsv", ".txt", ".small.tsv")]
+    names += [folder / f"qrels{ending}" for ending in (".tsv", ".txt")]
+    for name in names:
+        for packed in PACKED:
+            if (file := name.with_name(name.name + packed)).is_file():
+                return file, split
+    shards: dict[str, list[Path]] = {}
+    for file in sorted(inside.glob("*.parquet")):
+        shards.setdefault(SHARD.sub("", file.stem), []).append(file)
+    if split in shards or (len(shards) == 1 and split in SPLITS):
+        used = split if split in shards else next(iter(shards))
+        return (inside if len(shards) == 1 else parquet_of_split(inside, used)), used
+    there = {SHARD.sub("", file.name.split(".")[0]) for file in inside.glob("*.*")}
+    there |= {file.name.split(".")[1] for file in folder.glob("qrels.*.*")}
+    raise FormatError(
+        f"the folder has no judgements for the split {split!r}, such as qrels/{split}.tsv"
+        + (f"; there are {', '.join(sorted(there))}. Choose one: split=..." if there else ", and no others."),
+        file=str(folder),
     )

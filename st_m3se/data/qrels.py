@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import csv
 import math
-import re
 from collections.abc import Callable, Container, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -16,7 +15,7 @@ from st_m3se.core.errors import FormatError
 from st_m3se.core.findings import Finding, found, report
 from st_m3se.core.ids import Id, short
 from st_m3se.core.parquet import UNREADABLE, batches, open_parquet
-from st_m3se.core.reading import INTEGER, IdType, Reading, open_binary, parse_object
+from st_m3se.core.reading import INTEGER, WHOLE, IdType, Reading, open_binary, parse_object
 
 __all__ = [
     "Judgements",
@@ -47,8 +46,6 @@ DOCUMENT_COLUMNS = (
     "passage_id",
 )
 GRADE_COLUMNS = ("score", "relevance", "label", "grade", "rel", "judgement", "judgment")
-
-WHOLE = re.compile(r"-?[0-9]+(\.0*)?", re.ASCII)  # pandas writes a column of integers with a gap as 1.0
 
 Judgement = tuple[Id, Id, int]
 

@@ -17,6 +17,11 @@ from st_m3se.scores.teacher_scores import TeacherScores
 __all__ = ["ClosedShare", "closed_share", "share_of_gap"]
 
 
+def percent(share: float) -> str:
+    """A share in per cent, without a minus in front of 0."""
+    return f"{round(share, 2) + 0.0:.0%}"
+
+
 @dataclass(frozen=True)
 class ClosedShare:
     """How far a student has come from where it was to where its teacher is.
@@ -42,14 +47,15 @@ class ClosedShare:
     interval: tuple[float, float] | None
 
     def __str__(self) -> str:
-        start, end, lead = (f"{estimate.value:.3f}" for estimate in (self.before, self.after, self.teacher))
+        means = (estimate.value for estimate in (self.before, self.after, self.teacher))
+        start, end, lead = (f"{round(mean, 3) + 0.0:.3f}" for mean in means)
         values = f"{self.measure} {start} -> {end}, teacher {lead}"
         if self.share is None:
             return f"{values}: the teacher is not ahead of the student's start, so there is no gap to close"
         if self.interval is None:
-            return f"{values}: {self.share:.0%} of a lead ({self.gap}) that cannot be told from chance"
+            return f"{values}: {percent(self.share)} of a lead ({self.gap}) that cannot be told from chance"
         low, high = self.interval
-        return f"{values}: {self.share:.0%} of the teacher's lead closed [{low:.0%}, {high:.0%}]"
+        return f"{values}: {percent(self.share)} of the teacher's lead closed [{percent(low)}, {percent(high)}]"
 
     @classmethod
     def of(cls, content: Mapping[str, Any]) -> ClosedShare:

@@ -13,6 +13,7 @@ from st_m3se.diagnostics.lists import JudgedLists
 from st_m3se.retrieval.bm25 import BM25
 from st_m3se.retrieval.candidates import find_candidates
 from st_m3se.retrieval.scoring import score_candidates
+from st_m3se.retrieval.teacher import as_teacher
 from st_m3se.scores.teacher_scores import TeacherScores
 
 if TYPE_CHECKING:
@@ -58,6 +59,10 @@ def score_lists(
     """
     stores = {}
     folders = folder_names(scorers)
+    of_models = {key: value for key, value in options.items() if key not in ("shard_queries", "strict")}
+    for name, scorer in scorers.items():  # what cannot score is told before others have worked for hours
+        if _is_model(scorer) and len(scorers) > 1:
+            as_teacher(scorer, name=name, **{} if _is_function(scorer) else of_models)
     # Models first: one that was begun with other lists is refused before anything is replaced.
     for name in sorted(scorers, key=lambda name: not _is_model(scorers[name])):
         scorer, place = scorers[name], output / folders[name]

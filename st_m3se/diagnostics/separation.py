@@ -45,7 +45,8 @@ class Estimate(NamedTuple):
     high: float
 
     def __str__(self) -> str:
-        return f"{self.value:.3f} [{self.low:.3f}, {self.high:.3f}]"
+        value, low, high = (f"{round(number, 3) + 0.0:.3f}" for number in self)  # without a minus in front of 0
+        return f"{value} [{low}, {high}]"
 
 
 @dataclass(frozen=True, eq=False)

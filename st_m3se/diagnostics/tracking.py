@@ -15,8 +15,7 @@ import numpy as np
 from st_m3se.core.errors import FormatError
 from st_m3se.core.findings import report
 from st_m3se.core.ids import Id
-from st_m3se.data.collection import open_texts
-from st_m3se.data.qrels import read_judgements
+from st_m3se.data.collection import Collection
 from st_m3se.data.texts import Texts
 from st_m3se.scores.teacher_scores import TeacherScores
 
@@ -75,13 +74,9 @@ def track(
         raise ValueError("num_queries, num_positives and num_negatives must be at least 1.")
     if isinstance(candidates, (str, Path)):
         candidates = TeacherScores.open(candidates)
-    queries, findings = open_texts(queries, "queries")
-    corpus, unusual = open_texts(corpus, "corpus")
-    findings += unusual
-    if isinstance(qrels, (str, Path)):
-        qrels, unusual = read_judgements(qrels, query_ids=queries.id_type, document_ids=corpus.id_type)
-        findings += unusual
-    report("track", findings)
+    opened = Collection.open(queries=queries, corpus=corpus, qrels=qrels)
+    (queries, corpus), qrels = opened.texts, opened.qrels or {}
+    report("track", opened.findings)
     rows = (
         ((row.query_id, row.document_ids) for row in candidates)
         if isinstance(candidates, TeacherScores)

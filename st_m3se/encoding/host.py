@@ -5,14 +5,17 @@ Beside them :func:`st_m3se.encoding.packing.pack` asks the host's Transformer wh
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import sys
+from collections.abc import Callable, Mapping
 from functools import partial
+from types import FrameType
 from typing import Any
 
 from sentence_transformers import MultiVectorEncoder
 from sentence_transformers.base.data_collator import BaseDataCollator
 from sentence_transformers.base.model import BaseModel
 from sentence_transformers.base.modules import Router, Transformer
+from sentence_transformers.base.trainer import BaseTrainer
 from sentence_transformers.multi_vector_encoder.data_collator import MultiVectorEncoderDataCollator
 from sentence_transformers.sentence_transformer.data_collator import SentenceTransformerDataCollator
 from torch import nn
@@ -36,6 +39,7 @@ __all__ = [
     "CachedLossMixin",
     "RandContext",
     "base_model",
+    "calling_trainer",
     "has_static_embedding_input",
     "has_waiting_trainer",
     "in_matryoshka",
@@ -61,6 +65,21 @@ def base_model(model: nn.Module) -> BaseModel | None:
     return next((module for module in model.modules() if isinstance(module, BaseModel)), None)
 
 
+def calling_trainer() -> BaseTrainer | None:
+    """The trainer that stands on the stack; None if no trainer called.
+
+    A trainer shows itself in no other way to a collator or loss that it is given. It makes a loss its own by moving it
+    to the model's device, and calls both for each batch, of a worker that was forked too.
+    """
+    frame: FrameType | None = sys._getframe(1)
+    while frame is not None:
+        if frame.f_code.co_varnames[:1] == ("self",) and isinstance(frame.f_locals.get("self"), BaseTrainer):
+            trainer: BaseTrainer = frame.f_locals["self"]
+            return trainer
+        frame = frame.f_back
+    return None
+
+
 def in_matryoshka(loss: nn.Module) -> bool:
     """Whether a ``MatryoshkaLoss`` holds this loss and calls it."""
     return isinstance(getattr(loss.model, "forward", None), ForwardDecorator) or isinstance(
@@ -76,17 +95,19 @@ def model_of(preprocess_fn: Callable[..., Any]) -> BaseModel | None:
     return owner if isinstance(owner, BaseModel) else None
 
 
-def training_arguments(model: BaseModel | None) -> dict[str, Any]:
-    """The training arguments, by name; empty before a trainer has begun to train the model.
+def training_arguments(model: BaseModel | None, told: Mapping[str, Any] | None = None) -> dict[str, Any]:
+    """The training arguments, by name: those of the trainer that is calling; empty where no trainer is known.
 
-    A trainer hands them to the collator that it makes and not to one that it is given. When training starts, its model
-    card callback leaves them with the model's card, before the first batch is read and before workers start.
+    Who is called by no trainer goes by what it was ``told``, and else by the model's card, in which a trainer leaves
+    its arguments when it begins to train.
     """
-    return {} if model is None else dict(getattr(model.model_card_data, "all_hyperparameters", {}))
+    if (trainer := calling_trainer()) is not None:
+        return {name: getattr(trainer.args, name, None) for name in ("prompts", "router_mapping", "max_length")}
+    return dict(told or getattr(getattr(model, "model_card_data", None), "all_hyperparameters", {}))
 
 
 def has_waiting_trainer(model: BaseModel | None) -> bool:
-    """Whether a trainer was made for the model and has not begun to train it, so that its arguments are not known."""
+    """Whether a trainer was made for the model and none calls or has begun to train it: its arguments are not known."""
     tags = [] if model is None else getattr(model.model_card_data, "tags", None) or []
     return "generated_from_trainer" in tags and not training_arguments(model)
 

@@ -2,19 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Mapping
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
 from functools import cached_property
 from hashlib import blake2b
 from pathlib import Path
 from typing import Any, Literal
 
-from st_m3se.core.errors import FormatError
 from st_m3se.core.findings import Finding, found, refuse
-from st_m3se.data.collection import absent_documents, absent_queries, text_findings
-from st_m3se.data.download import BEIR_SETS, default_cache, download_set
+from st_m3se.data.collection import Collection, absent_documents
+from st_m3se.data.download import default_cache
 from st_m3se.data.qrels import Judgements, check_judgements, read_judgements
-from st_m3se.data.text_files import SHARD, choose_file, parquet_of_split
 from st_m3se.data.texts import Texts
 from st_m3se.evaluation.candidate_runs import (
     candidates_digest,
@@ -24,13 +22,11 @@ from st_m3se.evaluation.candidate_runs import (
 )
 from st_m3se.scores.teacher_scores import TeacherScores
 
-__all__ = ["EvaluationSet", "Finding", "open_set", "qrels_of", "qrels_set"]
-
-PACKED = ("", ".gz", ".zst")
+__all__ = ["EvaluationSet", "Finding", "open_set", "qrels_set"]
 
 
 @dataclass(frozen=True)
-class EvaluationSet:
+class EvaluationSet(Collection):
     """What systems are evaluated on. Open one with :func:`open_set` or :func:`qrels_set`. All ids are str.
 
     Attributes:
@@ -39,17 +35,13 @@ class EvaluationSet:
         queries: Exactly the evaluated queries, in the order of ``query_ids``; None for a set of ids only.
         corpus: The documents; None for a set of ids only.
         qrels: The evaluated queries' judgements: query id to document id to grade; above 0 is relevant.
-        candidates: The run to re-rank, of evaluated queries only, best first; or None.
         findings: What was unusual, and what was done about it.
+        candidates: The run to re-rank, of evaluated queries only, best first; or None.
     """
 
-    name: str
     split: str
-    queries: Texts | None
-    corpus: Texts | None
     qrels: Judgements
     candidates: TeacherScores | None = None
-    findings: tuple[Finding, ...] = ()
 
     def __repr__(self) -> str:
         documents = "ids only" if self.corpus is None else f"{len(self.corpus)} documents"
@@ -96,15 +88,9 @@ def open_set(
     strict: bool = False,
     cache_dir: str | Path | None = None,
 ) -> EvaluationSet:
-    """Open a BEIR folder, or a BEIR set by its name, which is downloaded once.
+    """Open a BEIR folder, or a BEIR set by its name, to evaluate systems on.
 
-    A folder has
-
-    - documents: ``corpus.jsonl`` as BEIR, ``corpus.tsv`` or ``collection.tsv`` as MS MARCO, plain, gz or zst;
-      ``corpus.parquet``; or a folder ``corpus/`` of Parquet files as on the hub (BeIR, NanoBEIR);
-    - queries likewise: ``queries.jsonl``, ``queries.tsv``, ``queries.{split}.tsv``, ...;
-    - judgements: ``qrels/{split}.tsv`` as BEIR, four columns as TREC in ``qrels/{split}.txt``, ``qrels.{split}.tsv``,
-      ``qrels.txt`` and the like, or Parquet files ``qrels/{split}-*.parquet``.
+    What a folder holds says :meth:`Collection.open <st_m3se.data.collection.Collection.open>`.
 
     Documents are held on disk, see :class:`~st_m3se.data.texts.Texts`; memory holds the ids of the documents, the
     queries and the judgements. What is not as it should be is dealt with as BEIR's loader and trec_eval do, where these
@@ -139,33 +125,9 @@ def open_set(
             of each finding.
     """
     cache = default_cache() if cache_dir is None else Path(cache_dir)
-    folder = Path(source)
-    if not folder.exists():
-        if str(source) not in BEIR_SETS and str(source).split("/")[0] not in BEIR_SETS:
-            raise FormatError(
-                f"there is no such folder, and no BEIR set of this name; those are {', '.join(BEIR_SETS)}.",
-                file=str(source),
-            )
-        folder, name = download_set(str(source), cache), name or str(source)
-    elif not folder.is_dir():
-        raise FormatError("this is a file: name the folder that holds corpus, queries and qrels.", file=str(source))
-    notes: list[Finding] = []
-    if qrels is None:
-        qrels, used = qrels_of(folder, split)
-        if used != split:
-            effect = f"the copy has no split {split!r} but one other, which is used"
-            split, notes = used, found("another split", [used], effect)
-    return _assemble(
-        name or folder.resolve().name,
-        split,
-        qrels,
-        choose_file(folder, "queries", split),
-        choose_file(folder, "corpus", split),
-        run,
-        strict,
-        cache,
-        notes,
-    )
+    qrels = check_judgements(qrels) if isinstance(qrels, Mapping) else qrels
+    opened = Collection.open(source, split, name=name, qrels=qrels, id_type="str", judged_only=True, cache_dir=cache)
+    return _evaluated(opened, run, strict, cache)
 
 
 def qrels_set(
@@ -208,111 +170,66 @@ def qrels_set(
         FormatError: As :func:`open_set` does.
     """
     cache = default_cache() if cache_dir is None else Path(cache_dir)
-    from_run: set[str] = set()
-    if is_passage_run(run) and (queries is None or corpus is None):
-        asked, passages = texts_of_passage_run(Path(str(run)), cache)
-        from_run = {kind for kind, texts in (("queries", queries), ("corpus", corpus)) if texts is None}
-        queries, corpus = asked if queries is None else queries, passages if corpus is None else corpus
-    return _assemble(name, split, qrels, queries, corpus, run, strict, cache, [], from_run)
-
-
-def _assemble(
-    name: str,
-    split: str,
-    qrels: str | Path | Mapping[str, Mapping[str, int]],
-    queries: Any,
-    corpus: Any,
-    run: str | Path | TeacherScores | None,
-    strict: bool,
-    cache: Path,
-    findings: list[Finding],
-    from_run: Collection[str] = (),
-) -> EvaluationSet:
-    """Open the parts; ``from_run`` says which of "queries" and "corpus" are no more than what the run names."""
+    findings: list[Finding] = []
+    from_run = False
     if isinstance(qrels, Mapping):
         judged = check_judgements(qrels)
     else:
-        read, unusual = read_judgements(qrels)
-        judged, findings = check_judgements(read), findings + unusual
-    asked: Texts | None = None
-    documents: Texts | None = None
-    candidates: TeacherScores | None = None
-    if queries is not None:
-        asked, judged, unusual = _open_queries(queries, judged, "queries" in from_run, cache)
-        findings += unusual
-    if corpus is not None:
-        documents, unusual = _open_corpus(corpus, judged, "corpus" in from_run, cache)
-        findings += unusual
+        read, findings = read_judgements(qrels)
+        judged = check_judgements(read)
+    if is_passage_run(run) and (queries is None or corpus is None):
+        asked, passages = texts_of_passage_run(Path(str(run)), cache)
+        if queries is None:  # a query that the run has nothing for: its text is not known, nor needed, and it counts 0
+            known = Texts.open(asked, "queries", id_type="str", cache_dir=cache)
+            texts = dict.fromkeys(judged, "") | {query: known[query] for query in judged if query in known}
+            queries = Texts.open(texts, "queries")
+        from_run = corpus is None
+        corpus = passages if from_run else corpus
+    opened = Collection.open(
+        None,
+        split,
+        name=name,
+        queries=queries,
+        corpus=corpus,
+        qrels=judged,
+        id_type="str",
+        judged_only=True,
+        cache_dir=cache,
+    )
+    return _evaluated(replace(opened, findings=(*findings, *opened.findings)), run, strict, cache, from_run)
+
+
+def _evaluated(
+    opened: Collection, run: str | Path | TeacherScores | None, strict: bool, cache: Path, from_run: bool = False
+) -> EvaluationSet:
+    """The set to evaluate on, with what is unusual; ``from_run`` says that the corpus is the run's documents."""
+    judged, findings = check_judgements(opened.qrels or {}), list(opened.findings)
+    if (corpus := opened.corpus) is not None:
+        effect = "recall, AP and the ideal DCG count these, and no system can find them"
+        missing = absent_documents(judged, corpus, effect)
+        kind = "judged documents outside the run"
+        findings += [finding._replace(kind=kind) if from_run else finding for finding in missing]
+        shared = [query for query, row in zip(judged, corpus.find(list(judged)), strict=True) if row >= 0]
+        itself = sum(query in judged[query] for query in shared)
+        findings += found(
+            "query ids that are document ids",
+            shared,
+            "with exclude_same_id, BEIR's rule, that document is left out of its query's results"
+            + (f"; {itself} of them are judged for their query and stay" if itself else ""),
+        )
     findings += found(
         "queries without a relevant document",
         [query for query, grades in judged.items() if not any(grade > 0 for grade in grades.values())],
         "they count 0 in every measure, as with trec_eval and BEIR",
     )
     if strict:  # before a run of millions of lines is read
-        refuse(name, findings)
+        refuse(opened.name, findings)
+    candidates: TeacherScores | None = None
     if run is not None:
-        candidates, unusual = open_candidates(run, tuple(judged), documents, cache)
+        candidates, unusual = open_candidates(run, tuple(judged), opened.corpus, cache)
         findings += unusual
         if strict:
-            refuse(name, findings)
-    return EvaluationSet(name, split, asked, documents, judged, candidates, tuple(findings))
-
-
-def _open_queries(
-    source: Any, judged: Judgements, from_run: bool, cache: Path
-) -> tuple[Texts, Judgements, list[Finding]]:
-    """The judged queries' texts, the judgements of those that have one, and what is unusual."""
-    queries = Texts.open(source, "queries", id_type="str", duplicates="last", cache_dir=cache)
-    absent = set(absent_queries(judged, queries))
-    present = [query for query in judged if query not in absent]
-    texts = dict(zip(present, queries.take(present), strict=True))
-    findings = text_findings(queries, texts)
-    if from_run:  # a query that the run has nothing for: its text is not known, nor needed, and it counts 0
-        texts = {query: texts.get(query, "") for query in judged}
-    else:
-        effect = "these queries are not evaluated: there is no text to search with"
-        findings += found("judgements of absent queries", [query for query in judged if query in absent], effect)
-    return Texts.open(texts, "queries"), {query: judged[query] for query in texts}, findings
-
-
-def _open_corpus(source: Any, judged: Judgements, from_run: bool, cache: Path) -> tuple[Texts, list[Finding]]:
-    """The documents, and what is unusual about them and about the judgements of them."""
-    corpus = Texts.open(source, "corpus", id_type="str", duplicates="last", cache_dir=cache)
-    missing = absent_documents(judged, corpus, "recall, AP and the ideal DCG count these, and no system can find them")
-    shared = [query for query, row in zip(judged, corpus.find(list(judged)), strict=True) if row >= 0]
-    itself = sum(query in judged[query] for query in shared)
-    findings = [
-        *text_findings(corpus),
-        *(finding._replace(kind="judged documents outside the run") if from_run else finding for finding in missing),
-        *found(
-            "query ids that are document ids",
-            shared,
-            "with exclude_same_id, BEIR's rule, that document is left out of its query's results"
-            + (f"; {itself} of them are judged for their query and stay" if itself else ""),
-        ),
-    ]
-    return corpus, findings
-
-
-def qrels_of(folder: Path, split: str) -> tuple[Path, str]:
-    """The judgements of a split, and the split's name: another one only where a hub copy has no other."""
-    inside = folder / "qrels"
-    names = [inside / f"{split}{ending}" for ending in (".tsv", ".txt", ".trec", ".qrels", ".jsonl")]
-    names += [folder / f"qrels.{split}{ending}" for ending in (".tsv", ".txt", ".small.tsv")]
-    names += [folder / f"qrels{ending}" for ending in (".tsv", ".txt")]
-    for name in names:
-        for packed in PACKED:
-            if (file := name.with_name(name.name + packed)).is_file():
-                return file, split
-    shards: dict[str, list[Path]] = {}
-    for file in sorted(inside.glob("*.parquet")):
-        shards.setdefault(SHARD.sub("", file.stem), []).append(file)
-    if split in shards or len(shards) == 1:
-        used = split if split in shards else next(iter(shards))
-        return (inside if len(shards) == 1 else parquet_of_split(inside, used)), used
-    there = sorted({file.name.split(".")[0] for file in inside.glob("*.*")} if inside.is_dir() else set())
-    raise FormatError(
-        f"the folder has no judgements for the split {split!r}, such as qrels/{split}.tsv"
-        + (f"; there are {', '.join(there)}. Choose one with split." if there else ", and no others."),
-        file=str(folder),
+            refuse(opened.name, findings)
+    return EvaluationSet(
+        opened.name, str(opened.split), opened.queries, opened.corpus, judged, tuple(findings), candidates
     )

@@ -119,6 +119,10 @@ def evaluate(
     _check(opened, named)
     for evaluation_set in opened.values():
         check_grades(chosen, evaluation_set.qrels)
+    for name, _, source in named[1:]:  # the first is loaded at once, and no other may fail when it has run for hours
+        if isinstance(source, (Encoder, ReRanker)):
+            load_ranker(source, name, device)
+            _free()
     output = Path(output)
     descriptions: dict[str, dict[str, Any]] = {}
     records: dict[tuple[str, str], dict[str, Any]] = {}
@@ -187,7 +191,7 @@ def _measures(names: Sequence[str] | None, depth: int, *, searches: bool) -> lis
     if deep and names is not None:
         raise ValueError(
             f"{', '.join(deep)} looks at more than the {depth:,} documents per query that are searched for, so its "
-            "value would be that of a smaller cut-off. Raise depth (--depth), or leave the measure out."
+            "value would be that of a smaller cut-off. Raise it, depth=..., or leave the measure out."
         )
     return [name for name in chosen if name not in deep]
 

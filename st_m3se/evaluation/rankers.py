@@ -11,6 +11,7 @@ import numpy as np
 import pyarrow as pa
 
 from st_m3se.core.files import scratch_folder
+from st_m3se.core.findings import Finding, found
 from st_m3se.core.scored_list import ScoredList
 from st_m3se.evaluation.candidate_runs import open_candidates
 from st_m3se.evaluation.systems import Encoder, GivenRun, ReRanker
@@ -93,7 +94,7 @@ class SecondStage:
     kind = "re-ranker"
 
     def __init__(self, source: ReRanker, name: str, device: str | None) -> None:
-        self._source = source
+        self._source, self._name = source, name
         self._options: dict[str, Any] = {
             "max_length": source.max_length,
             "dtype": source.dtype,
@@ -144,8 +145,28 @@ class SecondStage:
             task.folder / "first-stage",
             overwrite=True,
         )
+        task.findings += self._findings(task, top)
         scored = score_pairs(self._model, task, top, "re-rank", **self._options)
         task.write((_re_ranked(*rows) for rows in zip(first, scored, strict=True)), self.description)
+
+    def _findings(self, task: Task, top: TeacherScores) -> list[Finding]:
+        """What a reader of the table would not see: that it is no cross-encoder, and what it was never shown."""
+        findings: list[Finding] = []
+        if callable(getattr(self._model, "encode_query", None)):
+            effect = "its scores are similarities of embeddings; to re-rank with a teacher, name a cross-encoder"
+            findings += found(f"{self._name}: re-ranks with a bi-encoder", [self.description["model"]], effect)
+        if self._source.first_stage is None:  # all systems rank the same candidates
+            return findings
+        shown = {str(row.query_id): set(map(str, row.document_ids)) for row in top}
+        judged = task.evaluation_set.qrels.items()
+        relevant = [(query, document) for query, grades in judged for document, grade in grades.items() if grade > 0]
+        missed = [f"{query} {document}" for query, document in relevant if document not in shown.get(query, ())]
+        effect = (
+            f"the first {self._source.depth:,} documents of {self._source.first_stage} hold "
+            f"{1 - len(missed) / max(len(relevant), 1):.0%} of the relevant ones, and it cannot find the others, as a "
+            "system that searches the whole corpus can. For a fair comparison re-rank the same documents with both"
+        )
+        return findings + found(f"{self._name}: relevant documents that it was not shown", missed, effect)
 
 
 def _re_ranked(first: ScoredList, scored: ScoredList) -> ScoredList:

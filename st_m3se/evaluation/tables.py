@@ -247,7 +247,12 @@ def reference(results: Results, name: str, measure: str) -> str | None:
 
 def bracketed(low: float, high: float, sign: str = "") -> str:
     """An interval as tables show it; with ``sign`` "+" its ends have a sign."""
-    return f"[{low:{sign}.{DIGITS}f}, {high:{sign}.{DIGITS}f}]"
+    return f"[{rounded(low, sign)}, {rounded(high, sign)}]"
+
+
+def rounded(value: float, sign: str = "") -> str:
+    """A figure as tables show it, without a minus in front of 0."""
+    return f"{round(value, DIGITS) + 0.0:{sign}.{DIGITS}f}"
 
 
 # Tables of texts.
@@ -285,7 +290,7 @@ def _tests(results: Results, measure: str) -> pd.DataFrame:
         "set": tests["set"],
         "system": tests["second"],
         "against": tests["first"],
-        "difference": tests["difference"].map(f"{{:+.{DIGITS}f}}".format),
+        "difference": tests["difference"].map(lambda value: rounded(value, "+")),
         "interval": [bracketed(*pair, "+") for pair in pairs],
         "significant": tests["significant"].map({True: "yes", False: "no"}),
         "Holm p": tests["holm_p"].map(_p),

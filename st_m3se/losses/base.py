@@ -21,9 +21,10 @@ from st_m3se.encoding.batch import (
     widened,
     with_tasks,
 )
+from st_m3se.encoding.host import calling_trainer
 from st_m3se.encoding.positions import check_own_lengths
 from st_m3se.encoding.rows import Features, has_tokens, in_order, is_sliceable, merge_columns
-from st_m3se.losses.checks import TrainingChecks, check_routes
+from st_m3se.losses.checks import TrainingChecks, check_collator, check_routes
 from st_m3se.losses.finite import LARGEST_SCORE, require_finite
 from st_m3se.losses.gather import (
     NO_KEY,
@@ -125,7 +126,7 @@ class DistillationLoss(CachedEncoding, nn.Module):
     """Whether every list must hold a positive."""
     matches: ClassVar[Matches | None] = None
     """What the loss compares with the teacher: "margins", scores in absolute units, which ``scale`` must fit; the
-    teacher's "distribution"; None: neither."""
+    teacher's "odds"; its "distribution", or "rankings" drawn from it; None: none of these."""
 
     def __init__(
         self,
@@ -181,6 +182,12 @@ class DistillationLoss(CachedEncoding, nn.Module):
         temperature = getattr(self, "teacher_temperature", 1.0)
         name = type(self).__name__
         self._scale_check = ScaleCheck(name, self.scale, self.matches, temperature) if self.matches else None
+
+    def _apply(self, *args: Any, **kwargs: Any) -> Any:
+        """Move the loss; a trainer does it first of all, and is looked at before it reads a row."""
+        if (trainer := calling_trainer()) is not None:
+            check_collator(trainer)
+        return super()._apply(*args, **kwargs)  # type: ignore[no-untyped-call]
 
     def score_loss(self, student_scores: Tensor, teacher_scores: Tensor, positives: Tensor, mask: Tensor) -> Tensor:
         """The loss of scores, each tensor ``[Q, D]``; one call of a function of :mod:`st_m3se.functional`."""
@@ -398,7 +405,7 @@ class DistillationLoss(CachedEncoding, nn.Module):
         if count < 2:
             raise ValueError(
                 f"{name} expects at least 3 columns (query, document_1, document_2, ...), got {len(columns)}. One "
-                "document per query leaves nothing to compare: add a negative."
+                f"document per query leaves nothing to compare: add a negative. Rows of lists: {COLLATOR_HINT}."
             )
         if labels.ndim != 2 or labels.shape[1] != count:
             hint = (

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence, Sized
 from typing import Any
 
 import torch
@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from st_m3se.encoding.host import base_model, in_matryoshka, own_prompt, routes_by_default, training_arguments
 from st_m3se.encoding.rows import Features
 
-__all__ = ["TrainingChecks", "check_routes"]
+__all__ = ["TrainingChecks", "check_collator", "check_routes"]
 
 logger = logging.getLogger(__name__)
 
@@ -38,6 +38,25 @@ def check_routes(model: nn.Module, columns: Sequence[Features]) -> None:
                 "route: one tower would be trained on the other's texts, or not at all. Name a route for every text "
                 'column in the training arguments, e.g. router_mapping={"query": "query", "document_1": "document"}.'
             )
+
+
+def check_collator(trainer: Any) -> None:
+    """Refuse a trainer that would give lists of documents to the host's own collator, which knows texts only.
+
+    Raises:
+        ValueError: With the remedy.
+    """
+    if not type(trainer.data_collator).__module__.startswith("sentence_transformers."):
+        return  # ours, or one that its author answers for
+    for given in (trainer.train_dataset, trainer.eval_dataset):
+        for dataset in given.values() if isinstance(given, Mapping) else [given]:
+            row = dataset[0] if isinstance(dataset, Sized) and len(dataset) else {}  # type: ignore[index]
+            if isinstance(row.get("documents"), list):
+                raise ValueError(
+                    "the dataset has lists of documents, and the trainer has its own collator, which knows texts only: "
+                    "it would read two documents as one pair of texts, and stop at lists of different lengths. "
+                    "Give the trainer data_collator=DistillationCollator(preprocess_fn=model.preprocess)."
+                )
 
 
 class TrainingChecks:

@@ -59,7 +59,7 @@ class RankDistilLoss(DistillationLoss):
             raise ValueError(f'match must be "binary" or "score", got {match!r}.')
         functional._check_positive_int("top_k", top_k)
         functional._check_penalty_weight(penalty_weight)
-        self.matches = "margins" if match == "score" else None  # type: ignore[misc]
+        self.matches = "margins" if match == "score" else "odds"  # type: ignore[misc]
         super().__init__(
             model,
             scale,
@@ -113,6 +113,8 @@ class CoupledRankDistilLoss(DistillationLoss):
     Inputs:
         As :class:`M3SELoss`. Positives are not used: the teacher's order decides.
     """
+
+    matches = "rankings"
 
     def __init__(
         self,

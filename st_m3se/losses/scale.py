@@ -26,7 +26,7 @@ FLAT = 1.1
 BOUND = 1.001
 """The largest similarity that rounding makes of a cosine."""
 
-Matches = Literal["margins", "distribution"]
+Matches = Literal["margins", "odds", "distribution", "rankings"]
 
 
 def default_scale(model: nn.Module, similarity_fct: Callable[[Tensor, Tensor], Tensor]) -> float:
@@ -65,8 +65,8 @@ class ScaleCheck:
     Args:
         name: The loss, to open the message with.
         scale: What multiplies the similarity.
-        matches: "margins" for a loss that compares scores in absolute units, "distribution" for one that takes a
-            softmax of the teacher's.
+        matches: "margins" for a loss that compares scores in absolute units, "odds" for one that takes the teacher's
+            for log-odds, "distribution" for one that takes a softmax of them, "rankings" for one that draws from it.
         temperature: What divides the teacher's scores before that softmax.
     """
 
@@ -89,11 +89,12 @@ class ScaleCheck:
         self.batches_left -= 1
         bounded = bool((similarity.detach().masked_fill(~scored, 0.0).abs() <= BOUND).all())
         squeezed = bool(((teacher >= 0) & (teacher <= 1)).all())
-        reason = (
-            self._margins(teacher_spread, bounded, squeezed)
-            if self.matches == "margins"
-            else self._distribution(teacher, scored, teacher_spread, squeezed)
-        )
+        if self.matches == "margins":
+            reason = self._margins(teacher_spread, bounded, squeezed)
+        elif self.matches == "odds":
+            reason = _sigmoid(None) if squeezed else None
+        else:
+            reason = self._distribution(teacher, scored, teacher_spread, squeezed)
         if reason:
             self.batches_left = 0
             logger.warning(
@@ -102,7 +103,7 @@ class ScaleCheck:
 
     def _margins(self, teacher_spread: float, bounded: bool, squeezed: bool) -> str | None:
         if not bounded or TOO_SMALL * self.scale <= teacher_spread <= 2 * self.scale:
-            return None
+            return _sigmoid(None) if squeezed else None
         remedy = f"Set scale={fitting_scale(teacher_spread):g}, or divide the teacher scores by a constant."
         if teacher_spread > self.scale:
             return (
@@ -123,12 +124,15 @@ class ScaleCheck:
         if float((target.amax(1) * counts).median()) < FLAT or (squeezed and self.temperature > 0.5):
             if squeezed:
                 return _sigmoid(None)
+            remedy = f"Set teacher_temperature={teacher_spread / 10:.2g}."
+            if self.matches == "rankings":
+                remedy = f"Multiply the teacher scores by {10 / teacher_spread:.2g}."
             return (
                 f"at a teacher temperature of {self.temperature:g} all documents are about equally likely, so the student "
-                f"is trained to tell nothing apart. Set teacher_temperature={teacher_spread / 10:.2g}."
+                f"is trained to tell nothing apart. {remedy}"
             )
         lost = (target == 0) & scored[several]
-        if int(lost.sum()) * 2 > int(scored[several].sum()):
+        if self.matches == "distribution" and int(lost.sum()) * 2 > int(scored[several].sum()):
             return (
                 f"at a teacher temperature of {self.temperature:g} the probability of most documents is exactly 0: only "
                 f"each query's best one is taught. Set teacher_temperature={teacher_spread / 10:.2g}."
@@ -141,5 +145,5 @@ def _sigmoid(scale: float | None) -> str:
     return (
         f"all of them lie in [0, 1]{told}. They look like sigmoid outputs, which squeeze the teacher's margins away. "
         "Score with raw logits: CrossEncoder(..., activation_fn=torch.nn.Identity()), or turn the probabilities p back "
-        "into log(p / (1 - p))."
+        "into log(p / (1 - p)). If they are a bi-encoder's cosines, all is well."
     )

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Collection as IdCollection
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -13,7 +14,7 @@ import pyarrow as pa
 from st_m3se.core.findings import found as found_unusual
 from st_m3se.core.findings import report
 from st_m3se.core.ids import Id
-from st_m3se.data.collection import absent_documents, open_texts
+from st_m3se.data.collection import Collection, absent_documents
 from st_m3se.data.texts import Texts
 from st_m3se.retrieval.bm25 import BM25, load_bm25, search_bm25
 from st_m3se.retrieval.models import describe_encoder, encoder_name, load_encoder
@@ -39,9 +40,9 @@ def find_candidates(
     *,
     depth: int = 50,
     positives: Mapping[Any, Mapping[Any, int]] | None = None,
-    judged: Mapping[Any, Collection[Id]] | None = None,
-    exclude: Mapping[Any, Collection[Id]] | None = None,
-    exclude_documents: Collection[Id] = (),
+    judged: Mapping[Any, IdCollection[Id]] | None = None,
+    exclude: Mapping[Any, IdCollection[Id]] | None = None,
+    exclude_documents: IdCollection[Id] = (),
     exclude_same_id: bool = False,
     device: str | None = None,
     trust_remote_code: bool = False,
@@ -109,9 +110,9 @@ def find_candidates(
     if len(set(keys)) < len(keys):
         raise ValueError(f"a source is named twice in {sources!r}: it would only count twice.")
     chosen = [_chosen(source, device, trust_remote_code) for source in keys]
-    queries, findings = open_texts(queries, "queries")
-    corpus, unusual = open_texts(corpus, "corpus")
-    findings += unusual + absent_documents(positives or {}, corpus, "they are in no list")
+    opened = Collection.open(queries=queries, corpus=corpus)
+    queries, corpus = opened.texts
+    findings = [*opened.findings, *absent_documents(positives or {}, corpus, "they are in no list")]
     excluded_pairs = {query: dict.fromkeys(documents, 0) for query, documents in (exclude or {}).items()}
     findings += [
         finding._replace(kind="exclusions of absent documents", effect="there is nothing to leave out")

@@ -150,9 +150,8 @@ def score_candidates(
             memory runs out. It may differ from one call to the next.
         shard_queries: Queries in a shard. None cuts 256 shards, but of 1,024 to 65,536 pairs.
         device: Such as "cuda:1" or "cpu". None is the GPU of this process, where there is one.
-        backend: "torch", "onnx" or "openvino", for a teacher by name or path. An int8 export whose activations are
-            quantised dynamically takes their scale from the whole batch: a pair's score then depends on
-            ``batch_tokens`` and on the pairs beside it, by some tenths of a logit.
+        backend: "torch", "onnx" or "openvino", for a teacher by name or path. The pairs of an int8 ONNX model whose
+            activations are quantised dynamically are scored one by one: it takes their scale from the whole batch.
         revision: Of a teacher by name on the hub. The commit that it stands for goes into the manifest.
         trust_remote_code: Let a model by name run code of its own.
         label: Of a cross-encoder with several labels, the one whose logit is the score, counted from 0.
@@ -201,14 +200,12 @@ def score_candidates(
         raise ValueError(
             f"teachers need names that can name a folder, of letters, digits and . _ - +, got {list(teacher)!r:.200}."
         )
+    of = {key: None if isinstance(given, (str, Path)) else key for key, given in teacher.items()}
+    for key in list(teacher)[1:]:  # what cannot teach is told before the first has worked for hours
+        _teacher(teacher[key], of[key], options)
     return {
         key: _score(
-            _teacher(given, None if isinstance(given, (str, Path)) else key, options),
-            lists,
-            texts,
-            Path(output) / key,
-            shard_queries,
-            show_progress_bar,
+            _teacher(given, of[key], options), lists, texts, Path(output) / key, shard_queries, show_progress_bar
         )
         for key, given in teacher.items()
     }

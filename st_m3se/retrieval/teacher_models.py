@@ -9,6 +9,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from hashlib import blake2b
 from itertools import chain
+from mmap import ACCESS_READ, mmap
 from pathlib import Path
 from typing import Any
 
@@ -147,7 +148,7 @@ def _check_language_model(model: CrossEncoder, prompt: str | None) -> None:
         raise ValueError(
             "the teacher is a language model without a prompt: it scores how likely 'yes' is to follow a query and a "
             "document that nobody asked about, which gives plausible numbers even from a base model. If it is a "
-            "reranker, give the prompt that it was trained with (prompt=..., --prompt), or load a CrossEncoder saved "
+            "reranker, give the prompt that it was trained with (prompt=...), or load a CrossEncoder saved "
             'with its prompts and tokens; prompt="" if it needs none.'
         )
 
@@ -176,7 +177,7 @@ def wrap(
     if labels != 1 and label is None:
         raise ValueError(
             f"the cross-encoder has {labels} labels, and a teacher gives one score: which of the labels means "
-            "relevance is not written in the model. Say it (label=..., --label), or pass a function that combines them."
+            "relevance is not written in the model. Say it (label=...), or pass a function that combines them."
         )
     if max_length is not None and isinstance(model, MultiVectorEncoder):
         raise ValueError(
@@ -209,6 +210,13 @@ def wrap(
         backend=model.get_backend(),
     )
     tokens = batch_tokens or BATCH_TOKENS["cpu" if model.device.type == "cpu" else "gpu"]
+    if _is_quantised_by_batch(model, name):
+        tokens, known["dtype"] = 1, "dynamic int8, each text alone"
+        logger.warning(
+            f"the teacher {known['teacher']} is an int8 model that takes the scale of its activations from the whole "
+            "batch, so that a score would depend on the pairs beside it, by some tenths of a logit. Its pairs are "
+            "scored one by one. A model whose weights alone are quantised may have batches, and so may backend='torch'."
+        )
     if isinstance(model, CrossEncoder):
         return CrossEncoderTeacher(ready, known, max_length, tokens, label or 0)
     return BiEncoderTeacher(ready, known, max_length, tokens)
@@ -264,6 +272,19 @@ def _weights(model: Any, name: str | None) -> str | None:
         content = json.loads(fast.to_str())
         digest.update(json.dumps({k: v for k, v in content.items() if k not in ("truncation", "padding")}).encode())
     return digest.hexdigest()
+
+
+def _is_quantised_by_batch(model: Any, name: str | None) -> bool:
+    """Whether an exported model quantises its activations by a scale of the batch: ONNX's DynamicQuantizeLinear."""
+    if model.get_backend() != "onnx":
+        return False
+    loaded = getattr(getattr(getattr(model[0], "auto_model", None), "session", None), "_model_path", None)
+    files = [Path(loaded)] if loaded else sorted(Path(name).rglob("*.onnx")) if name else []
+    for path in files:
+        with path.open("rb") as file, mmap(file.fileno(), 0, access=ACCESS_READ) as content:
+            if content.find(b"DynamicQuantizeLinear") >= 0:
+                return True
+    return False
 
 
 @dataclass(frozen=True)

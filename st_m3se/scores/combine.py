@@ -111,6 +111,13 @@ def combine(
                     f"{name} has margins: only the differences between a query's scores mean anything, and "
                     f"{aggregation} would compare them with other teachers' scores. Calibrate them, or take the mean."
                 )
+    searches = [name for name, store in zip(names, opened, strict=True) if _is_search(store)]
+    if searches:
+        logger.warning(
+            f"{', '.join(searches)} has the scores of a search for candidates (BM25, a bi-encoder, or ranks that were "
+            "merged), which count as much here as a teacher's. For a teacher, name the store of `st-m3se score`; a "
+            "bi-encoder can be one there too."
+        )
     shared = _shared_queries(opened, names, missing)
     if calibration == "z-norm" and spread is None:
         # Where nothing may be missing, the first store's lists are the shared ones: the others need not be read.
@@ -163,6 +170,11 @@ def _name(store: TeacherScores) -> str:
     """The name of the store's folder; the whole path would say more of a machine than of the scores."""
     folders = dict.fromkeys(file.resolve().parent for file in store.files)
     return " + ".join((folder.parent if folder.name == "data" else folder).name for folder in folders)
+
+
+def _is_search(store: TeacherScores) -> bool:
+    source = store.manifest.get("source")
+    return store.manifest.get("teacher") is None and isinstance(source, dict) and "candidates" in source
 
 
 def _parent(store: TeacherScores, name: str, shared: int) -> dict[str, Any]:
@@ -221,7 +233,7 @@ def _shared_queries(stores: Sequence[TeacherScores], names: Sequence[str], missi
                     raise FormatError(
                         f"{lacking} lacks {len(absent):,} queries of {having}, the first of them "
                         f"{absent.slice(0, 5).to_pylist()!r:.200}. Score them with each teacher, or "
-                        'missing="drop" (--missing drop) leaves them out.'
+                        'missing="drop" leaves them out.'
                     )
         shared &= here.to_numpy()
     if not shared.any():
@@ -239,7 +251,7 @@ def _mean_deviation(stretches: Iterator[list[pa.Table]], names: Sequence[str]) -
     if not count:
         raise FormatError(
             f"every list of {names[0]} is constant, so it has no spread that the result could have. Put another store "
-            "first, or choose one: spread=1.0 (--spread 1) gives plain z-scores."
+            "first, or choose one: spread=1.0 gives plain z-scores."
         )
     return total / count
 
@@ -307,7 +319,7 @@ def _align(
                     raise FormatError(
                         f"{names[lacking]} has no score for document {document!r:.80} of query {query!r:.80}, which "
                         f"{names[holder]} has. Score the same candidates with each teacher, or "
-                        'missing="drop" (--missing drop) leaves such documents out.'
+                        'missing="drop" leaves such documents out.'
                     )
         places.append(place)
         shared &= here

@@ -109,7 +109,7 @@ def convert(
         raise ValueError(f'on_error must be "raise" or "skip", got {on_error!r}.')
     if id_type not in (None, "str", "int"):
         raise ValueError(f'id_type must be "str", "int" or None, got {id_type!r}.')
-    kind = _source_format(source, source_format)
+    kind = _source_format(source, source_format, columns)
     to = _destination_format(destination, destination_format)
     if qrels is not None and to != "marginmse":
         raise ValueError("qrels is only for writing MarginMSE pairs; scores of other formats need none.")
@@ -160,12 +160,12 @@ def run_tag(path: Path) -> str:
     return re.sub(r"\s+", "_", stem) or "st-m3se"
 
 
-def _source_format(source: Path, chosen: str | None) -> str:
+def _source_format(source: Path, chosen: str | None, columns: Mapping[str, str] | None) -> str:
     if chosen is not None and chosen not in SOURCES:
         raise ValueError(f"there is no format {chosen!r} to read; there are {', '.join(SOURCES)}.")
     if chosen is None and ((source / MANIFEST).is_file() or (source / UNFINISHED).is_file()):
         return STORE
-    return chosen or sniff(source)
+    return chosen or sniff(source, columns)
 
 
 def _destination_format(destination: Path, chosen: str | None) -> str:
@@ -178,7 +178,7 @@ def _destination_format(destination: Path, chosen: str | None) -> str:
         known = ", ".join(suffix for suffix in SUFFIXES if suffix)
         raise ValueError(
             f"the name {destination.name!r} does not say what to write: use {known}, no suffix for a store, or "
-            "destination_format (--to)."
+            "destination_format=..."
         )
     return SUFFIXES[name.suffix]
 
@@ -286,6 +286,6 @@ class _Positives:
         if not pairs:
             raise FormatError(
                 "no query has a scored positive and a scored negative, so there is no pair to write. Name the "
-                "positives (qrels=..., --qrels).",
+                "positives (qrels=...).",
                 file=str(self._source),
             )

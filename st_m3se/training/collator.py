@@ -60,8 +60,8 @@ class DistillationCollator(SentenceTransformerDataCollator):
     Texts are read as ``model.encode_query`` and ``model.encode_document`` read them: with the task "query" or
     "document", which chooses the route of a Router and the lengths and markers of a multi-vector model, and with the
     model's own prompts. The ``prompts``, ``router_mapping`` and ``max_length`` of the training arguments change that,
-    as they do for the trainer's own collator, and those given here too. A trainer's arguments are known once it has
-    begun to train: a ``trainer.evaluate()`` before that does not see them, and a warning says so.
+    as they do for the trainer's own collator, and those given here too. Whoever reads a trainer's data loader by hand
+    before it has begun to train does not see them, and a warning says so.
 
     Rows without ``documents``, such as the pairs of another dataset of the same trainer, go to the collator that the
     trainer would have made.
@@ -95,6 +95,11 @@ class DistillationCollator(SentenceTransformerDataCollator):
     router_mapping: Any = field(default=None, repr=False)
     prompts: Any = field(default=None, repr=False)
     _stock: BaseDataCollator | None = field(default=None, init=False, repr=False)
+    _told: dict[str, Any] | None = field(default=None, init=False, repr=False)
+
+    def __getstate__(self) -> dict[str, Any]:
+        """For a worker that is spawned: no trainer calls it there."""
+        return self.__dict__ | {"_told": training_arguments(model_of(self.preprocess_fn), self._told)}
 
     def __call__(self, features: list[dict[str, Any]]) -> dict[str, Any]:
         """Collate the rows of one batch."""
@@ -148,7 +153,7 @@ class DistillationCollator(SentenceTransformerDataCollator):
 
     def _settings(self) -> BaseDataCollator:
         """The collator that the trainer would have made, with what is given here and in the training arguments."""
-        arguments = training_arguments(model_of(self.preprocess_fn))
+        arguments = training_arguments(model_of(self.preprocess_fn), self._told)
         chosen: dict[str, Any] = {}
         for name in ("prompts", "router_mapping", "max_length"):
             own, theirs = getattr(self, name), arguments.get(name) or None
@@ -164,11 +169,11 @@ class DistillationCollator(SentenceTransformerDataCollator):
                 lengths = chosen["max_length"]
                 for length in lengths.values() if isinstance(lengths, Mapping) else [lengths]:
                     check_length(model, length, "max_length")
-                if has_waiting_trainer(model) and self.prompts is None:
+                if not arguments and has_waiting_trainer(model) and self.prompts is None:
                     logger.warning(
-                        "DistillationCollator: a trainer tells its arguments when it begins to train. Until then, as "
-                        "in a trainer.evaluate() before it, their prompts and router_mapping have no effect on the "
-                        "lists. If they have any, give them to the collator too."
+                        "DistillationCollator: a trainer's arguments are known to what it calls, and to all when it "
+                        "has begun to train. In a batch that is read by hand before that, their prompts and "
+                        "router_mapping have no effect on the lists. If they have any, give them to the collator too."
                     )
                 own_prompts = {task: own_prompt(model, task) for task in TASKS.values()}
                 if chosen["prompts"] is None and any(own_prompts.values()):

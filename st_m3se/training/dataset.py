@@ -11,8 +11,7 @@ from typing import Any
 from datasets import Dataset, DatasetInfo, config
 
 from st_m3se.core.findings import report
-from st_m3se.data.collection import absent_documents, open_texts
-from st_m3se.data.qrels import read_judgements
+from st_m3se.data.collection import Collection, absent_documents
 from st_m3se.scores import TeacherScores
 from st_m3se.scores.sigmoid import ScoreRange
 from st_m3se.training.join import JoinOptions, join_lists
@@ -26,10 +25,12 @@ logger = logging.getLogger(__name__)
 
 def build_distillation_dataset(
     scores: TeacherScores | str | Path,
-    queries: Any,
-    corpus: Any,
+    queries: Any = None,
+    corpus: Any = None,
     qrels: Mapping[Any, Mapping[Any, int]] | str | Path | None = None,
     *,
+    data: Collection | str | Path | None = None,
+    split: str | None = None,
     list_size: int | None = 16,
     sampling: Sampling = "stratified",
     seed: int = 0,
@@ -69,6 +70,9 @@ def build_distillation_dataset(
         corpus: The documents' texts, alike. Both must have every id of ``scores``; use ``scores.select`` for fewer.
         qrels: Relevance judgements, query id to document id to relevance, or a file for
             :func:`~st_m3se.data.qrels.read_qrels`.
+        data: Instead of ``queries`` and ``corpus``, a folder that has both, or a BEIR set by its name; see
+            :meth:`Collection.open <st_m3se.Collection.open>`.
+        split: With ``data``, whose judgements are the ``qrels``, such as "train". None uses none.
         list_size: The most documents in a list, the positives among them. None takes every candidate, as for
             evaluation. 16 keeps a batch of 32 queries at some 500 texts.
         sampling: How negatives are drawn where there are more than fit: "top" (the teacher's highest, the hardest),
@@ -97,7 +101,7 @@ def build_distillation_dataset(
         resample: Whether lists change with the epoch. False for evaluation.
         strict: Refuse what is unusual: ids that repeat, empty texts, judgements that repeat or contradict each other,
             and judged documents that are absent. Else this is reported by warnings and dealt with as in evaluation,
-            see :func:`~st_m3se.evaluation.open_set`.
+            see :meth:`Collection.open <st_m3se.Collection.open>`.
         cache_dir: Where to keep the joined file, which the next run finds again. None is the cache of the datasets
             library.
 
@@ -113,11 +117,11 @@ def build_distillation_dataset(
     Example:
         ::
 
-            dataset = build_distillation_dataset("scores", "nfcorpus/queries.jsonl", "nfcorpus/corpus.jsonl", qrels)
+            dataset = build_distillation_dataset("teacher-scores", data="my-data", split="train")
             trainer = SentenceTransformerTrainer(
                 model=model,
                 train_dataset=dataset,
-                loss=M3SELoss(model, scale=20.0),
+                loss=M3SELoss(model),
                 data_collator=DistillationCollator(preprocess_fn=model.preprocess),
                 callbacks=[ResampleCallback()],
             )
@@ -125,12 +129,8 @@ def build_distillation_dataset(
     _check_options(list_size, sampling, layout, max_positives)
     if not isinstance(scores, TeacherScores):
         scores = TeacherScores.open(scores)
-    queries, findings = open_texts(queries, "queries", cache_dir=cache_dir)
-    corpus, unusual = open_texts(corpus, "corpus", cache_dir=cache_dir)
-    findings += unusual
-    if isinstance(qrels, (str, Path)):
-        qrels, unusual = read_judgements(qrels, query_ids=queries.id_type, document_ids=corpus.id_type)
-        findings += unusual
+    opened = Collection.open(data, split, queries=queries, corpus=corpus, qrels=qrels, cache_dir=cache_dir)
+    (queries, corpus), qrels, findings = opened.texts, opened.qrels, list(opened.findings)
     if qrels is not None:
         findings += absent_documents(qrels, corpus, "they are in no list")
     report("build_distillation_dataset", findings, strict=strict)

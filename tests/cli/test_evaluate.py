@@ -139,6 +139,22 @@ def test_options_for_all_and_for_one() -> None:
     assert "one+judge" not in systems
 
 
+def test_what_a_re_ranker_could_not_do_is_said() -> None:
+    """A teacher over BM25's first documents looks worse than a student that searched the whole corpus."""
+    out, _ = run(*BM25, "--rerank", "judge", "--rerank", "student", "--rerank-depth", "2")
+    text = " ".join(out.split())
+    relevant = [(query, document) for query, found in QRELS.items() for document, grade in found.items() if grade > 0]
+    lists = [line.split() for line in Path("out/small/bm25/run.trec").read_text().splitlines()]
+    shown = {(query, document) for query, _, document, rank, *_ in lists if int(rank) <= 2}
+    missed = [pair for pair in relevant if pair not in shown]
+    share = f"{1 - len(missed) / len(relevant):.0%}"
+    assert missed
+    assert f"bm25+judge: relevant documents that it was not shown: {len(missed)}" in text
+    assert f"the first 2 documents of bm25 hold {share} of the relevant ones" in text
+    assert "bm25+student: re-ranks with a bi-encoder: 1 (student)" in text
+    assert "bm25+judge: re-ranks" not in text
+
+
 def test_the_kind_can_be_said() -> None:
     run("--data", "small", "--system", "dense=student", "--system", "other=student", "--kind", "other=sparse", *FAST)
     assert {name: system["kind"] for name, system in results().systems.items()} == {

@@ -69,7 +69,7 @@ def test_it_scores_and_goes_on_and_says_what_differs(folder: Path) -> None:
     np.testing.assert_allclose(flat(TeacherScores.open("out")), expected("teacher"), atol=1e-5)
     assert run("out", "--teacher", folder / "teacher", *FILES, "--device", "cpu")[0] == out  # the weights are the same
     _, err = run("out", "--teacher", "teacher", *FILES, "--device", "cpu", "--max-length", 32, code=1)
-    assert "max_length was 64 and is 32" in err
+    assert "--max-length was 64 and is 32" in err
     assert err.count("\n") <= 3
 
 

@@ -118,7 +118,7 @@ def test_a_set_opens_by_its_name(
     tmp_path: Path, server: Server, publish: Callable[[str, bytes], None], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     publish("scifact", archive("scifact"))
-    monkeypatch.setattr("st_m3se.evaluation.data.download_set", functools.partial(download_set, url=server.url))
+    monkeypatch.setattr("st_m3se.data.collection.download_set", functools.partial(download_set, url=server.url))
     opened = open_set("scifact", cache_dir=tmp_path / "cache")
     assert opened.name == "scifact"
     assert opened.qrels == {"q1": {"d2": 1}}

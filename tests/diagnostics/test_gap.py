@@ -13,6 +13,7 @@ from st_m3se.core.errors import FormatError
 from st_m3se.diagnostics import add_to_model_card, closed_share, diagnose
 from st_m3se.diagnostics.gap import ClosedShare, share_of_gap
 from st_m3se.diagnostics.report import write_report
+from st_m3se.diagnostics.separation import Estimate
 from st_m3se.scores import TeacherScores
 
 from .conftest import random_lists, random_scores
@@ -28,6 +29,14 @@ def test_the_share_is_that_of_the_means() -> None:
     assert found.interval is not None
     assert 0 < found.interval[0] <= found.share <= found.interval[1] < 1
     assert str(found).startswith("RR@10 0.300 -> 0.500, teacher 0.800: 40% of the teacher's lead closed [")
+
+
+def test_no_share_is_minus_zero() -> None:
+    """-0 % reads like a loss."""
+    still = Estimate(-1e-9, -1e-9, -1e-9)
+    found = ClosedShare("AP", NAMES, still, still, still, still, -0.001, (-0.004, 0.02))
+    assert str(found) == "AP 0.000 -> 0.000, teacher 0.000: 0% of the teacher's lead closed [0%, 2%]"
+    assert "-0" not in str(still)
 
 
 def test_a_lead_that_chance_explains_has_no_interval_and_no_lead_no_share() -> None:

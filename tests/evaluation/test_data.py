@@ -104,7 +104,7 @@ def test_packed_files_and_other_splits(tmp_path: Path, opened: Open) -> None:
     found = opened(path, split="dev", name="mine")
     assert (found.qrels, found.split, found.name) == (QRELS, "dev", "mine")
     assert len(found.corpus or ()) == 4
-    with pytest.raises(FormatError, match=r"no judgements for the split 'test'.*there are dev\. Choose one with split"):
+    with pytest.raises(FormatError, match=r"no judgements for the split 'test'.*there are dev\. Choose one: split="):
         opened(path)
 
 
@@ -140,6 +140,8 @@ def test_nano_beir(tmp_path: Path, opened: Open) -> None:
     assert dict(found.corpus or {}) == {"d1": "one", "d2": "two"}
     assert found.split == "train"
     assert kinds(found) == {"another split": (1, ("train",))}
+    with pytest.raises(FormatError, match=r"no judgements for the split 'tset'.*there are train\."):
+        opened(path, split="tset")
     assert opened(path, split="train").findings == ()
 
 
@@ -155,7 +157,7 @@ def test_nano_beir_of_many_sets(tmp_path: Path, opened: Open) -> None:
     assert dict(found.corpus or {}) == {"a": "a2", "b": "b2"}
     assert dict(found.queries or {}) == {"q": "q2"}
     assert found.qrels == {"q": {"a": 1, "b": 1}}
-    with pytest.raises(FormatError, match="NanoFEVER-00000-of-00001, NanoNQ-00000-of-00001"):
+    with pytest.raises(FormatError, match="there are NanoFEVER, NanoNQ"):
         opened(path)
 
 

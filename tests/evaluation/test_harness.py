@@ -428,6 +428,17 @@ def test_a_run_for_each_set_is_found_by_its_name(folder: Path, tmp_path: Path) -
     assert not (tmp_path / "new").exists()  # it is refused before any work
 
 
+def test_a_model_that_cannot_be_used_as_asked_is_refused_before_any_work(
+    models: dict[str, Path], folder: Path, tmp_path: Path
+) -> None:
+    """Prevents a length, a label or the like from ending an evaluation when its first systems have run for hours."""
+    re_ranker = ReRanker(models["judge"], "bm25", max_length=65)
+    for last in (Encoder(models["dense"], max_length=65), re_ranker):
+        with pytest.raises(ValueError, match="max_length=65 is beyond the model's 64 positions"):
+            evaluate(folder, {"bm25": "bm25", "last": last}, tmp_path / "out")
+        assert not (tmp_path / "out").exists()
+
+
 def test_a_set_of_ids_takes_runs_only(tmp_path: Path) -> None:
     (tmp_path / "a.run").write_text("".join(f"{query} Q0 {next(iter(QRELS[query]))} 1 1 x\n" for query in QUERIES))
     judged = qrels_set(QRELS, name="ids")

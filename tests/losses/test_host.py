@@ -6,6 +6,7 @@ Nothing here is mocked: small real models are trained for a few steps, and must 
 from __future__ import annotations
 
 import copy
+import pickle
 import re
 from collections.abc import Callable
 from pathlib import Path
@@ -33,6 +34,7 @@ from sentence_transformers import (
     SentenceTransformerTrainer,
     util,
 )
+from sentence_transformers.base.model_card import BaseModelCardCallback
 from sentence_transformers.base.modules import Dense, Normalize, Router, Transformer
 from sentence_transformers.multi_vector_encoder import MultiVectorEncoderTrainingArguments
 from sentence_transformers.multi_vector_encoder.modules import MultiVectorMask
@@ -42,8 +44,10 @@ from sentence_transformers.sentence_transformer.losses import (
     MatryoshkaLoss,
     MultipleNegativesRankingLoss,
 )
+from sentence_transformers.sentence_transformer.model_card import SentenceTransformerModelCardCallback
 from sentence_transformers.sentence_transformer.modules import Pooling
 from torch.utils.data import DataLoader
+from transformers import TrainerCallback
 
 from st_m3se import CoupledRankDistilLoss, DistillationCollator, M3SELoss, ScoreMSELoss, SoftmaxCrossEntropyLoss
 from st_m3se.functional import m3se_loss
@@ -590,18 +594,61 @@ def test_prompts_of_the_training_arguments_reach_the_lists(
         train(model, arguments(prompts={"document_1": "text: "}), M3SELoss(model), ragged_rows)
 
 
-def test_an_evaluation_before_training_says_that_it_knows_no_arguments(
+@pytest.mark.parametrize(
+    ("how", "workers"), [("model_init", 1), ("no card", 0), ("before training", 0), ("second trainer", 0)]
+)
+def test_the_arguments_reach_the_lists_however_the_trainer_is_used(
+    make_model: Any, arguments: Arguments, ragged_rows: Rows, how: str, workers: int
+) -> None:
+    """Prevents arguments from being lost where they do not come by way of the model's card."""
+    rows, model = ragged_rows[:4], make_model()
+    prompted = [row | {"query": "find: " + row["query"]} for row in rows]
+    expected, other = (value_of(M3SELoss(model, scale=3.0), model, each) for each in (prompted, rows))
+    assert expected != pytest.approx(other, rel=1e-2)
+    width = collate(model, prompted).features[0]["input_ids"].shape[1]
+    dataset, kept = Dataset.from_list(rows), []
+
+    class Keep(TrainerCallback):
+        def on_step_begin(self, *_: Any, **__: Any) -> None:
+            kept.append(pickle.dumps(collator))  # as for a worker that is spawned and not forked
+
+    if how == "second trainer":
+        train(model, arguments(max_steps=1, learning_rate=1e-9, prompts={"query": "other: "}), M3SELoss(model), rows)
+    collator = DistillationCollator(preprocess_fn=model.preprocess)
+    trainer = SentenceTransformerTrainer(
+        args=arguments(max_steps=1, learning_rate=1e-9, prompts={"query": "find: "}, dataloader_num_workers=workers),
+        **{"model_init": lambda: make_model()} if how == "model_init" else {"model": model},
+        train_dataset=dataset,
+        eval_dataset=dataset,
+        loss=M3SELoss(model, scale=3.0),
+        data_collator=collator,
+        callbacks=[Keep()],
+    )
+    if how == "no card":
+        trainer.remove_callback(BaseModelCardCallback)
+        trainer.remove_callback(SentenceTransformerModelCardCallback)
+    assert trainer.evaluate()["eval_loss"] == pytest.approx(expected, rel=1e-3)
+    if how != "before training":
+        trainer.train()
+        assert trainer.state.log_history[-2]["loss"] == pytest.approx(expected, rel=1e-3)
+        assert pickle.loads(kept[0])(rows)["query_input_ids"].shape[1] == width
+
+
+def test_a_batch_read_before_training_says_that_it_knows_no_arguments(
     model: Any, arguments: Arguments, ragged_rows: Rows, caplog: pytest.LogCaptureFixture
 ) -> None:
-    """A trainer hands its arguments to nobody before it trains."""
-    rows = Dataset.from_list(ragged_rows)
+    """A trainer hands its arguments to nobody who is not called by it."""
     for given, count in (({}, 1), ({"prompts": {}}, 0)):
         caplog.clear()
         collator = DistillationCollator(preprocess_fn=model.preprocess, **given)
         trainer = SentenceTransformerTrainer(
-            model=model, args=arguments(), eval_dataset=rows, loss=M3SELoss(model), data_collator=collator
+            model=model,
+            args=arguments(),
+            train_dataset=Dataset.from_list(ragged_rows),
+            loss=M3SELoss(model),
+            data_collator=collator,
         )
-        trainer.evaluate()
+        next(iter(trainer.get_train_dataloader()))
         texts = [record.getMessage() for record in caplog.records if record.name == "st_m3se.training.collator"]
         assert len(texts) == count
         assert all("have no effect on the lists" in text for text in texts)

@@ -22,12 +22,21 @@ from conftest import (
     collate_columns,
     gradients,
 )
-from sentence_transformers import CrossEncoder, SentenceTransformer, util
+from datasets import Dataset
+from sentence_transformers import CrossEncoder, SentenceTransformer, SentenceTransformerTrainer, util
 from sentence_transformers.base.losses.merged_forward import column_merging_disabled
-from sentence_transformers.sentence_transformer.losses import MultipleNegativesRankingLoss
+from sentence_transformers.sentence_transformer.losses import MatryoshkaLoss, MultipleNegativesRankingLoss
 from torch import Tensor
 
-from st_m3se import CoupledRankDistilLoss, M3SELoss, RankDistilLoss, ScoreMSELoss, SoftmaxCrossEntropyLoss
+from st_m3se import (
+    CombinedLoss,
+    CoupledRankDistilLoss,
+    M3SELoss,
+    MarginMSELoss,
+    RankDistilLoss,
+    ScoreMSELoss,
+    SoftmaxCrossEntropyLoss,
+)
 from st_m3se.functional import softmax_cross_entropy_loss
 
 NAN, INF = math.nan, math.inf
@@ -503,8 +512,22 @@ def test_too_few_columns_are_refused(model: Any, even_rows: list[dict[str, Any]]
     """Prevents a loss over one document, which is constant or empty, from running to the end of training."""
     batch = collate_columns(model, even_rows[:4])
     for spec in LOSSES:
-        with pytest.raises(ValueError, match=rf"at least 3 columns.*got {count}"):
+        with pytest.raises(ValueError, match=rf"at least 3 columns.*got {count}.*DistillationCollator"):
             spec.build(model)(batch.fresh()[:count], batch.labels[:, : count - 1])
+
+
+@pytest.mark.parametrize("inside", ["", "matryoshka", "combined"])
+@pytest.mark.parametrize("documents", [2, 3, None])
+def test_the_forgotten_collator_is_named_before_a_row_is_collated(
+    model: Any, arguments: Any, ragged_rows: list[dict[str, Any]], documents: int | None, inside: str
+) -> None:
+    """The host's own collator reads two documents as one pair of texts, and stops at lists of other lengths."""
+    loss: Any = M3SELoss(model)
+    if inside:
+        loss = MatryoshkaLoss(model, loss, [8]) if inside == "matryoshka" else CombinedLoss([loss, M3SELoss(model)])
+    rows = [{key: row[key] if key == "query" else row[key][:documents] for key in row} for row in ragged_rows[1:4]]
+    with pytest.raises(ValueError, match=r"data_collator=DistillationCollator\(preprocess_fn=model.preprocess\)"):
+        SentenceTransformerTrainer(model=model, args=arguments(), train_dataset=Dataset.from_list(rows), loss=loss)
 
 
 def test_list_labels_beside_document_columns_are_refused(model: Any, even_rows: list[dict[str, Any]]) -> None:
@@ -732,9 +755,22 @@ def _scaled_to_unit(rows: list[dict[str, Any]]) -> list[dict[str, Any]]:
         lambda model: M3SELoss(model),
         lambda model: M3SELoss(model, scale=15.0),
         lambda model: M3SELoss(model, 15.0, similarity_fct=lambda one, two: util.cos_sim(one, two)),
+        lambda model: MarginMSELoss(model, similarity_fct=lambda one, two: util.cos_sim(one, two)),
+        lambda model: M3SELoss(model, similarity_fct=util.dot_score),
         lambda model: SoftmaxCrossEntropyLoss(model),
+        lambda model: CoupledRankDistilLoss(model),
+        lambda model: RankDistilLoss(model),
     ],
-    ids=["default", "scale 15", "a cosine by another name", "softmax"],
+    ids=[
+        "default",
+        "scale 15",
+        "a cosine by another name",
+        "a cosine times 1",
+        "dot",
+        "softmax",
+        "rankings",
+        "log-odds",
+    ],
 )
 def test_sigmoid_scores_are_noticed(
     model: Any, ragged_rows: list[dict[str, Any]], build: Any, caplog: pytest.LogCaptureFixture

@@ -203,6 +203,18 @@ def test_the_mean_of_z_scores_keeps_the_first_teachers_units(pair: list[TeacherS
     assert read(plain)["q2"] == pytest.approx({"a": 1.0, "b": -1.0})
 
 
+def test_search_scores_among_the_teachers_are_named(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    """The run beside a teacher's scores has the same layout, and would be averaged with them without a word."""
+    lists: Lists = {"q": {"a": 12.5, "b": 3.0}}
+    make(tmp_path / "run", lists, source={"candidates": [{"name": "bm25"}], "depth": 50})
+    make(tmp_path / "teacher", lists, teacher="my/teacher", source={"candidates": "run"})
+    make(tmp_path / "other", lists)
+    combine([tmp_path / "teacher", tmp_path / "other"], tmp_path / "quiet")
+    assert not caplog.records
+    combine([tmp_path / "teacher", tmp_path / "run"], tmp_path / "both")
+    assert "run has the scores of a search for candidates" in caplog.text
+
+
 def test_a_sigmoid_among_the_teachers_is_named(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
     """z-scores bring it to the others' units, but not its margins back."""
     squeezed = make(tmp_path / "squeezed", {"q": {"a": 0.999, "b": 0.998, "c": 0.001}})

@@ -211,18 +211,27 @@ def test_columns_by_other_names(tmp_path: Path) -> None:
         convert(write(rows, form, tmp_path / form), tmp_path / f"{form}-store", columns=columns)
         assert lists(TeacherScores.open(tmp_path / f"{form}-store")) == {7: {1: 9.5, 2: -1.25}}
     path = write(rows, "jsonl", tmp_path / "x.jsonl")
-    convert(path, tmp_path / "jsonl-store", source_format="pylate", columns=columns)
-    assert lists(TeacherScores.open(tmp_path / "jsonl-store")) == {7: {1: 9.5, 2: -1.25}}
+    for kind in (None, "pylate"):
+        convert(path, tmp_path / f"{kind}-store", source_format=kind, columns=columns)
+        assert lists(TeacherScores.open(tmp_path / f"{kind}-store")) == {7: {1: 9.5, 2: -1.25}}
+    (tmp_path / "x.csv").write_text("q,found,by_teacher\n7,1,9.5\n")
+    columns = {"query_id": "q", "document_id": "found", "score": "by_teacher"}
+    convert(tmp_path / "x.csv", tmp_path / "csv-store", columns=columns)
+    assert lists(TeacherScores.open(tmp_path / "csv-store")) == {"7": {"1": 9.5}}
 
 
 @pytest.mark.parametrize(
     ("row", "message"),
     [
         ({"query_id": "7", "doc_ids": ["1"], "labels": [1]}, "labels and no scores: these are judgements"),
-        ({"query_id": "7", "document_ids": ["1"], "logits": [1.5]}, "expected one column for score.*--column"),
+        ({"query_id": "7", "document_ids": ["1"], "logits": [1.5]}, "expected one column for score.*columns="),
         ({"query_id": "7", "document_id": "1"}, "expected one column for score"),
         ({"a": "x", "b": "y", "c": "z", "negative": "w", "scores": [1.0, 2.0]}, "which are the query and the positive"),
         ({"query": "x", "pos": ["y"], "neg": ["z"]}, "there is no pos_scores"),
+        ({"query": "x", "answer": "y", "label": 1}, "labels and no scores: these are judgements"),
+        ({"query": "x", "answer": ["y"], "labels": [1]}, "labels and no scores: these are judgements"),
+        ({"q": "x", "docs": ["y"], "scores": [1.5]}, r"could be parquet \(ids.*\) or tuples \(texts"),
+        ({"q": "x", "doc": "y", "score": 1.5}, r"could be parquet \(ids.*\) or tuples \(texts"),
         (
             {"query_id": "7", "passages": [], "scores": [], "pos": [], "neg": [], "query": "x"},
             "tevatron or flagembedding",
@@ -235,9 +244,9 @@ def test_what_could_be_something_else_is_refused(row: dict[str, Any], message: s
         convert(write([row], "parquet", tmp_path / "x"), tmp_path / "store")
 
 
-@pytest.mark.parametrize("output_format", ["triplet", "n-tuple"])
+@pytest.mark.parametrize("output_format", ["triplet", "n-tuple", "labeled-pair", "labeled-list"])
 def test_what_the_hosts_mining_gives(output_format: Any, checkpoint: Path, tmp_path: Path) -> None:
-    """The real function, with names of the user's own for query and answer."""
+    """The real function, with a name of the user's own for the answer."""
     from conftest import PAIRS
     from sentence_transformers.util import mine_hard_negatives
 
@@ -255,7 +264,15 @@ def test_what_the_hosts_mining_gives(output_format: Any, checkpoint: Path, tmp_p
     store = TeacherScores.open(tmp_path / "store")
     for row in mined:
         scores = dict(zip(store[T(row["question"])].document_ids, store[T(row["question"])].scores, strict=True))
-        texts = [text for name, text in row.items() if name not in ("question", "scores")]
-        assert [scores[T(text)] for text in texts] == pytest.approx(row["scores"])
-        assert store[T(row["question"])].document_ids[0] == T(row["answer"])
-    assert read_qrels(tmp_path / "store" / "qrels" / "train.tsv")[T(PAIRS[0][0])] == {T(PAIRS[0][1]): 1}
+        values = [value for name, value in row.items() if name not in ("question", "scores", "score")]
+        texts = values[0] if output_format == "labeled-list" else values
+        given = row["scores"] if "scores" in row else [row["score"]]
+        assert [scores[T(text)] for text in texts] == pytest.approx(given)
+    for query, answer in PAIRS:
+        assert store[T(query)].document_ids[0] == T(answer)
+        assert len(store[T(query)].document_ids) == 4
+    qrels = tmp_path / "store" / "qrels" / "train.tsv"
+    if output_format == "labeled-pair":  # which does not say where a query's positives end
+        assert not qrels.exists()
+    else:
+        assert read_qrels(qrels)[T(PAIRS[0][0])] == {T(PAIRS[0][1]): 1}

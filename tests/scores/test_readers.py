@@ -100,7 +100,7 @@ def test_each_format_is_recognised_and_read(tmp_path: Path, name: str, packing: 
         pack = gzip.compress if packing == "gz" else zstandard.compress
         path.write_bytes(pack(SAMPLES[name]))
     if name in AMBIGUOUS:
-        with pytest.raises(FormatError, match=r"gpl \(.*margin\) or ranking \(.*rank, score\).*--from"):
+        with pytest.raises(FormatError, match=r"gpl \(.*margin\) or ranking \(.*rank, score\).*format="):
             sniff(path)
     else:
         assert sniff(path) == name
@@ -311,6 +311,34 @@ def test_judgements_are_not_taken_for_scores(tmp_path: Path) -> None:
     for content in ("1 0 d1 1\n", "query-id\tcorpus-id\tscore\n1\td\t1\n"):
         with pytest.raises(FormatError, match="relevance judgements, not"):
             sniff(written(tmp_path / "q", content))
+
+
+@pytest.mark.parametrize("blank", ["\t", " "])
+@pytest.mark.parametrize(
+    ("scores", "expected"),
+    [
+        (["9.5", "-3.25"], "csv"),
+        (["-3", "2.5"], "csv"),
+        (["2", "0"], "judgements"),
+        (["4.0", "1.0"], "judgements"),  # as pandas writes a column with a gap
+        (["-1", "1"], "either"),  # TREC's web tracks judge spam below 0
+        (["7", "12"], "either"),
+    ],
+)
+def test_the_scores_tell_a_teacher_s_table_from_judgements_of_the_same_header(
+    tmp_path: Path, scores: list[str], expected: str, blank: str
+) -> None:
+    """A fraction is no grade; whole numbers beyond the usual grades may be either, and nothing is guessed."""
+    rows = [["query-id", "corpus-id", "score"], ["q1", "d1", scores[0]], ["q1", "d2", scores[1]]]
+    path = written(tmp_path / "x.tsv", "".join(blank.join(row) + "\n" for row in rows))
+    if expected == "csv" and blank == "\t":
+        assert sniff(path) == "csv"
+        convert(path, tmp_path / "store")
+        assert TeacherScores.open(tmp_path / "store")["q1"].scores == [float(score) for score in scores]
+        return
+    message = {"judgements": "relevance judgements, not", "either": r"csv .* or judgements", "csv": "no format that"}
+    with pytest.raises(FormatError, match=message[expected]):
+        sniff(path)
 
 
 @pytest.mark.parametrize(

@@ -309,6 +309,30 @@ def test_half_precision_leaves_the_given_model_alone(cross_encoder: CrossEncoder
     assert TeacherScores.open(tmp_path / "store").manifest["dtype"] == "bfloat16"
 
 
+@pytest.mark.parametrize("dynamic", [True, False])
+def test_an_int8_model_whose_scale_is_the_batchs_scores_pairs_one_by_one(
+    cross_encoder_path: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture, dynamic: bool
+) -> None:
+    """Prevents scores that depend on the pairs beside them, from an exported model of which torch knows nothing."""
+
+    class Exported(CrossEncoder):
+        def get_backend(self) -> Any:
+            return "onnx"
+
+    folder = tmp_path / "model" / "onnx"
+    folder.mkdir(parents=True)
+    (folder / "model_qint8.onnx").write_bytes(b"\x08\x07" + b"DynamicQuantizeLinear" * dynamic)
+    model = Exported(str(cross_encoder_path), device="cpu")
+    batches: list[int] = []
+    model[0].register_forward_pre_hook(lambda _, given: batches.append(len(given[0]["input_ids"])))
+    score(model, tmp_path / "store", name=str(folder.parent), batch_tokens=500)
+    assert (max(batches) == 1) == dynamic
+    assert TeacherScores.open(tmp_path / "store").manifest["dtype"] == (
+        "dynamic int8, each text alone" if dynamic else None
+    )
+    assert ("scored one by one" in caplog.text) == dynamic
+
+
 def test_a_backend_that_cannot_be_imported_says_what_failed(
     cross_encoder_path: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -355,6 +379,8 @@ def test_models_that_cannot_teach_are_refused(checkpoint: Path, tmp_path: Path) 
     model = CrossEncoder(str(make_cross_encoder(checkpoint, tmp_path / "three", labels=3)), device="cpu")
     with pytest.raises(ValueError, match="has 3 labels, and a teacher gives one score"):
         score(model, tmp_path / "store")
+    with pytest.raises(ValueError, match="has 3 labels"):  # before the first teacher has worked for hours
+        score_candidates({"stub": stub, "three": tmp_path / "three"}, CANDIDATES, QUERIES, CORPUS, tmp_path / "store")
     model = CrossEncoder(str(make_cross_encoder(checkpoint, tmp_path / "one")), device="cpu")
     model.max_seq_length = int(1e30)
     with pytest.raises(ValueError, match="knows no maximum length"):
@@ -386,7 +412,7 @@ def make_language_model(checkpoint: Path, folder: Path, words: list[str], **opti
 def test_a_language_model_that_is_asked_nothing_is_refused(checkpoint: Path, tmp_path: Path) -> None:
     """Prevents plausible numbers of a base model, which gets a yes/no head and no prompt. A reranker has a prompt."""
     make_language_model(checkpoint, tmp_path / "base", ["yes", "no"])
-    with pytest.raises(ValueError, match=r"language model without a prompt.*--prompt"):
+    with pytest.raises(ValueError, match=r"language model without a prompt.*prompt="):
         score(str(tmp_path / "base"), tmp_path / "store")
     model = make_language_model(checkpoint, tmp_path / "none", [])
     with pytest.raises(ValueError, match=r"compares token 1 with itself.*no token for 'yes'"):
@@ -489,6 +515,13 @@ def test_bad_input_is_refused(tmp_path: Path) -> None:
         score(lambda pairs: stub(pairs), tmp_path / "lambda")
     with pytest.raises(TypeError, match="a teacher must be"):
         score(3, tmp_path / "three")
+
+    class Foreign(torch.nn.Module):  # a bi-encoder of another library: callable, but of features
+        def encode_query(self, texts: list[str]) -> torch.Tensor:
+            return torch.ones(len(texts), 2)
+
+    with pytest.raises(TypeError, match=r"a Foreign has no scores of pairs.*pair_scorer"):
+        score(Foreign(), tmp_path / "foreign", name="foreign")
     (tmp_path / "run.trec").write_text("q1 Q0 1 1 0.5 bm25\n")
     with pytest.raises(FormatError, match="st-m3se convert"):
         score(stub, tmp_path / "y", candidates=tmp_path / "run.trec")

@@ -87,7 +87,7 @@ def read_hard_negatives(reading: Reading, scores: ScoredLists | str | Path | Non
                 if store is None:
                     raise FormatError(
                         f"document {document_id!r:.80} has no score: this format keeps them in a separate pickle. "
-                        "Convert that to a store and name it (scores=..., --scores)."
+                        "Convert that to a store and name it (scores=...)."
                     )
                 if known is None:
                     row = store[query_id] if query_id in store else ScoredList(query_id, (), ())

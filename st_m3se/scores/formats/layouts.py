@@ -35,7 +35,10 @@ __all__ = [
 
 NEGATIVE = re.compile(r"negative(_[0-9]+)?")
 LAYOUTS: dict[str, tuple[frozenset[str], ...]] = {
-    "tevatron": (frozenset({"query_id", "positive_passages", "negative_passages"}), frozenset({"passages", "scores"})),
+    "tevatron": (
+        frozenset({"query_id", "positive_passages", "negative_passages"}),
+        frozenset({"query_id", "query", "passages", "scores"}),
+    ),
     "flagembedding": (frozenset({"query", "pos", "neg"}), frozenset({"query", "pos_text", "negs_text"})),
     "hard-negatives": (frozenset({"qid", "pos", "neg"}),),
     "margins": (frozenset({"query_id", "positive_id", "negative_id"}),),
@@ -43,6 +46,9 @@ LAYOUTS: dict[str, tuple[frozenset[str], ...]] = {
     "rankify": (frozenset({"question", "ctxs"}),),
 }
 """The columns of which each layout has one set or another."""
+IDS = frozenset(name for kind in ("query_id", "document_id", "document_ids") for name in ALIASES[kind])
+TEXTS = frozenset({"anchor", "query", "question"})
+"""What the column of a query's text is called, by which texts are told from ids."""
 
 
 def layouts_of(names: Sequence[str]) -> list[str]:
@@ -51,6 +57,8 @@ def layouts_of(names: Sequence[str]) -> list[str]:
     found = [name for name, sets in LAYOUTS.items() if any(needed <= given for needed in sets)]
     if "scores" in given and any(NEGATIVE.fullmatch(name) for name in names):
         found.append("tuples")
+    elif len(given) == 3 and given & {"score", "scores"} and not given & IDS:
+        found += ["tuples"] if given & TEXTS else ["parquet", "tuples"]  # ids, or texts, under names of the user's own
     return found
 
 
@@ -148,14 +156,17 @@ def read_flagembedding(reading: Reading) -> Iterator[ScoredList]:
 
 
 def read_tuples(reading: Reading) -> Iterator[ScoredList]:
-    """Read ``query positive negative_1 ... negative_n scores``, texts as ``mine_hard_negatives`` gives them.
+    """Read texts as ``mine_hard_negatives(output_scores=True)`` gives them, in each of its formats.
 
-    The first two columns beside these are the query and the positive, whatever they are called; ``negative`` alone is
-    a triplet. ``scores`` has the positive's score first. They are a bi-encoder's unless the mining had a cross-encoder.
+    ``query positive negative_1 ... negative_n scores``, of which ``negative`` alone is a triplet; ``query documents
+    scores``, a labeled list; or ``query document score``, a labeled pair. The query and its positive or documents are
+    the first two columns beside these, whatever they are called. ``scores`` has the positive's score first; pairs do
+    not say which documents are positives. The scores are a bi-encoder's unless the mining had a cross-encoder.
     """
-    names = [name for name in column_names(reading.path) if name != "scores"]
+    names = column_names(reading.path)
     negatives = [name for name in names if NEGATIVE.fullmatch(name)]
-    others = [name for name in names if name not in negatives]
+    score = "score" if not negatives and "score" in names else "scores"
+    others = [name for name in names if name not in (*negatives, score)]
     if len(others) != 2:
         raise FormatError(
             f"expected a query, a positive, {', '.join(negatives[:2])}, ... and scores, got {names!r:.200}: which are "
@@ -164,12 +175,15 @@ def read_tuples(reading: Reading) -> Iterator[ScoredList]:
         )
 
     def parse(record: Record, number: int) -> list[Pair]:
-        _need(record, (*others, *negatives, "scores"))
-        texts = [parse_text(record[name], name) for name in (others[1], *negatives)]
-        scores = parse_list(record["scores"], "scores")
+        _need(record, (*others, *negatives, score))
+        given = [record[name] for name in (others[1], *negatives)]
+        if not negatives and score == "scores":
+            given = parse_list(record[others[1]], others[1])
+        texts = [parse_text(text, others[1]) for text in given]
+        scores = [record[score]] if score == "score" else parse_list(record[score], score)
         if len(scores) != len(texts):
             raise FormatError(f"there are {len(texts)} documents and {len(scores)} scores.")
-        flags = [True, *[False] * len(negatives)]
+        flags = [score == "scores", *[False] * (len(texts) - 1)]
         return _text_pairs(reading, parse_text(record[others[0]], others[0]), texts, scores, flags, number)
 
     return _grouped_texts(reading, parse)
@@ -273,6 +287,8 @@ def table_columns(
 ) -> tuple[str, str, str | None, str | None]:
     """The columns of query, document or documents, score or scores, and positives."""
     chosen = chosen or {}
+    if not chosen and set(names) & {"label", "labels"} and not set(names) & {*ALIASES["score"], *ALIASES["scores"]}:
+        raise FormatError("it has labels and no scores: these are judgements, not a teacher's.", file=file)
     try:
         query = find_columns(names, ("query_id",), chosen)[0]
         plural = not {"document_id", "score"} & chosen.keys() and bool(
@@ -280,12 +296,10 @@ def table_columns(
         )
         documents = find_columns(names, ("document_ids" if plural else "document_id",), chosen)[0]
         kind = "scores" if plural and "score" not in names else "score"
-        if not plural or kind in chosen or kind in names or set(names) - {query, documents, "positive_ids", "labels"}:
+        if not plural or kind in chosen or kind in names or set(names) - {query, documents, "positive_ids"}:
             return query, documents, find_columns(names, (kind,), chosen)[0], _positives(names)
     except FormatError as error:
         raise FormatError(error.message, file=file) from None
-    if "labels" in names:
-        raise FormatError("it has labels and no scores: these are judgements, not a teacher's.", file=file)
     return query, documents, None, _positives(names)
 
 

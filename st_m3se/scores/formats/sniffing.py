@@ -3,14 +3,15 @@
 from __future__ import annotations
 
 import csv
+from collections.abc import Mapping
 from contextlib import suppress
 from pathlib import Path
 
 from st_m3se.core.errors import FormatError
-from st_m3se.core.reading import INTEGER, open_binary, parse_json
+from st_m3se.core.reading import INTEGER, WHOLE, open_binary, parse_json
 from st_m3se.core.scored_list import check_score
 from st_m3se.scores.formats.layouts import layouts_of, table_columns
-from st_m3se.scores.formats.records import column_names
+from st_m3se.scores.formats.records import column_names, is_table
 from st_m3se.scores.formats.tables import LONG, find_columns
 from st_m3se.scores.formats.trec import HEADER, ITERATION, is_ranking, run_layout
 
@@ -18,21 +19,58 @@ __all__ = ["head_lines", "sniff"]
 
 HEAD = 1 << 20
 LINES = 50
-MEANING = {"gpl": " (query, positive, negative, margin)", "ranking": " (query, document, rank, score)"}
+MEANING = {
+    "csv": " (a teacher's scores)",
+    "judgements": " (to be passed as qrels)",
+    "gpl": " (query, positive, negative, margin)",
+    "ranking": " (query, document, rank, score)",
+    "parquet": " (ids: name the columns)",
+    "tuples": " (texts)",
+}
+GRADES = range(5)
 QRELS = "these are relevance judgements, not a teacher's scores: pass them as qrels."
 
 
-def sniff(path: str | Path) -> str:
-    """Name the format of a file, one of :data:`~st_m3se.scores.formats.READERS`.
+def sniff(path: str | Path, columns: Mapping[str, str] | None = None) -> str:
+    """Name the format of a file, one of :data:`~st_m3se.scores.formats.READERS`; a table if it has the ``columns``.
 
     Raises:
         FormatError: If it is none that this package knows, or could be two.
     """
     path = Path(path)
     try:
+        if columns:
+            with suppress(FormatError):
+                return _table(path, columns)
         return _sniff_columns(path, "parquet") if path.is_dir() else _sniff(path)
     except FormatError as error:
         raise error if error.file else FormatError(error.message, file=str(path)) from None
+
+
+def _table(path: Path, columns: Mapping[str, str]) -> str:
+    """The kind of a table that has columns of these names.
+
+    Raises:
+        FormatError: If it has not.
+    """
+    if path.is_dir() or is_table(path):
+        table_columns(column_names(path), columns)
+        return "parquet"
+    with open_binary(path) as file:
+        line = head_lines(file.read(HEAD))[0]
+    if line.lstrip().startswith(("{", "[")):
+        table_columns(column_names(path), columns)
+        return "pylate"
+    find_columns(_fields(line), LONG, columns)
+    return "csv"
+
+
+def _fields(line: str) -> list[str]:
+    """The fields of a line of CSV, whatever stands between them."""
+    try:
+        return next(csv.reader([line], delimiter=max("\t,;", key=line.count)), [])
+    except csv.Error as error:
+        raise FormatError(str(error)) from None
 
 
 def head_lines(head: bytes) -> list[str]:
@@ -104,8 +142,8 @@ def _matched(names: list[str], table: str) -> str:
 
 
 def _sniff_fields(lines: list[str]) -> str:
-    if lines[0].split("\t") == HEADER or lines[0].split() == HEADER:
-        raise FormatError(QRELS)
+    if lines[0].split() == HEADER:
+        _refuse_judgements(lines[1:])
     delimiter = max("\t,;", key=lines[0].count)
     try:
         find_columns(next(csv.reader([lines[0]], delimiter=delimiter)), LONG)
@@ -133,6 +171,16 @@ def _sniff_fields(lines: list[str]) -> str:
     return matches[0]
 
 
+def _refuse_judgements(lines: list[str]) -> None:
+    """Refuse rows of query, document and number that are judgements, or may be: a fraction is a score, and no grade."""
+    scores = [line.split()[-1] for line in lines]
+    if any(_number(score) and not WHOLE.fullmatch(score) for score in scores):
+        return
+    if all(not _number(score) or float(score) in GRADES for score in scores):
+        raise FormatError(QRELS)
+    raise _unsure(["csv", "judgements"], f"the header of judgements and whole numbers such as {', '.join(scores[:3])}")
+
+
 def _is_judgement(line: str) -> bool:
     fields = line.split()
     return len(fields) == 4 and fields[1].lower() in ITERATION and INTEGER.fullmatch(fields[3]) is not None
@@ -152,4 +200,4 @@ def _unsure(matches: list[str], came: str) -> FormatError:
         if matches
         else "is in no format that is known"
     )
-    return FormatError(f"this {could}: it has {came}. Say which format it is (format=..., --from).")
+    return FormatError(f"this {could}: it has {came}. Say which format it is (format=...).")

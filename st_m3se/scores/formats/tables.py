@@ -37,7 +37,7 @@ def find_columns(names: Sequence[str], wanted: Sequence[str], chosen: Mapping[st
         if len(matches) != 1:
             raise FormatError(
                 f"expected one column for {column} ({' or '.join(options)}), got {matches or list(names)!r:.200}. "
-                f"Name it: columns={{{column!r}: ...}} or --column {column}=NAME."
+                f"Name it: columns={{{column!r}: ...}}."
             )
         found.append(matches[0])
     return found
