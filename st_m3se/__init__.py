@@ -8,8 +8,8 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from st_m3se.core.errors import FormatError
     from st_m3se.data.collection import Collection
+    from st_m3se.evaluation.evaluation import evaluate
     from st_m3se.evaluation.evaluators import DistillationEvaluator, RetrievalEvaluator
-    from st_m3se.evaluation.harness import evaluate
     from st_m3se.losses import (
         AllMarginsMSELoss,
         CombinedLoss,
@@ -69,7 +69,7 @@ MODULES = {
     "RetrievalEvaluator": "evaluation.evaluators",
     "TeacherScores": "scores.teacher_scores",
     "build_distillation_dataset": "training.dataset",
-    "evaluate": "evaluation.harness",
+    "evaluate": "evaluation.evaluation",
     "find_candidates": "retrieval.candidates",
     "score_candidates": "retrieval.scoring",
 }

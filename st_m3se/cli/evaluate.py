@@ -238,7 +238,7 @@ def evaluate(
         raise typer.BadParameter("name what to evaluate, such as --system bm25.", param_hint="--system")
 
     from st_m3se.core.extras import require
-    from st_m3se.evaluation.harness import evaluate as evaluate_systems
+    from st_m3se.evaluation.evaluation import evaluate as evaluate_systems
 
     require("rich", "eval")
     sections = _sections(diagnosis)

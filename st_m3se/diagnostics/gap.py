@@ -8,6 +8,7 @@ from typing import Any
 
 import numpy as np
 
+from st_m3se.core.shape import check_shape
 from st_m3se.diagnostics.lists import JudgedLists
 from st_m3se.diagnostics.separation import Estimate
 from st_m3se.evaluation.measures import per_query
@@ -15,6 +16,9 @@ from st_m3se.evaluation.significance import resamples
 from st_m3se.scores.teacher_scores import TeacherScores
 
 __all__ = ["ClosedShare", "closed_share", "share_of_gap"]
+
+SHAPE = {"measure": str, "names": [str], "share": (float, None)}
+SHAPE |= {key: [float] for key in ("before", "after", "teacher", "gap")}
 
 
 def percent(share: float) -> str:
@@ -58,16 +62,17 @@ class ClosedShare:
         return f"{values}: {percent(self.share)} of the teacher's lead closed [{percent(low)}, {percent(high)}]"
 
     @classmethod
-    def of(cls, content: Mapping[str, Any]) -> ClosedShare:
+    def of(cls, content: dict[str, Any]) -> ClosedShare:
         """From its JSON."""
-        estimates = {name: Estimate(*map(float, content[name])) for name in ("before", "after", "teacher", "gap")}
-        interval = content["interval"]
+        check_shape(content, SHAPE, "gap")
+        estimates = {name: Estimate(*content[name]) for name in ("before", "after", "teacher", "gap")}
         before, after, teacher = content["names"]
+        low, high = map(float, content["interval"] or (0, 0))
         return cls(
-            measure=str(content["measure"]),
-            names=(str(before), str(after), str(teacher)),
-            share=None if content["share"] is None else float(content["share"]),
-            interval=None if interval is None else (float(interval[0]), float(interval[1])),
+            measure=content["measure"],
+            names=(before, after, teacher),
+            share=content["share"],
+            interval=None if content["interval"] is None else (low, high),
             **estimates,
         )
 

@@ -7,11 +7,10 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeAlias
 
-from st_m3se.core.files import scratch_folder
 from st_m3se.data.texts import Texts
 from st_m3se.diagnostics.lists import JudgedLists
+from st_m3se.evaluation.rankers import bm25_scores
 from st_m3se.retrieval.bm25 import BM25
-from st_m3se.retrieval.candidates import find_candidates
 from st_m3se.retrieval.scoring import score_candidates
 from st_m3se.retrieval.teacher import as_teacher
 from st_m3se.scores.teacher_scores import TeacherScores
@@ -124,21 +123,9 @@ def _taken(lists: JudgedLists, store: TeacherScores, place: Path) -> TeacherScor
 def _bm25(
     lists: JudgedLists, source: BM25, queries: Texts, corpus: Texts, place: Path, show_progress_bar: bool
 ) -> TeacherScores:
-    """BM25 scores over the whole corpus of the lists' documents, 0 where no word matches."""
-    asked = Texts.open(dict(zip(lists.query_ids, queries.take(lists.query_ids), strict=True)), "queries")
-    wanted = {query: dict.fromkeys(documents, 1) for query, documents in lists.by_query().items()}
-    with scratch_folder(place) as scratch:
-        found = find_candidates(
-            asked,
-            corpus,
-            [source],
-            scratch / "run",
-            depth=1,
-            positives=wanted,
-            show_progress_bar=show_progress_bar,
-        )
-        values = lists.scores(found).tolist()
-    return _write(lists, values, place, {"teacher": "bm25", "source": found.manifest.get("source")})
+    rows = bm25_scores(source, lists.by_query(), queries, corpus, place, show_progress_bar=show_progress_bar)
+    manifest = {"teacher": "bm25", "source": {"candidates": [source.description]}}
+    return TeacherScores.from_rows(rows, place, manifest=manifest, overwrite=True)
 
 
 def _write(lists: JudgedLists, values: list[float], place: Path, manifest: dict[str, Any]) -> TeacherScores:

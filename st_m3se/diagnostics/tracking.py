@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple, TypeVar
 
 import numpy as np
+import pandas as pd
 
 from st_m3se.core.errors import FormatError
 from st_m3se.core.findings import report
@@ -190,6 +191,19 @@ class Evolution:
             np.array([[score for _, score in record] for record in steps.values()], dtype=np.float64),
             queries,
         )
+
+    def to_frame(self) -> pd.DataFrame:
+        """The scores, a row each: model, step, query_id, document_id, positive, score."""
+        count = len(self.document_ids)
+        columns = {
+            "model": self.name,
+            "step": np.repeat(self.steps, count),
+            "query_id": self.query_ids * len(self.steps),
+            "document_id": self.document_ids * len(self.steps),
+            "positive": np.tile(self.positives.astype(int), len(self.steps)),
+            "score": self.scores.ravel(),
+        }
+        return pd.DataFrame(columns)
 
 
 def read_records(path: Path) -> tuple[dict[int, list[tuple[bool, float]]], list[tuple[str, str]]]:

@@ -8,8 +8,8 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from st_m3se.evaluation.comparison import compare_files, merge_results
     from st_m3se.evaluation.data import EvaluationSet, Finding, open_set, qrels_set
+    from st_m3se.evaluation.evaluation import evaluate
     from st_m3se.evaluation.evaluators import DistillationEvaluator, RetrievalEvaluator
-    from st_m3se.evaluation.harness import evaluate
     from st_m3se.evaluation.html import write_html
     from st_m3se.evaluation.measures import DEFAULT_MEASURES, parse_measures, per_query
     from st_m3se.evaluation.plots import plot_bars, plot_differences, plot_wins
@@ -78,7 +78,7 @@ MODULES = {
     "Encoder": "systems",
     "GivenRun": "systems",
     "ReRanker": "systems",
-    "evaluate": "harness",
+    "evaluate": "evaluation",
 }
 """Where each public name is; imported when asked for, so that measures do not wait for sentence-transformers."""
 

@@ -7,6 +7,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from st_m3se.core.extras import require
 from st_m3se.core.files import atomic_file
 from st_m3se.evaluation.citations import citations
 from st_m3se.evaluation.plots import Plot
@@ -15,7 +16,7 @@ from st_m3se.evaluation.tables import NOTHING, grids, headline, legend, number_c
 if TYPE_CHECKING:
     from st_m3se.evaluation.results import Results
 
-__all__ = ["Section", "write_html"]
+__all__ = ["Section", "data_uri", "render_page", "write_html"]
 
 Section = tuple[str, str]
 """A title, and HTML that is put into the page as it is."""
@@ -43,29 +44,18 @@ def write_html(
         sections: More sections, put before the provenance. The caller escapes what is not trusted in their HTML.
         title: By default the names of the sets.
     """
-    from jinja2 import Environment, PackageLoader, StrictUndefined
-
-    environment = Environment(
-        loader=PackageLoader("st_m3se.evaluation", "templates"),
-        autoescape=True,
-        undefined=StrictUndefined,
-        trim_blocks=True,
-        lstrip_blocks=True,
-    )
-    environment.policies["json.dumps_kwargs"] = {"separators": (",", ":"), "ensure_ascii": True}
-    environment.globals["zip"] = zip
-    environment.globals["number_columns"] = number_columns
     tables = text_tables(results)
     names = [plain(name) for name in results.sets]
     several = f" and {len(names) - 3} more sets" if len(names) > 3 else ""
     embedded, measures = _per_query(results)
-    page = environment.get_template("report.html").render(
+    page = render_page(
+        "report.html",
         title=title or "Evaluation on " + ", ".join(names[:3]) + several,
         headline=headline(results),
         grids=grids(results),
         legend=legend(results),
         alpha=results.alpha,
-        plots=[(plot, _data_uri(plot)) for plot in plots],
+        plots=[(plot, data_uri(plot.svg)) for plot in plots],
         tables=tables,
         tests={measure: tables[f"Significance: {measure}"] for measure in results.measures},
         citations=citations(results),
@@ -82,9 +72,24 @@ def write_html(
     return path
 
 
-def _data_uri(plot: Plot) -> str:
-    # As an image, a plot's ids and styles stay its own.
-    return "data:image/svg+xml;base64," + b64encode(plot.svg).decode("ascii")
+def render_page(template: str, **values: Any) -> str:
+    """A page or a part of one; all values are escaped, but for those that a template calls safe."""
+    jinja2 = require("jinja2", "eval")
+    environment = jinja2.Environment(
+        loader=jinja2.PackageLoader("st_m3se.evaluation", "templates"),
+        autoescape=True,
+        undefined=jinja2.StrictUndefined,
+        trim_blocks=True,
+        lstrip_blocks=True,
+    )
+    environment.policies["json.dumps_kwargs"] = {"separators": (",", ":"), "ensure_ascii": True}
+    environment.globals |= {"zip": zip, "number_columns": number_columns}
+    return str(environment.get_template(template).render(**values))
+
+
+def data_uri(svg: bytes) -> str:
+    """A drawing as an image, whose ids, styles and scripts have no effect on the page around it."""
+    return "data:image/svg+xml;base64," + b64encode(svg).decode("ascii")
 
 
 def _per_query(results: Results) -> tuple[dict[str, Any], list[str]]:

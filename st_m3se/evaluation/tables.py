@@ -14,7 +14,7 @@ import numpy as np
 import pandas as pd
 
 from st_m3se.core.extras import require
-from st_m3se.core.markdown import markdown
+from st_m3se.core.markdown import markdown, markdown_table
 from st_m3se.evaluation.citations import citations
 from st_m3se.evaluation.results import AVERAGE, Results
 
@@ -483,22 +483,17 @@ def render_markdown(results: Results) -> str:
         head, *rows = ([markdown(label)] for label in (grid.corner, *grid.rows))
         lines = [row + [show(shown) for shown in figures] for row, figures in zip(rows, grid.figures, strict=True)]
         head += map(markdown, grid.columns)
-        parts += [f"## {markdown(grid.title)}", _markdown_table(head, lines, range(1, len(head)))]
+        parts += [f"## {markdown(grid.title)}", markdown_table(head, lines, range(1, len(head)))]
     parts += ["\n".join(f"- {markdown(sentence)}" for sentence in legend(results))]
     for title, frame in text_tables(results).items():
         rows = frame.map(markdown).to_numpy().tolist()
         if rows:
-            table = _markdown_table([*map(markdown, frame.columns)], rows, number_columns(frame))
+            table = markdown_table([*map(markdown, frame.columns)], rows, number_columns(frame))
             parts += [f"## {markdown(title)}", table]
         elif title == "Findings in the data":
             parts += [f"## {title}", "Nothing unusual was found."]
     cited = "\n".join(f"- **{markdown(what)}**: {markdown(text)}" for what, text in citations(results))
     return "\n\n".join([*parts, "## Measures and what to cite", cited]) + "\n"
-
-
-def _markdown_table(head: Sequence[str], rows: Sequence[Sequence[str]], numbers: Sequence[int]) -> str:
-    rules = ["---:" if column in numbers else "---" for column in range(len(head))]
-    return "\n".join("| " + " | ".join(line) + " |" for line in (head, rules, *rows))
 
 
 def render_latex(results: Results) -> str:

@@ -163,7 +163,7 @@ def test_the_same_command_scores_nothing_again(
     monkeypatch.undo()
     output = run(*command, "--max-length", 8, code=1)
     assert "error:" in output
-    assert "max_length" in output
+    assert "--max-length" in output
 
 
 def test_functions_loaded_models_and_settings_of_bm25_are_scorers(beir: Path, student: Path, tmp_path: Path) -> None:
