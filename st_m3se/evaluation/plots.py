@@ -9,11 +9,13 @@ from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from functools import cached_property
 from itertools import groupby
-from typing import TYPE_CHECKING, Any
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
 
 from st_m3se.core.extras import require
+from st_m3se.core.files import atomic_file
 from st_m3se.evaluation.results import AVERAGE
 from st_m3se.evaluation.tables import DIGITS, NOTHING, Grid, grids, plain, reference
 
@@ -24,7 +26,18 @@ if TYPE_CHECKING:
 
     from st_m3se.evaluation.results import Results
 
-__all__ = ["Plot", "image", "plot_bars", "plot_differences", "plot_wins", "plots"]
+__all__ = [
+    "Plot",
+    "image",
+    "new_figure",
+    "plot_bars",
+    "plot_differences",
+    "plot_wins",
+    "plots",
+    "save_figure",
+    "style",
+    "tidy",
+]
 
 # Okabe and Ito's colours, which people with colour blindness tell apart; in grey the hatches do it.
 COLOURS = ("#0072B2", "#E69F00", "#009E73", "#CC79A7", "#56B4E9", "#D55E00", "#F0E442", "#999999")
@@ -111,8 +124,7 @@ def _measure(results: Results, grid: Grid) -> str:
 
 
 def _bars(grid: Grid, measure: str) -> Figure:
-    with _style():
-        from matplotlib.figure import Figure
+    with style():
         from matplotlib.patches import Patch
 
         systems, places = len(grid.rows), list(range(len(grid.columns)))
@@ -121,7 +133,7 @@ def _bars(grid: Grid, measure: str) -> Figure:
         parts = [places[start : start + per_row] for start in range(0, len(places), per_row)]
         columns = max(1, min(systems, int(110 / (max(map(len, grid.rows)) + 8))))
         height = 0.4 + 0.22 * -(-systems // columns) + 2.6 * len(parts)
-        figure = Figure(figsize=(WIDTH, height), layout="constrained")
+        figure = new_figure(WIDTH, height)
         panels = figure.subplots(len(parts), 1, squeeze=False, sharey=True)[:, 0]
         for panel, part in zip(panels, parts, strict=True):
             _draw_bars(panel, grid, part, per_row)
@@ -167,9 +179,7 @@ def _draw_bars(panel: Axes, grid: Grid, part: Sequence[int], slots: int) -> None
         panel.axvline(len(part) - 1.5, color="0.5", linewidth=0.8, linestyle=":")
     panel.margins(y=0.12)
     panel.set_ylim(bottom=0)
-    panel.spines[["top", "right"]].set_visible(False)
-    panel.grid(axis="y", linewidth=0.4, alpha=0.6)
-    panel.set_axisbelow(True)
+    tidy(panel)
 
 
 def _look(row: int) -> dict[str, Any]:
@@ -206,16 +216,14 @@ def plot_differences(results: Results, measure: str | None = None) -> Figure:
     tests = _tests(results, measure)
     if not tests:
         raise ValueError(f"nothing was tested against {_against(results)!r} by {measure}: that takes a set with both.")
-    with _style():
-        from matplotlib.figure import Figure
-
+    with style():
         tested = {name for found in tests.values() for name in found["set"]}
         names = [name for name in results.sets if name in tested]
         places = {name: place for place, name in enumerate(reversed(names))}
         columns = min(PANELS, len(tests))
         rows = -(-len(tests) // columns)
         height = 0.7 + rows * (0.6 + 0.24 * len(names))
-        figure = Figure(figsize=(WIDTH if columns > 1 else WIDTH * 0.66, height), layout="constrained")
+        figure = new_figure(WIDTH if columns > 1 else WIDTH * 0.66, height)
         panels = figure.subplots(rows, columns, squeeze=False, sharex=True, sharey=True)
         for panel, (group, found) in zip(panels.flat, tests.items(), strict=False):
             for test in found.itertuples():
@@ -228,8 +236,7 @@ def plot_differences(results: Results, measure: str | None = None) -> Figure:
             panel.set_title(_title(group, columns), fontsize=9)
             panel.set_yticks(list(places.values()), ["\n".join(textwrap.wrap(plain(name), 30)) for name in places])
             panel.set_ylim(-0.6, len(names) - 0.4)
-            panel.spines[["top", "right"]].set_visible(False)
-            panel.grid(axis="x", linewidth=0.4, alpha=0.6)
+            tidy(panel, "x")
         _finish(panels, len(tests))
         figure.supxlabel(f"{measure} minus that of {textwrap.shorten(plain(_against(results)), 90)}", fontsize=9)
         return _laid_out(figure)
@@ -278,12 +285,10 @@ def plot_wins(results: Results, name: str, measure: str | None = None) -> Figure
         raise ValueError(
             f"on {name!r} there are no two systems with {measure}, one of them the baseline, to show differences of."
         )
-    with _style():
-        from matplotlib.figure import Figure
-
+    with style():
         columns = min(PANELS, len(others))
         rows = -(-len(others) // columns)
-        figure = Figure(figsize=(WIDTH if columns > 1 else WIDTH * 0.66, 0.5 + 2.4 * rows), layout="constrained")
+        figure = new_figure(WIDTH if columns > 1 else WIDTH * 0.66, 0.5 + 2.4 * rows)
         panels = figure.subplots(rows, columns, squeeze=False, sharex=True, sharey=True)
         limit = max(0.05, *(float(np.abs(values).max()) * 1.08 for values in others.values()))
         for panel, (group, values) in zip(panels.flat, others.items(), strict=False):
@@ -330,13 +335,40 @@ def image(figure: Figure, form: str) -> bytes:
     """The figure as "svg" or "png", the same bytes for the same figure."""
     # Without these the SVG would hold the date, and addresses of vocabularies.
     metadata: dict[str, Any] = {"Date": None, "Creator": None, "Format": None, "Type": None} if form == "svg" else {}
-    with _style():
+    with style():
         file = io.BytesIO()
         figure.savefig(file, format=form, dpi=150, metadata=metadata)
     return file.getvalue()
 
 
-def _style() -> AbstractContextManager[None]:
-    matplotlib = require("matplotlib", "plot")
-    context: AbstractContextManager[None] = matplotlib.rc_context(STYLE)
+def save_figure(figure: Figure, path: str | Path) -> tuple[Path, Path]:
+    """Write ``path`` with the endings .png and .svg; the same figure gives the same bytes.
+
+    Returns:
+        The two files.
+    """
+    path = Path(path)
+    files = path.with_name(f"{path.name}.png"), path.with_name(f"{path.name}.svg")
+    for file in files:
+        with atomic_file(file, overwrite=True) as temporary:
+            temporary.write_bytes(image(figure, file.suffix[1:]))
+    return files
+
+
+def style() -> AbstractContextManager[None]:
+    """The style of all figures; matplotlib's settings are as they were when it ends."""
+    context: AbstractContextManager[None] = require("matplotlib", "plot").rc_context(STYLE)
     return context
+
+
+def new_figure(width: float, height: float) -> Figure:
+    """A figure of so many inches, without pyplot's global state."""
+    figure: Figure = require("matplotlib.figure", "plot").Figure(figsize=(width, height), layout="constrained")
+    return figure
+
+
+def tidy(panel: Axes, axis: Literal["x", "y"] = "y") -> None:
+    """Without the upper and right border, with a quiet grid behind what is drawn."""
+    panel.spines[["top", "right"]].set_visible(False)
+    panel.grid(axis=axis, color="#dddddd", linewidth=0.6)
+    panel.set_axisbelow(True)

@@ -9,8 +9,8 @@ from typing import TYPE_CHECKING
 
 from st_m3se.core.files import atomic_file
 from st_m3se.evaluation.html import Section, write_html
-from st_m3se.evaluation.plots import image
 from st_m3se.evaluation.plots import plots as draw
+from st_m3se.evaluation.plots import save_figure
 from st_m3se.evaluation.results import FILE
 from st_m3se.evaluation.tables import render_latex, render_markdown
 
@@ -55,13 +55,7 @@ def write_report(
     drawn = list(draw(results)) if plots else []
     taken: set[str] = set()
     for plot in drawn:
-        (folder / "plots").mkdir(exist_ok=True)
-        name = _file_name(plot.name, taken)
-        for form, content in (("png", image(plot.figure, "png")), ("svg", plot.svg)):
-            file = folder / "plots" / f"{name}.{form}"
-            with atomic_file(file, overwrite=True) as temporary:
-                temporary.write_bytes(content)
-            written.append(file)
+        written += save_figure(plot.figure, folder / "plots" / _file_name(plot.name, taken))
     return [*written, write_html(results, folder / "report.html", plots=drawn, sections=sections, title=title)]
 
 
