@@ -89,8 +89,6 @@ def ours(folder: Path, sizes: Sizes) -> Callable[[], Any]:
 
 def beir(folder: Path, sizes: Sizes) -> Callable[[], Any]:
     """beir's, with a model whose embeddings are known."""
-    here = Path(__file__).resolve().parent
-    sys.path[:] = [path for path in sys.path if Path(path).resolve() != here]  # where beir.py is another benchmark
     from beir.retrieval.search.dense import DenseRetrievalExactSearch
 
     class Reader:

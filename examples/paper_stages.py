@@ -17,6 +17,7 @@ from st_m3se.core.files import (
     read_checked_json,
     replace_folder,
     scratch_folder,
+    sweep_folder,
     sync,
     write_checked_json,
 )
@@ -39,6 +40,7 @@ def claim(folder: Path, settings: Mapping[str, Any], *, beside: Sequence[str] = 
         UsageError: If the folder was begun with something else, or does not say with what.
     """
     folder.mkdir(parents=True, exist_ok=True)
+    sweep_folder(folder)
     file, now = folder / MADE_FROM, json.loads(json.dumps(settings))
     if not file.is_file():
         if any(entry.name not in beside and not entry.name.startswith(".") for entry in folder.iterdir()):

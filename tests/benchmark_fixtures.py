@@ -13,10 +13,7 @@ BENCHMARKS = Path(__file__).resolve().parents[1] / "benchmarks"
 
 
 def load_benchmark(name: str, monkeypatch: pytest.MonkeyPatch) -> Any:
-    """Import a script afresh for one test; it finds the modules beside it.
-
-    Its folder stands at the end of the path: beir.py there is called like a package that others import.
-    """
+    """Import a script afresh for one test; it finds the modules beside it."""
     monkeypatch.setattr(sys, "path", [*sys.path, str(BENCHMARKS)])
     spec = spec_from_file_location(f"{name}_benchmark", BENCHMARKS / f"{name}.py")
     assert spec is not None

@@ -213,6 +213,8 @@ class LossSpec:
     def build(self, model: nn.Module, **common: Any) -> Any:
         import st_m3se
 
+        joining = ("in_batch_negatives", "gather_across_devices")  # which not every loss takes
+        common = {name: value for name, value in common.items() if value or name not in joining}
         return getattr(st_m3se, self.name)(model, **common, **self.options)
 
     def functional(self, student: Tensor, teacher: Tensor, positives: Tensor, mask: Tensor | None = None) -> Tensor:

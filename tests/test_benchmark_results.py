@@ -12,7 +12,7 @@ from benchmark_fixtures import BENCHMARKS, load_benchmark
 
 RESULTS = sorted((BENCHMARKS / "results").glob("*.json"))
 
-sys.path.append(str(BENCHMARKS))  # at the end: beir.py there is called like a package that others import
+sys.path.append(str(BENCHMARKS))
 from benchmark_results import fill, render, table  # noqa: E402
 
 

@@ -19,6 +19,7 @@ class DtypeChoice(str, Enum):
     FLOAT32 = "float32"
     BFLOAT16 = "bfloat16"
     FLOAT16 = "float16"
+    INT8 = "int8"
 
 
 class BackendChoice(str, Enum):
@@ -68,7 +69,12 @@ def score(
         typer.Option("--max-length", min=1, help="Tokens of a pair; longer ones are truncated. Default: the model's."),
     ] = None,
     dtype: Annotated[
-        DtypeChoice, typer.Option("--dtype", help="Auto is bfloat16 (or float16) on a GPU, float32 on a CPU.")
+        DtypeChoice,
+        typer.Option(
+            "--dtype",
+            help="Auto is bfloat16 (or float16) on a GPU, float32 on a CPU. int8 is for CPUs: about twice "
+            "as fast as float32, orders nearly the same.",
+        ),
     ] = DtypeChoice.AUTO,
     prompt: Annotated[
         str | None, typer.Option("--prompt", help="Text in front of each query. Default: the model's own prompt.")
@@ -78,7 +84,7 @@ def score(
         typer.Option(
             "--batch-tokens",
             min=1,
-            help="Tokens of a batch with its padding. Default: 32,768 on a GPU, 2,048 on a CPU. Lower it when memory "
+            help="Tokens of a batch with its padding. Default: 32,768 on a GPU, 1,024 on a CPU. Lower it when memory "
             "runs out.",
         ),
     ] = None,
@@ -108,7 +114,7 @@ def score(
 
     For example: st-m3se score --teacher cross-encoder/ms-marco-MiniLM-L6-v2 --candidates run --data scifact scores
 
-    The run may be killed at any moment: the same command again goes on and loses only the shards in flight. With
+    The run may be stopped or killed at any moment: the same command again goes on, and seconds of work are lost. With
     another teacher, precision or input it is refused.
 
     Several processes share the work, on one machine or on a shared file system: `accelerate launch -m st_m3se score
@@ -137,10 +143,14 @@ def score(
         "strict": strict,
     }
     inputs = candidates, data or queries, data or corpus, output
-    if len(teacher) == 1:
-        stores = {"": score_candidates(teacher[0], *inputs, **options)}
-    else:
-        stores = score_candidates(names, *inputs, **options)
+    try:
+        if len(teacher) == 1:
+            stores = {"": score_candidates(teacher[0], *inputs, **options)}
+        else:
+            stores = score_candidates(names, *inputs, **options)
+    except KeyboardInterrupt as stop:
+        typer.echo(str(stop) or "stopped before anything was scored.", err=True)
+        raise typer.Exit(130) from None
     if os.environ.get("RANK", "0") != "0":
         return
     for name, store in stores.items():

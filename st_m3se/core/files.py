@@ -31,6 +31,7 @@ __all__ = [
     "seal",
     "sealed_bytes",
     "sweep",
+    "sweep_folder",
     "sync",
     "with_checksum",
     "write_checked_json",
@@ -102,6 +103,12 @@ def sweep(path: Path) -> None:
                     (entry / REPLACED).rename(path)
         finally:
             _remove_locked(entry, lock)
+
+
+def sweep_folder(folder: Path) -> None:
+    """:func:`sweep` whatever is in a folder, of which nothing may be made again."""
+    for name in {entry.name[1:].rsplit(".", 2)[0] for entry in folder.glob(".*.tmp")}:
+        sweep(folder / name)
 
 
 @contextmanager

@@ -4,15 +4,25 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import Any
 
+import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
+from st_m3se.core.errors import FormatError
 from st_m3se.core.limits import HELD, LINE, VALUES
 
-__all__ = ["UNREADABLE", "batches", "check_footer", "check_groups", "check_values", "dictionaries", "open_parquet"]
+__all__ = [
+    "UNREADABLE",
+    "batches",
+    "check_footer",
+    "check_groups",
+    "check_values",
+    "dictionaries",
+    "open_parquet",
+    "slice_rows",
+]
 
 # What Arrow raises over damaged files, and over values that Python has no object for: dates before year 1, time zones.
 UNREADABLE = (pa.ArrowException, OSError, ValueError, OverflowError, LookupError, TypeError, ImportError, MemoryError)
@@ -95,20 +105,25 @@ def batches(file: pq.ParquetFile, columns: Sequence[str]) -> Iterator[pa.RecordB
     for number in range(file.metadata.num_row_groups):
         group = file.metadata.row_group(number)
         values = max((group.column(place).num_values for place in range(group.num_columns)), default=0)
-        rows = max(1, min(BATCH_ROWS, VALUES.value * max(group.num_rows, 1) // max(values, 1)))
+        rows = slice_rows(group.num_rows, values)
         for batch in file.iter_batches(rows, row_groups=[number], columns=list(columns), use_threads=False):
             for name in columns:
                 check_values(batch.column(name), name)
             yield batch
 
 
+def slice_rows(rows: int, values: int) -> int:
+    """How many of ``rows`` to turn into Python's objects at a time, where a column of them has so many values."""
+    return max(1, min(BATCH_ROWS, VALUES.value * max(rows, 1) // max(values, 1)))
+
+
 def check_values(array: pa.Array, name: str) -> None:
     """Refuse an array with a list, or texts in all, beyond the limits.
 
     Raises:
-        FormatError: Naming the limit.
+        FormatError: Naming the limit; or the type, if its values can share what they hold without end.
     """
-    while pa.types.is_list(array.type) or pa.types.is_large_list(array.type):
+    while pa.types.is_list(array.type) or pa.types.is_large_list(array.type) or pa.types.is_fixed_size_list(array.type):
         longest = pc.max(pc.list_value_length(array)).as_py() or 0
         if longest > VALUES.value:
             raise VALUES.error(f"{name} has a list of {longest:,} values")
@@ -116,9 +131,24 @@ def check_values(array: pa.Array, name: str) -> None:
     if pa.types.is_struct(array.type):
         for field, values in zip(array.type, array.flatten(), strict=True):
             check_values(values, f"{name}.{field.name}")
-    if pa.types.is_dictionary(array.type):
-        texts: Any = array.dictionary
-        if pa.types.is_string(texts.type) or pa.types.is_large_string(texts.type):
-            size = pc.sum(pc.binary_length(texts).take(array.indices)).as_py() or 0
-            if size > HELD.value:
-                raise HELD.error(f"the texts of {name} take {size:,} bytes")
+    kind, size = array.type, 0
+    shared = _shares(kind)
+    if pa.types.is_dictionary(kind):
+        kind = kind.value_type
+        shared = _shares(kind) or pa.types.is_nested(kind) or pa.types.is_string_view(kind)
+        if not (shared or pa.types.is_primitive(kind)):
+            size = pc.sum(pc.binary_length(array.dictionary).take(array.indices)).as_py() or 0
+    elif pa.types.is_string_view(kind) and len(array):  # of 16 bytes, the first 4 their length
+        lengths = np.frombuffer(array.buffers()[1], np.int32)[::4]
+        size = int(lengths[array.offset : array.offset + len(array)].sum(dtype=np.int64))
+    if shared:
+        raise FormatError(f"{name} has the type {array.type}, which is not read. Write it as plain texts and lists.")
+    if size > HELD.value:
+        raise HELD.error(f"the texts of {name} take {size:,} bytes")
+
+
+def _shares(kind: pa.DataType) -> bool:
+    """Whether values of a type can be one and the same bytes, over and over."""
+    types = pa.types
+    tests = types.is_run_end_encoded, types.is_binary_view, types.is_list_view, types.is_large_list_view
+    return any(test(kind) for test in tests)

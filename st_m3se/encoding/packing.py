@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from sentence_transformers import MultiVectorEncoder, SentenceTransformer, SparseEncoder
+from sentence_transformers import CrossEncoder, MultiVectorEncoder, SentenceTransformer, SparseEncoder
 from sentence_transformers.base.modules import Dense, Transformer
 from sentence_transformers.multi_vector_encoder.modules import MultiVectorMask
 from sentence_transformers.sentence_transformer.modules import Dropout, LayerNorm, Normalize, Pooling
@@ -23,7 +23,16 @@ from torch import Tensor, nn
 from st_m3se.encoding.attention import NAME, attend, has_kernels
 from st_m3se.encoding.logits import max_logits
 
-__all__ = ["Features", "Packed", "attention_apart", "is_compiled", "pack", "packable"]
+__all__ = [
+    "Features",
+    "Packed",
+    "attention_apart",
+    "first_tokens_only",
+    "is_compiled",
+    "pack",
+    "packable",
+    "packable_pairs",
+]
 
 Features = dict[str, Any]
 
@@ -62,6 +71,8 @@ BY_ANGLE = frozenset(
 BY_BIAS = frozenset({"mpnet", "mt5", "t5"})
 """Trunks that add a bias by distance to attention: on a CPU."""
 TRUNKS = BY_PLACE | BY_ANGLE | BY_BIAS
+LIKE_BERT = frozenset({"bert", "camembert", "data2vec-text", "electra", "ernie", "roberta", "xlm-roberta"})
+"""Trunks with BERT's layers, before a head that reads the first token."""
 MODELS = (SentenceTransformer, SparseEncoder, MultiVectorEncoder)
 AFTER = (Pooling, Dense, Normalize, Dropout, LayerNorm, SpladePooling, SparseAutoEncoder, MultiVectorMask)
 """Modules that work on flattened features or on sentence embeddings."""
@@ -112,7 +123,8 @@ def _transformer(model: nn.Module) -> Any:
 
 def _trunk(transformer: Any) -> Any:
     """The model in which tokens meet, without a head."""
-    return transformer.model.base_model if transformer.transformer_task == "fill-mask" else transformer.model
+    bare = transformer.transformer_task == "feature-extraction"
+    return transformer.model if bare else transformer.model.base_model
 
 
 def packable(model: nn.Module, features: Features) -> bool:
@@ -124,12 +136,32 @@ def packable(model: nn.Module, features: Features) -> bool:
     first, *others = modules
     if type(first) not in (Transformer, MLMTransformer) or not all(type(module) in AFTER for module in others):
         return False
-    whole, config, device = first.model, first.model.config, features["input_ids"].device
+    return first.transformer_task in ("feature-extraction", "fill-mask") and _keeps_apart(
+        plain, first, features["input_ids"].device
+    )
+
+
+def packable_pairs(model: CrossEncoder) -> bool:
+    """Whether the pairs of a cross-encoder may be packed: its head reads each one's first token and nothing else."""
+    first, *others = model.children()
+    return (
+        type(model) is CrossEncoder
+        and type(first) is Transformer
+        and not others
+        and first.transformer_task == "sequence-classification"
+        and type(first.model).__name__.endswith("ForSequenceClassification")
+        and _keeps_apart(model, first, model.device)
+        and _last_meeting(_trunk(first)) is not None
+    )
+
+
+def _keeps_apart(model: nn.Module, first: Any, device: torch.device) -> bool:
+    """Whether the attention of a model, which begins with this module, can be replaced by the packed one."""
+    whole, config = first.model, first.model.config
     by_bias = config.model_type in BY_BIAS
     autocast = torch.is_autocast_enabled(device.type) and whole.dtype != torch.float64
     return (
         first.backend == "torch"
-        and first.transformer_task in ("feature-extraction", "fill-mask")
         and config.model_type in TRUNKS
         and type(whole).__module__.startswith("transformers.")
         # MPNet has an attention of its own, which is neither name.
@@ -142,7 +174,7 @@ def packable(model: nn.Module, features: Features) -> bool:
         and has_kernels(config, device, torch.get_autocast_dtype(device.type) if autocast else whole.dtype)
         # Activations that are computed again in the backward pass would be by the model's usual attention.
         and not any(vars(module).get("gradient_checkpointing") for module in whole.modules())
-        and not any(map(is_compiled, plain.modules()))
+        and not any(map(is_compiled, model.modules()))
     )
 
 
@@ -286,4 +318,36 @@ def attention_apart(model: nn.Module) -> Iterator[None]:
         for config in configs.values():
             stack.callback(setattr, config, "_attn_implementation", config._attn_implementation)
             config._attn_implementation = NAME
+        yield
+
+
+def _last_meeting(trunk: Any) -> nn.Module | None:
+    """What comes next when tokens have met for the last time; None where nobody knows."""
+    kind = trunk.config.model_type
+    if kind in LIKE_BERT:
+        last: nn.Module = trunk.encoder.layer[-1].attention.output
+        return last
+    by_first = kind == "modernbert" and trunk.config.classifier_pooling == "cls"
+    return trunk.final_norm if by_first else None
+
+
+@contextmanager
+def first_tokens_only(model: CrossEncoder) -> Iterator[None]:
+    """Let a model of :func:`packable_pairs` keep packed pairs apart, and drop what its head does not read.
+
+    After the last attention that is all but the first token of each: three quarters of the last layer's work.
+    """
+    first = _transformer(model)
+    meeting: Any = _last_meeting(_trunk(first))
+    rows: Features = {}
+
+    def firsts(_: nn.Module, tokens: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
+        begins = rows["cu_seq_lens_q"][:-1].long()
+        return tuple(
+            each[0].index_select(0, begins).unsqueeze(1) for each in tokens
+        )  # [1, T, width] to [rows, 1, width]
+
+    with attention_apart(model), ExitStack() as stack:
+        stack.callback(first.register_forward_pre_hook(lambda _, args: rows.update(args[0])).remove)
+        stack.callback(meeting.register_forward_pre_hook(firsts).remove)
         yield

@@ -14,7 +14,7 @@ from typing import Any
 from filelock import FileLock
 
 from st_m3se.core.errors import FormatError
-from st_m3se.core.files import digest, read_checked_json, write_checked_json
+from st_m3se.core.files import digest, read_checked_json, sweep_folder, write_checked_json
 from st_m3se.core.findings import Finding
 from st_m3se.core.scored_list import ScoredList
 from st_m3se.data.texts import Texts
@@ -123,6 +123,7 @@ def make_ranking(ranker: Ranker, ranking: Ranking, name: str) -> None:
     path, run = ranking.folder / MADE_WITH, ranking.folder / RUN
     ranking.folder.mkdir(parents=True, exist_ok=True)
     with FileLock(ranking.folder / LOCK):  # whoever makes the same ranking in another process finishes it first
+        sweep_folder(ranking.folder)
         if path.is_file():
             begun = _read(path)
             if differences := _differences(begun["settings"], ranking.made_with):

@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
-from typing import Any, ClassVar
+from typing import Any, ClassVar, TypedDict
 
 import torch
 from sentence_transformers import SentenceTransformer
@@ -44,7 +44,7 @@ from st_m3se.losses.late_interaction import (
 )
 from st_m3se.losses.scale import Matches, ScaleCheck, default_scale
 
-__all__ = ["DistillationLoss"]
+__all__ = ["DistillationLoss", "InBatchLoss", "InBatchOptions", "Options"]
 
 LABEL_KEYS = ("scores", "positives", "mask", "index")
 Column = Any
@@ -106,22 +106,14 @@ class DistillationLoss(CachedEncoding, nn.Module):
             ``[Q, U]``, e.g. ``util.dot_score``; for a MultiVectorEncoder a function of
             ``sentence_transformers.multi_vector_encoder.scoring``, which sees the batch's distinct documents as
             ``[U, 1, tokens, dim]``, e.g. ``XTRScores(top_k=128)``. None: the model's own similarity.
-        in_batch_negatives: Let the other queries' documents join as unscored negatives, except those that are in the
-            query's own list or known to be relevant to it: a positive of the same query in another row of the batch, or
-            one of the ``relevant_ids`` that :class:`~st_m3se.DistillationCollator` was given. Only for losses in which
-            an unscored document has a part.
         mini_batch_num_tokens: Cache gradients over mini-batches of at most this many tokens, so that memory does
             not grow with the list length. None: no caching, which is faster where memory allows.
-        gather_across_devices: Let the documents of all processes' batches join, not only this one's; needs
-            ``in_batch_negatives``. Every process must then encode a batch at every step.
 
     Raises:
         ValueError: On an option out of range, and in :meth:`forward` on columns or labels that do not fit, and on a
             first training batch that holds nothing to learn from.
     """
 
-    uses_unscored: ClassVar[bool] = True
-    """Whether an unscored document takes part in the loss, so that in-batch negatives make sense."""
     needs_positives: ClassVar[bool] = False
     """Whether every list must hold a positive."""
     matches: ClassVar[Matches | None] = None
@@ -134,9 +126,7 @@ class DistillationLoss(CachedEncoding, nn.Module):
         scale: float | None = None,
         similarity_fct: Callable[[Tensor, Tensor], Tensor] | None = None,
         *,
-        in_batch_negatives: bool = False,
         mini_batch_num_tokens: int | None = None,
-        gather_across_devices: bool = False,
     ) -> None:
         super().__init__()
         check_student(type(self).__name__, model)
@@ -152,16 +142,6 @@ class DistillationLoss(CachedEncoding, nn.Module):
                 f"similarity_fct must be a function of two matrices of embeddings, such as util.dot_score, got "
                 f"{similarity_fct!r}. To use the model's own, set its similarity_fn_name and leave this None."
             )
-        if in_batch_negatives and not self.uses_unscored:
-            raise ValueError(
-                f"{type(self).__name__} leaves documents without a teacher score out, so in_batch_negatives=True would "
-                "change nothing. Use M3SELoss, RankDistilLoss, CoupledRankDistilLoss or SoftmaxCrossEntropyLoss."
-            )
-        if gather_across_devices and not in_batch_negatives:
-            raise ValueError(
-                "gather_across_devices=True gathers in-batch negatives, and in_batch_negatives is False: nothing "
-                "would be gathered. Set in_batch_negatives=True too."
-            )
         check_caching(model, mini_batch_num_tokens)
         check_own_lengths(model)
         self.model = model
@@ -173,11 +153,11 @@ class DistillationLoss(CachedEncoding, nn.Module):
         if scale is None:  # MaxSim adds up the cosines of a query's tokens
             scale = 1.0 if self.similarity_fct is maxsim else default_scale(model, self.similarity_fct)
         self.scale = float(scale)
-        self.in_batch_negatives = in_batch_negatives
-        self.gather_across_devices = gather_across_devices
+        self.in_batch_negatives = self.gather_across_devices = False
         self.mini_batch_num_tokens = mini_batch_num_tokens
         self.uses_gradient_cache = mini_batch_num_tokens is not None
         self._batches = 0  # in training, for messages
+        self._counted: Any = None  # the teacher's scores of the last one
         self._checks = TrainingChecks(type(self).__name__)
         temperature = getattr(self, "teacher_temperature", 1.0)
         name = type(self).__name__
@@ -204,7 +184,7 @@ class DistillationLoss(CachedEncoding, nn.Module):
         if self.multi_vector:
             columns = with_tasks(type(self).__name__, self.model, columns)
         check_routes(self.model, columns)
-        self._batches += torch.is_grad_enabled()
+        self._count(labels)
         if torch.is_grad_enabled():
             if not isinstance(labels, Mapping):
                 self._checks.columns(self.model, columns)
@@ -269,7 +249,7 @@ class DistillationLoss(CachedEncoding, nn.Module):
                 already), and on ``in_batch_negatives`` or ``gather_across_devices`` where the texts cannot be known.
         """
         name, columns = type(self).__name__, list(embeddings)
-        self._batches += torch.is_grad_enabled()
+        self._count(labels)
         if self.multi_vector:
             raise ValueError(
                 f"{name} trains a MultiVectorEncoder, whose texts have an embedding per token and a mask of those that "
@@ -295,6 +275,12 @@ class DistillationLoss(CachedEncoding, nn.Module):
         if self.gather_across_devices and lists.known is not None:
             lists = replace(lists, keys=lists.known.documents[: len(documents[0])])  # those of the texts come first
         return self.calculate_loss([columns[:1], documents], lists)
+
+    def _count(self, labels: Any) -> None:
+        """Count a batch once, though MatryoshkaLoss and AdaptiveLayerLoss hand it in several times."""
+        scores = labels.get("scores") if isinstance(labels, Mapping) else labels
+        if torch.is_grad_enabled() and (scores is None or scores is not self._counted):
+            self._batches, self._counted = self._batches + 1, scores
 
     def _check_lists(self, lists: Lists) -> None:
         """Refuse lists without what the loss needs."""
@@ -454,7 +440,60 @@ class DistillationLoss(CachedEncoding, nn.Module):
         return {
             "similarity_fct": similarity_fct_name(self.similarity_fct),
             "scale": self.scale,
-            "in_batch_negatives": self.in_batch_negatives,
             "mini_batch_num_tokens": self.mini_batch_num_tokens,
+        }
+
+
+class Options(TypedDict, total=False):
+    """What the losses with options of their own hand on to :class:`DistillationLoss`."""
+
+    mini_batch_num_tokens: int | None
+
+
+class InBatchOptions(Options, total=False):
+    """What the losses with options of their own hand on to :class:`InBatchLoss`."""
+
+    in_batch_negatives: bool
+    gather_across_devices: bool
+
+
+class InBatchLoss(DistillationLoss):
+    """Base of the losses in which a document without a teacher score has a part, and so other queries' documents may.
+
+    Args:
+        model: See :class:`DistillationLoss`.
+        scale: Likewise.
+        similarity_fct: Likewise.
+        in_batch_negatives: Let the other queries' documents join as unscored negatives, except those that are in the
+            query's own list or known to be relevant to it: a positive of the same query in another row of the batch, or
+            one of the ``relevant_ids`` that :class:`~st_m3se.DistillationCollator` was given.
+        mini_batch_num_tokens: See :class:`DistillationLoss`.
+        gather_across_devices: Let the documents of all processes' batches join, not only this one's; needs
+            ``in_batch_negatives``. Every process must then encode a batch at every step.
+    """
+
+    def __init__(
+        self,
+        model: SentenceTransformer,
+        scale: float | None = None,
+        similarity_fct: Callable[[Tensor, Tensor], Tensor] | None = None,
+        *,
+        in_batch_negatives: bool = False,
+        mini_batch_num_tokens: int | None = None,
+        gather_across_devices: bool = False,
+    ) -> None:
+        if gather_across_devices and not in_batch_negatives:
+            raise ValueError(
+                "gather_across_devices=True gathers in-batch negatives, and in_batch_negatives is False: nothing "
+                "would be gathered. Set in_batch_negatives=True too."
+            )
+        super().__init__(model, scale, similarity_fct, mini_batch_num_tokens=mini_batch_num_tokens)
+        self.in_batch_negatives, self.gather_across_devices = in_batch_negatives, gather_across_devices
+
+    def get_config_dict(self) -> dict[str, Any]:
+        """The options, as the model card shows them."""
+        own = {
+            "in_batch_negatives": self.in_batch_negatives,
             "gather_across_devices": self.gather_across_devices,
         }
+        return super().get_config_dict() | own

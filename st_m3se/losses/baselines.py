@@ -7,9 +7,10 @@ from typing import Any
 
 from sentence_transformers import SentenceTransformer
 from torch import Tensor
+from typing_extensions import Unpack
 
 from st_m3se import functional
-from st_m3se.losses.base import DistillationLoss
+from st_m3se.losses.base import DistillationLoss, InBatchLoss, InBatchOptions, Options
 
 
 class MarginMSELoss(DistillationLoss):
@@ -22,15 +23,12 @@ class MarginMSELoss(DistillationLoss):
         model: The student.
         scale: Multiplies the similarity. None: 20 for a cosine, 1 otherwise.
         similarity_fct: Matrix function ``([Q, dim], [U, dim]) -> [Q, U]``. None: the model's own similarity.
-        in_batch_negatives: Refused: an unscored document has no margin to match.
         mini_batch_num_tokens: Gradient caching over mini-batches of so many tokens. None: none.
-        gather_across_devices: Refused, like in_batch_negatives.
 
     Inputs:
         As :class:`M3SELoss`.
     """
 
-    uses_unscored = False
     needs_positives = True
     matches = "margins"
 
@@ -53,7 +51,7 @@ class MarginMSELoss(DistillationLoss):
 """
 
 
-class ContrastiveLoss(DistillationLoss):
+class ContrastiveLoss(InBatchLoss):
     """Each known positive against the negatives, without the teacher: the labels' part of a mixture, and a control.
 
     The definition is in :func:`st_m3se.functional.contrastive_loss`. With one positive a query it is the value and
@@ -105,9 +103,7 @@ class AllMarginsMSELoss(DistillationLoss):
         model: The student.
         scale: Multiplies the similarity. None: 20 for a cosine, 1 otherwise.
         similarity_fct: Matrix function ``([Q, dim], [U, dim]) -> [Q, U]``. None: the model's own similarity.
-        in_batch_negatives: Refused: an unscored document has no margin to match.
         mini_batch_num_tokens: Gradient caching over mini-batches of so many tokens. None: none.
-        gather_across_devices: Refused, like in_batch_negatives.
         top_temperature: None weighs all documents alike. A number T gives those that the teacher likes best about half
             of the weight, by ``softmax(t / T)``.
 
@@ -115,7 +111,6 @@ class AllMarginsMSELoss(DistillationLoss):
         As :class:`M3SELoss`. Positives are not used.
     """
 
-    uses_unscored = False
     matches = "margins"
 
     def __init__(
@@ -124,21 +119,12 @@ class AllMarginsMSELoss(DistillationLoss):
         scale: float | None = None,
         similarity_fct: Callable[[Tensor, Tensor], Tensor] | None = None,
         *,
-        in_batch_negatives: bool = False,
-        mini_batch_num_tokens: int | None = None,
-        gather_across_devices: bool = False,
         top_temperature: float | None = None,
+        **options: Unpack[Options],
     ) -> None:
         if top_temperature is not None:
             functional._check_temperature("top_temperature", top_temperature)
-        super().__init__(
-            model,
-            scale,
-            similarity_fct,
-            in_batch_negatives=in_batch_negatives,
-            mini_batch_num_tokens=mini_batch_num_tokens,
-            gather_across_devices=gather_across_devices,
-        )
+        super().__init__(model, scale, similarity_fct, **options)
         self.top_temperature = top_temperature
 
     def score_loss(self, student_scores: Tensor, teacher_scores: Tensor, positives: Tensor, mask: Tensor) -> Tensor:
@@ -176,15 +162,12 @@ class ScoreMSELoss(DistillationLoss):
         model: The student.
         scale: Multiplies the similarity. None: 20 for a cosine, 1 otherwise.
         similarity_fct: Matrix function ``([Q, dim], [U, dim]) -> [Q, U]``. None: the model's own similarity.
-        in_batch_negatives: Refused: an unscored document has no score to match.
         mini_batch_num_tokens: Gradient caching over mini-batches of so many tokens. None: none.
-        gather_across_devices: Refused, like in_batch_negatives.
 
     Inputs:
         As :class:`M3SELoss`. Positives are not used.
     """
 
-    uses_unscored = False
     matches = "margins"
 
     def score_loss(self, student_scores: Tensor, teacher_scores: Tensor, positives: Tensor, mask: Tensor) -> Tensor:
@@ -206,7 +189,7 @@ class ScoreMSELoss(DistillationLoss):
 """
 
 
-class SoftmaxCrossEntropyLoss(DistillationLoss):
+class SoftmaxCrossEntropyLoss(InBatchLoss):
     """Softmax cross-entropy between the teacher's and the student's distribution over a query's documents.
 
     The definition is in :func:`st_m3se.functional.softmax_cross_entropy_loss`. It compares distributions, so a
@@ -234,23 +217,14 @@ class SoftmaxCrossEntropyLoss(DistillationLoss):
         scale: float | None = None,
         similarity_fct: Callable[[Tensor, Tensor], Tensor] | None = None,
         *,
-        in_batch_negatives: bool = False,
-        mini_batch_num_tokens: int | None = None,
-        gather_across_devices: bool = False,
         student_temperature: float = 1.0,
         teacher_temperature: float = 1.0,
+        **options: Unpack[InBatchOptions],
     ) -> None:
         functional._check_temperature("student_temperature", student_temperature)
         functional._check_temperature("teacher_temperature", teacher_temperature)
         self.teacher_temperature = teacher_temperature
-        super().__init__(
-            model,
-            scale,
-            similarity_fct,
-            in_batch_negatives=in_batch_negatives,
-            mini_batch_num_tokens=mini_batch_num_tokens,
-            gather_across_devices=gather_across_devices,
-        )
+        super().__init__(model, scale, similarity_fct, **options)
         self.student_temperature = student_temperature
 
     def score_loss(self, student_scores: Tensor, teacher_scores: Tensor, positives: Tensor, mask: Tensor) -> Tensor:

@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from st_m3se.losses.base import DistillationLoss, Lists
+from st_m3se.losses.base import DistillationLoss, InBatchLoss, Lists
 
 
 class _Parts(dict[str, Tensor]):
@@ -21,7 +21,7 @@ class _Parts(dict[str, Tensor]):
     __rmul__ = __mul__
 
 
-class CombinedLoss(DistillationLoss):
+class CombinedLoss(InBatchLoss):
     """The weighted sum of several losses of this package, at the price of one encoding.
 
     Distillation and the labels' contrastive loss together often train a better student than either: the teacher says

@@ -5,10 +5,10 @@ from __future__ import annotations
 from torch import Tensor
 
 from st_m3se import functional
-from st_m3se.losses.base import DistillationLoss
+from st_m3se.losses.base import InBatchLoss
 
 
-class M3SELoss(DistillationLoss):
+class M3SELoss(InBatchLoss):
     """Multi-margin MSE: keep the teacher's margins to its top negative, and let no negative pass that one.
 
     The definition is in :func:`st_m3se.functional.m3se_loss`. A negative needs no teacher score for the second term,

@@ -7,9 +7,10 @@ from typing import Any
 
 from sentence_transformers import SentenceTransformer
 from torch import Tensor
+from typing_extensions import Unpack
 
 from st_m3se import functional
-from st_m3se.losses.base import DistillationLoss
+from st_m3se.losses.base import InBatchLoss, InBatchOptions
 
 CITATION = """
 @inproceedings{reddi2021rankdistil,
@@ -22,7 +23,7 @@ CITATION = """
 """
 
 
-class RankDistilLoss(DistillationLoss):
+class RankDistilLoss(InBatchLoss):
     """RankDistil: match the teacher on its top k documents, push the rest down.
 
     The definition is in :func:`st_m3se.functional.rank_distil_loss`, with what is the paper's in it and what is ours.
@@ -48,26 +49,17 @@ class RankDistilLoss(DistillationLoss):
         scale: float | None = None,
         similarity_fct: Callable[[Tensor, Tensor], Tensor] | None = None,
         *,
-        in_batch_negatives: bool = False,
-        mini_batch_num_tokens: int | None = None,
-        gather_across_devices: bool = False,
         top_k: int = 8,
         match: functional.Match = "binary",
         penalty_weight: float = 1.0,
+        **options: Unpack[InBatchOptions],
     ) -> None:
         if match not in ("binary", "score"):
             raise ValueError(f'match must be "binary" or "score", got {match!r}.')
         functional._check_positive_int("top_k", top_k)
         functional._check_penalty_weight(penalty_weight)
         self.matches = "margins" if match == "score" else "odds"  # type: ignore[misc]
-        super().__init__(
-            model,
-            scale,
-            similarity_fct,
-            in_batch_negatives=in_batch_negatives,
-            mini_batch_num_tokens=mini_batch_num_tokens,
-            gather_across_devices=gather_across_devices,
-        )
+        super().__init__(model, scale, similarity_fct, **options)
         self.top_k = top_k
         self.match = match
         self.penalty_weight = penalty_weight
@@ -94,7 +86,7 @@ class RankDistilLoss(DistillationLoss):
         return CITATION
 
 
-class CoupledRankDistilLoss(DistillationLoss):
+class CoupledRankDistilLoss(InBatchLoss):
     """Coupled RankDistil: the likelihood of rankings sampled from the teacher.
 
     The definition is in :func:`st_m3se.functional.coupled_rank_distil_loss`. Rankings are drawn from torch's global
@@ -122,23 +114,14 @@ class CoupledRankDistilLoss(DistillationLoss):
         scale: float | None = None,
         similarity_fct: Callable[[Tensor, Tensor], Tensor] | None = None,
         *,
-        in_batch_negatives: bool = False,
-        mini_batch_num_tokens: int | None = None,
-        gather_across_devices: bool = False,
         top_k: int | None = None,
         num_samples: int = 8,
+        **options: Unpack[InBatchOptions],
     ) -> None:
         if top_k is not None:
             functional._check_positive_int("top_k", top_k)
         functional._check_positive_int("num_samples", num_samples)
-        super().__init__(
-            model,
-            scale,
-            similarity_fct,
-            in_batch_negatives=in_batch_negatives,
-            mini_batch_num_tokens=mini_batch_num_tokens,
-            gather_across_devices=gather_across_devices,
-        )
+        super().__init__(model, scale, similarity_fct, **options)
         self.top_k = top_k
         self.num_samples = num_samples
 

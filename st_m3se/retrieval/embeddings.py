@@ -12,7 +12,7 @@ import numpy as np
 from filelock import FileLock
 
 from st_m3se.core.errors import FormatError
-from st_m3se.core.files import sweep
+from st_m3se.core.files import sweep_folder
 from st_m3se.data.texts import Texts
 from st_m3se.retrieval.embedding_shards import (
     PLAN,
@@ -155,12 +155,12 @@ def embed_corpus(
     }
     fingerprint = content_hash({"version": VERSION, **known})
     folder = Path(cache_dir) / f"{kind}-{fingerprint}"
+    sweep_folder(folder)
     plan = _known_plan(folder, fingerprint)
     if plan is not None and plan["dimension"] and not (missing_shards(folder, plan) or damaged_shards(folder, plan)):
         return _verified(folder)  # without the lock: the folder may be read-only
     folder.mkdir(parents=True, exist_ok=True)
     with FileLock(folder / ".lock"):
-        sweep(folder / PLAN)
         plan = _known_plan(folder, fingerprint)
         if plan is None:
             plan = {

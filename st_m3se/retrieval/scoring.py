@@ -41,6 +41,7 @@ logger = logging.getLogger(__name__)
 
 POLL_SECONDS = 0.5
 LOOK_SECONDS = 5.0
+KEEP_SECONDS = 5.0  # of work that a kill loses, at most
 FOLDER = re.compile(r"\w[\w.+ -]*")
 
 Item = TypeVar("Item")
@@ -118,8 +119,8 @@ def score_candidates(
 ) -> TeacherScores | dict[str, TeacherScores]:
     """Score each query's candidate documents with a teacher, into a store.
 
-    The work is cut into shards of whole queries. A shard appears on disk only whole, so a run that was killed, at any
-    moment, loses no more than the few shards in flight: the same call again goes on. A call with another teacher,
+    The work is cut into shards of whole queries, and every few seconds what there is of one is kept. So a run that was
+    stopped or killed, at any moment, loses seconds: the same call again goes on. A call with another teacher,
     precision, maximum length or other texts and candidates is refused, and the message says what differs.
 
     Several processes share the work: under ``accelerate launch`` or ``torchrun`` each takes its part of the shards
@@ -143,10 +144,11 @@ def score_candidates(
         corpus: The documents, likewise.
         output: The folder of the store. Its rows are in the order of the candidates.
         max_length: Tokens of a pair, or for a bi-encoder of a text; what is longer is truncated. None is the model's.
-        dtype: "float32", "bfloat16" or "float16". None is bfloat16 on a GPU that has it, else float16 there (and
-            float16 for a model that comes in it), and float32 on a CPU. It stands in the manifest.
+        dtype: "float32", "bfloat16", "float16" or, on a CPU, "int8" (see :mod:`st_m3se.retrieval.int8`). None is
+            bfloat16 on a GPU that has it, else float16 there (and float16 for a model that comes in it), and float32 on
+            a CPU. It stands in the manifest.
         prompt: As ``CrossEncoder.predict(prompt=...)``; of a bi-encoder the queries' prompt. None is the model's.
-        batch_tokens: Tokens of a batch with its padding. None is 2,048 on a CPU and 32,768 on a GPU; lower it when
+        batch_tokens: Tokens of a batch with its padding. None is 1,024 on a CPU and 32,768 on a GPU; lower it when
             memory runs out. It may differ from one call to the next.
         shard_queries: Queries in a shard. None cuts 256 shards, but of 1,024 to 65,536 pairs.
         device: Such as "cuda:1" or "cpu". None is the GPU of this process, where there is one.
@@ -168,6 +170,7 @@ def score_candidates(
         FormatError: If candidates are not valid, or an id has no text.
         ValueError: If the run was begun with something else; if a score is not finite; if a cross-encoder has more
             than one label.
+        KeyboardInterrupt: If it is interrupted, with a message of what is saved.
 
     Example:
         >>> scores = score_candidates(  # doctest: +SKIP
@@ -240,6 +243,10 @@ def _score(
                         break
                 else:
                     _wait(run)
+        except KeyboardInterrupt:
+            raise KeyboardInterrupt(
+                f"stopped, {run.saved:,} of {int(run.sizes.sum()):,} pairs saved; the same command continues."
+            ) from None
         finally:
             run.release()
         progress.look(at_once=True)
@@ -257,18 +264,32 @@ def _score_shards(
 ) -> int:
     """Score those of the shards that no other process works on; return how many."""
 
-    def prepare(shard: tuple[int, pa.Table]) -> tuple[int, pa.Table, Any]:
+    def prepare(shard: tuple[int, pa.Table]) -> tuple[int, pa.Table, np.ndarray, np.ndarray, Any]:
         number, table = shard
-        return number, table, teacher.prepare(_pairs(table, *texts))
+        scores = run.kept(number)
+        places = np.flatnonzero(np.isnan(scores))
+        return number, table, scores, places, teacher.prepare(_pairs(table, *texts, places))
 
     done = 0
     span, told = ScoreRange(), False
     saving: Future[None] | None = None
     claimed = (shard for shard in lists.shards(run.shard_queries, set(numbers)) if run.claim(shard[0]))
     with ThreadPoolExecutor(max_workers=1, thread_name_prefix="save") as disk:
-        for number, table, prepared in _ahead(prepare, claimed):
-            scores = teacher.score(prepared, progress.advance)
-            _check(scores, table, str(teacher.settings["teacher"]))
+        for number, table, scores, places, prepared in _ahead(prepare, claimed):
+            progress.advance(len(scores) - len(places))
+            fresh, kept = False, time.monotonic()
+            try:
+                for part, found in teacher.score(prepared):
+                    _check(found, places[part], table, str(teacher.settings["teacher"]))
+                    scores[places[part]], fresh = found, True
+                    progress.advance(len(found))
+                    if time.monotonic() - kept > KEEP_SECONDS:
+                        run.save_some(number, scores)
+                        fresh, kept = False, time.monotonic()
+            except BaseException:  # an interrupt is the commonest
+                if fresh:
+                    run.save_some(number, scores)
+                raise
             span.add(scores)
             if not told and (warning := span.warning(teacher.settings)) is not None:  # now, and not after hours
                 logger.warning(f"the teacher {teacher.settings['teacher']}: {warning}")
@@ -298,28 +319,30 @@ def _ahead(make: Callable[[Item], Result], items: Iterable[Item]) -> Iterator[Re
         pool.shutdown(cancel_futures=True)
 
 
-def _pairs(table: pa.Table, queries: Texts, corpus: Texts) -> Pairs:
+def _pairs(table: pa.Table, queries: Texts, corpus: Texts, places: np.ndarray) -> Pairs:
+    """The pairs at these places of a shard."""
     lists = table.column("document_ids").combine_chunks()
-    documents = lists.flatten().dictionary_encode()
+    documents = lists.flatten().take(pa.array(places)).dictionary_encode()
     counts = lists.value_lengths().to_numpy()
     return Pairs(
         queries.take(table.column("query_id").to_pylist()),
         corpus.take(documents.dictionary.to_pylist()),
-        np.repeat(np.arange(len(counts)), counts),
+        np.repeat(np.arange(len(counts)), counts)[places],
         documents.indices.to_numpy(),
     )
 
 
-def _check(scores: np.ndarray, table: pa.Table, teacher: str) -> None:
+def _check(scores: np.ndarray, places: np.ndarray, table: pa.Table, teacher: str) -> None:
     bad = np.flatnonzero(~np.isfinite(scores))
     if not len(bad):
         return
     lists = table.column("document_ids").combine_chunks()
-    row = int(np.searchsorted(np.cumsum(lists.value_lengths().to_numpy()), bad[0], side="right"))
+    place = int(places[bad[0]])
+    row = int(np.searchsorted(np.cumsum(lists.value_lengths().to_numpy()), place, side="right"))
     raise ValueError(
         f"the teacher {teacher} gives {scores[bad[0]]} to query {short(table.column('query_id')[row].as_py())} and "
-        f"document {short(lists.flatten()[int(bad[0])].as_py())}, and a score must be finite ({len(bad)} of "
-        f"{len(scores)} in this shard are not). Numbers beyond float16 are the usual cause: use bfloat16 or float32."
+        f"document {short(lists.flatten()[place].as_py())}, and a score must be finite ({len(bad)} of "
+        f"{len(scores)} here are not). Numbers beyond float16 are the usual cause: use bfloat16 or float32."
     )
 
 
@@ -344,6 +367,7 @@ def _manifest(settings: Mapping[str, Any], inputs: Mapping[str, str]) -> dict[st
         "source": {
             "program": f"st-m3se {__version__}",
             **{name: settings[name] for name in ("backend", "prompt", "weights")},
+            **({"quantisation": settings["quantisation"]} if settings.get("quantisation") else {}),
         },
     }
 

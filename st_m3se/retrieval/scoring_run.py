@@ -23,6 +23,7 @@ __all__ = ["ScoringRun"]
 
 VERSION = 1
 TARGET_SHARDS = 256
+UNDONE = ".some"  # the ending of what is kept of a shard that is not done
 SHARD_SCORES = (1_024, 65_536)  # seconds of a fast teacher's work, and what fits into memory whatever the texts
 
 
@@ -30,8 +31,9 @@ class ScoringRun:
     """The folder of a run, from its first shard to the finished store.
 
     While scores are missing the folder holds ``scoring.json`` (what the scores depend on, and how the work is cut)
-    and ``parts/``: a file of scores for each finished shard and lock files, which say that a process works on one and
-    which the system releases when that process ends, however it ends. When all parts are there they become a store,
+    and ``parts/``: a file of scores for each finished shard, one of what is kept of each begun one, and lock files,
+    which say that a process works on one and which the system releases when that process ends, however it ends. When
+    all parts are there they become a store,
     whose ``manifest.json`` is the last file to appear. Every file appears whole (write, fsync, rename).
 
     Args:
@@ -120,17 +122,28 @@ class ScoringRun:
 
     def save(self, number: int, scores: np.ndarray) -> None:
         """Bring the scores of a claimed shard to the disk, float32 in the order of the candidates, and release it."""
-        with atomic_file(self._part(number), overwrite=True) as temporary:
-            table = pa.table({"scores": pa.array(scores, pa.float32())})
-            pq.write_table(
-                table,
-                temporary,
-                compression="none",
-                use_dictionary=False,
-                write_statistics=False,
-                write_page_checksum=True,
-            )
+        _write(self._part(number), scores)
+        self._part(number).with_suffix(UNDONE).unlink(missing_ok=True)
         self.release(number)
+
+    def save_some(self, number: int, scores: np.ndarray) -> None:
+        """Keep what there is of a claimed shard: NaN is what there is not."""
+        _write(self._part(number).with_suffix(UNDONE), scores)
+
+    def kept(self, number: int) -> np.ndarray:
+        """What is kept of a shard, float32 with NaN for what is not; a damaged file is as none."""
+        path = self._part(number).with_suffix(UNDONE)
+        if path.is_file():
+            with suppress(FormatError):
+                return np.array(self._read(path, number))
+        return np.full(self.sizes[number], np.nan, dtype=np.float32)
+
+    @property
+    def saved(self) -> int:
+        """Pairs whose scores are on the disk."""
+        missing = self.missing()
+        some = sum(int(np.isfinite(self.kept(number)).sum()) for number in missing)
+        return int(self.sizes.sum() - self.sizes[missing].sum()) + some
 
     def finish(self, manifest: Mapping[str, Any]) -> None:
         """Join the parts of all shards into the store; one process does it, and others that come wait for it.
@@ -168,7 +181,9 @@ class ScoringRun:
         sync(self.output)
 
     def _load(self, number: int) -> pa.Array:
-        path = self._part(number)
+        return self._read(self._part(number), number)
+
+    def _read(self, path: Path, number: int) -> pa.Array:
         try:
             with pq.ParquetFile(path, page_checksum_verification=True) as file:
                 scores = file.read(columns=["scores"], use_threads=False).column(0).combine_chunks()
@@ -184,6 +199,19 @@ class ScoringRun:
 
     def _part(self, number: int) -> Path:
         return self._parts / f"{number:06d}.parquet"
+
+
+def _write(path: Path, scores: np.ndarray) -> None:
+    with atomic_file(path, overwrite=True) as temporary:
+        table = pa.table({"scores": pa.array(scores, pa.float32())})
+        pq.write_table(
+            table,
+            temporary,
+            compression="none",
+            use_dictionary=False,
+            write_statistics=False,
+            write_page_checksum=True,
+        )
 
 
 def _read_plan(path: Path) -> dict[str, Any]:

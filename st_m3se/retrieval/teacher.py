@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import sys
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal, Protocol
@@ -13,10 +13,13 @@ import numpy as np
 __all__ = ["Backend", "CallableTeacher", "Pairs", "Precision", "Teacher", "as_teacher"]
 
 Backend = Literal["torch", "onnx", "openvino"]
-Precision = Literal["float32", "bfloat16", "float16"]
+Precision = Literal["float32", "bfloat16", "float16", "int8"]
 Score = Callable[[list[tuple[str, str]]], Any]
 
-PAIRS = 65_536  # what a callable gets at once, at most
+Scored = Iterator[tuple[Any, np.ndarray]]
+"""Scores as they are done, float32, each time with the places of their pairs: a slice, or int ``[pairs]``."""
+
+PAIRS = 512  # what a callable gets at once, at most: what a call that fails costs
 
 
 @dataclass(frozen=True)
@@ -62,15 +65,15 @@ class Teacher(Protocol):
     def prepare(self, pairs: Pairs) -> Any:
         """What can be done ahead, in another thread: tokenise, sort, pack."""
 
-    def score(self, prepared: Any, advance: Callable[[int], None]) -> np.ndarray:
-        """The scores, float32 ``[pairs]``, raw; calls ``advance`` with the number of pairs as they are done."""
+    def score(self, prepared: Any) -> Scored:
+        """The raw scores, a part at a time: what came is kept if the rest fails."""
 
 
 class CallableTeacher:
     """Any function of a list of (query, document) pairs that returns as many numbers.
 
     Args:
-        function: Called from one thread, with up to 65,536 pairs of a shard at a time in the order of the candidates.
+        function: Called from one thread, with up to 512 pairs at a time in the order of the candidates.
         name: What the manifest calls it. None takes the function's own name. As there is nothing else to tell one
             function from another, change the name when the function changes.
     """
@@ -91,25 +94,33 @@ class CallableTeacher:
         """The texts of the pairs."""
         return [pairs.texts(start, start + PAIRS) for start in range(0, len(pairs), PAIRS)]
 
-    def score(self, prepared: list[list[tuple[str, str]]], advance: Callable[[int], None]) -> np.ndarray:
+    def score(self, prepared: list[list[tuple[str, str]]]) -> Scored:
         """Call the function and check what it returns."""
-        parts = [np.zeros(0, dtype=np.float32)]
+        start = 0
         for texts in prepared:
-            given = self._function(texts)
-            if hasattr(given, "detach"):
-                given = given.detach().float().cpu()
-            try:
-                scores = np.asarray(given, dtype=np.float32)
-            except (TypeError, ValueError) as error:
-                raise ValueError(f"the teacher {self.settings['teacher']} must return numbers: {error}") from error
-            if scores.shape != (len(texts),):
-                raise ValueError(
-                    f"the teacher {self.settings['teacher']} must return one number for each of {len(texts)} pairs, "
-                    f"shape ({len(texts)},), got shape {scores.shape}."
-                )
-            parts.append(scores)
-            advance(len(texts))
-        return np.concatenate(parts)
+            scores = as_scores(self._function(texts), len(texts), self.settings["teacher"])
+            yield slice(start, start + len(texts)), scores
+            start += len(texts)
+
+
+def as_scores(given: Any, count: int, teacher: str) -> np.ndarray:
+    """What a function returned as float32 ``[count]``.
+
+    Raises:
+        ValueError: If it is anything else.
+    """
+    if hasattr(given, "detach"):
+        given = given.detach().float().cpu()
+    try:
+        scores = np.asarray(given, dtype=np.float32)
+    except (TypeError, ValueError) as error:
+        raise ValueError(f"the teacher {teacher} must return numbers: {error}") from error
+    if scores.shape != (count,):
+        raise ValueError(
+            f"the teacher {teacher} must return one number for each of {count} pairs, shape ({count},), got shape "
+            f"{scores.shape}."
+        )
+    return scores
 
 
 def settings(
@@ -122,6 +133,7 @@ def settings(
     activation: str | None = None,
     prompt: str | None = None,
     backend: str = "torch",
+    quantisation: str | None = None,
 ) -> dict[str, Any]:
     """What the scores of a teacher depend on; None is what there is not, or nobody knows."""
     return {
@@ -133,6 +145,7 @@ def settings(
         "activation": activation,
         "prompt": prompt,
         "backend": backend,
+        "quantisation": quantisation,
     }
 
 

@@ -5,7 +5,8 @@ from __future__ import annotations
 import copy
 import json
 import logging
-from collections.abc import Callable
+import time
+from contextlib import nullcontext
 from dataclasses import dataclass
 from hashlib import blake2b
 from itertools import chain
@@ -21,16 +22,21 @@ from sentence_transformers.cross_encoder.modules import LogitScore
 from sentence_transformers.util import batch_to_device, load_file_path
 
 from st_m3se.encoding.host import training_arguments
+from st_m3se.encoding.packing import Packed as PackedRows
+from st_m3se.encoding.packing import first_tokens_only, packable_pairs
 from st_m3se.encoding.positions import check_length, positions
+from st_m3se.retrieval.int8 import QUANTISATION, quantised
 from st_m3se.retrieval.models import model_file
-from st_m3se.retrieval.teacher import Backend, Pairs, Precision, Teacher, settings
+from st_m3se.retrieval.teacher import Backend, Pairs, Precision, Scored, Teacher, settings
 
 __all__ = ["BiEncoderTeacher", "CrossEncoderTeacher", "load", "wrap"]
 
 TEACHERS: tuple[Any, ...] = (CrossEncoder, SentenceTransformer, SparseEncoder, MultiVectorEncoder)
 logger = logging.getLogger(__name__)
 
-BATCH_TOKENS = {"cpu": 2_048, "gpu": 32_768}  # a CPU's caches are small; a GPU has to be filled
+BATCH_TOKENS = {"cpu": 1_024, "gpu": 32_768}  # a CPU's caches are small; a GPU has to be filled
+FETCH_SECONDS = 2.0  # between two looks at what a device has done: each lets it run dry for a moment
+ENCODED = 512  # documents of a bi-encoder between two such looks
 TOKENISED = 512  # pairs in one call of the tokenizer
 UNBOUNDED = 1_000_000  # tokenizers without a maximum length say 1e30
 SAMPLE = 1_024  # values of each weight tensor in its fingerprint
@@ -208,6 +214,7 @@ def wrap(
         else f"{model.similarity_fn_name} similarity",
         prompt=_prompt(model, prompt) if isinstance(model, CrossEncoder) else prompt,
         backend=model.get_backend(),
+        quantisation=QUANTISATION if precision == "int8" else None,
     )
     tokens = batch_tokens or BATCH_TOKENS["cpu" if model.device.type == "cpu" else "gpu"]
     if _is_quantised_by_batch(model, name):
@@ -241,6 +248,8 @@ def _cast(model: Any, dtype: Precision | None) -> tuple[Any, str | None]:
         if model.device.type == "cuda":
             bfloat16 = torch.cuda.is_bf16_supported(including_emulation=False)
             dtype = "float16" if model.dtype == torch.float16 or not bfloat16 else "bfloat16"
+    if dtype == "int8":
+        return quantised(model), dtype
     wanted: torch.dtype = getattr(torch, dtype)
     if any(parameter.is_floating_point() and parameter.dtype != wanted for parameter in model.parameters()):
         model = copy.deepcopy(model).to(wanted)
@@ -309,7 +318,8 @@ class CrossEncoderTeacher:
 
     ``predict`` sorts by characters, cuts every 32 pairs and tokenises each batch between two forward passes. Here the
     host's own ``preprocess`` tokenises ahead in another thread, without padding; pairs are sorted by tokens, and a
-    batch takes as many as fit into ``batch_tokens`` with their padding.
+    batch takes as many as fit into ``batch_tokens``. On a CPU, pairs of a model built like BERT run one behind the
+    other without padding, as in training; others get padding. A score depends on the pairs beside it by rounding.
     """
 
     def __init__(
@@ -334,6 +344,8 @@ class CrossEncoderTeacher:
         self._processing = {"text": text, "common": {"return_tensors": None}}
         # Flattening (flash attention) would join the pairs of a call; sorted batches have next to no padding anyway.
         model[0].unpad_inputs = False
+        self._packable = model.device.type == "cpu" and packable_pairs(model)
+        self._offset = model[0]._infer_flatten_position_offset() if self._packable else 0
 
     def prepare(self, pairs: Pairs) -> Packed:
         """Tokenise, sort and pack."""
@@ -365,22 +377,41 @@ class CrossEncoderTeacher:
             order, sorted_counts, {name: np.concatenate(parts)[places] for name, parts in tokens.items()}, common
         )
 
-    @torch.inference_mode()
-    def score(self, prepared: Packed, advance: Callable[[int], None]) -> np.ndarray:
-        """Run the batches; the device works ahead of this loop, and results come back at its end."""
-        outputs, start, token = [], 0, 0
+    def score(self, prepared: Packed) -> Scored:
+        """Run the batches; a GPU works ahead of this loop, which looks every few seconds for what is there."""
+        waiting: list[torch.Tensor] = []
+        done, looked = 0, time.monotonic()
+        packs = self._packs(prepared)
+        start, ends = 0, prepared.lengths.cumsum()
         while start < len(prepared.order):
-            rows = max(1, self._batch_tokens // int(prepared.lengths[start]))
-            lengths = prepared.lengths[start : start + rows]
-            features = self._batch(prepared, lengths, token)
-            scores = self._model(batch_to_device(features, self._model.device))["scores"]
-            outputs.append(scores.float().reshape(len(lengths), -1)[:, self._label])
-            start, token = start + len(lengths), token + int(lengths.sum())
-            advance(len(lengths))
-        result = np.zeros(len(prepared.order), dtype=np.float32)
-        if outputs:
-            result[prepared.order] = torch.cat(outputs).cpu().numpy()
-        return result
+            token = int(ends[start] - prepared.lengths[start])
+            if packs:
+                rows = int(np.searchsorted(ends, token + self._batch_tokens, side="right")) - start
+            else:
+                rows = self._batch_tokens // int(prepared.lengths[start])
+            lengths = prepared.lengths[start : start + max(1, rows)]
+            features = (self._rows if packs else self._batch)(prepared, lengths, token)
+            # Not around the loop: whoever takes the scores must not find himself in another mode or attention.
+            with torch.inference_mode(), first_tokens_only(self._model) if packs else nullcontext():
+                scores = self._model(batch_to_device(features, self._model.device))["scores"]
+                waiting.append(scores.float().reshape(len(lengths), -1)[:, self._label])
+            start += len(lengths)
+            if start == len(prepared.order) or time.monotonic() - looked > FETCH_SECONDS:
+                yield prepared.order[done:start], torch.cat(waiting).cpu().numpy()
+                waiting, done, looked = [], start, time.monotonic()
+
+    def _packs(self, prepared: Packed) -> bool:
+        """Whether these pairs run without padding: on a CPU, unless one spells out the token that RoBERTa skips."""
+        padding = self._offset - 1
+        return self._packable and not (padding >= 0 and bool((prepared.tokens["input_ids"] == padding).any()))
+
+    def _rows(self, prepared: Packed, lengths: np.ndarray, token: int) -> dict[str, Any]:
+        """The features of a batch without padding."""
+        end = token + int(lengths.sum())
+        places = np.arange(end - token) - np.repeat(lengths.cumsum() - lengths, lengths) + self._offset
+        arrays = {name: values[token:end].astype(np.int64) for name, values in prepared.tokens.items()}
+        tokens = {name: torch.from_numpy(array)[None] for name, array in (arrays | {"position_ids": places}).items()}
+        return dict(PackedRows(tokens | prepared.common, lengths))
 
     def _batch(self, prepared: Packed, lengths: np.ndarray, token: int) -> dict[str, Any]:
         tokenizer = self._model.tokenizer
@@ -416,28 +447,21 @@ class BiEncoderTeacher:
         """Nothing: ``encode`` sorts and tokenises."""
         return pairs
 
-    @torch.inference_mode()
-    def score(self, prepared: Pairs, advance: Callable[[int], None]) -> np.ndarray:
-        """Encode the distinct texts, and compare them pair by pair."""
-        scores = np.zeros(len(prepared), dtype=np.float32)
-        if not len(prepared):
-            return scores
+    def score(self, prepared: Pairs) -> Scored:
+        """Encode the distinct texts, a few hundred documents at a time, and compare them pair by pair."""
         prompt = {} if self.settings["prompt"] is None else {"prompt": self.settings["prompt"]}
+        if not len(prepared):
+            return
         queries = _float(self._model.encode_query(list(prepared.queries), **prompt, **self._options))
-        documents = _float(self._model.encode_document(list(prepared.documents), **self._options))
-        for start in range(0, len(prepared), 1 << 14):
-            part = slice(start, start + (1 << 14))
-            left, right = (
-                _take(embeddings, index[part])
-                for embeddings, index in (
-                    (queries, prepared.query_index),
-                    (documents, prepared.document_index),
-                )
-            )
-            compared = self._model.similarity_pairwise(left, right).float().cpu().numpy()
-            scores[part] = compared
-            advance(len(compared))
-        return scores
+        for start in range(0, len(prepared.documents), ENCODED):
+            index = prepared.document_index - start
+            places = np.flatnonzero((index >= 0) & (index < ENCODED))
+            texts = list(prepared.documents[start : start + ENCODED])
+            with torch.inference_mode():
+                documents = _float(self._model.encode_document(texts, **self._options))
+                pairs = _take(queries, prepared.query_index[places]), _take(documents, index[places])
+                scores = self._model.similarity_pairwise(*pairs).float().cpu().numpy()
+            yield places, scores
 
 
 def _float(embeddings: Any) -> Any:

@@ -103,6 +103,8 @@ class Shard:
                 check_groups(metadata, COLUMNS)
             except FormatError as error:
                 raise FormatError(error.message, file=str(path)) from None
+            except UnicodeDecodeError as error:  # the name of a column, where its values are
+                raise FormatError(f"this is not a readable Parquet file: {error}", file=str(path)) from error
         self.groups = metadata.num_row_groups
         sizes = [metadata.row_group(group).num_rows for group in range(self.groups)]
         self.starts = np.concatenate([[0], np.cumsum(sizes, dtype=np.int64)])

@@ -5,6 +5,7 @@ import os
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -88,6 +89,26 @@ def test_errors_are_one_line(folder: Path) -> None:
     _, err = run("out", "--teacher", "teacher", *FILES, "--device", "cpu", code=1)
     assert "are not in the corpus" in err.splitlines()[-1]
     assert "Traceback" not in err
+
+
+def test_an_interrupt_says_what_is_saved(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    forward, calls = CrossEncoder.forward, []
+
+    def stopped(*given: Any, **options: Any) -> Any:
+        calls.append(1)
+        if len(calls) > 3:
+            raise KeyboardInterrupt
+        return forward(*given, **options)
+
+    monkeypatch.setattr("st_m3se.retrieval.teacher_models.FETCH_SECONDS", 0.0)
+    with monkeypatch.context() as patch:
+        patch.setattr(CrossEncoder, "forward", stopped)
+        _, err = run("out", "--teacher", "teacher", *FILES, "--device", "cpu", "--batch-tokens", 200, code=130)
+    saved = int(err.splitlines()[-1].split()[1])
+    assert 2 < saved < 36
+    assert err.splitlines()[-1] == f"stopped, {saved} of 36 pairs saved; the same command continues."
+    run("out", "--teacher", "teacher", *FILES, "--device", "cpu")
+    np.testing.assert_allclose(flat(TeacherScores.open("out")), expected("teacher"), atol=1e-5)
 
 
 @pytest.mark.slow

@@ -15,10 +15,11 @@ import pytest
 
 from st_m3se.core import reading as reading_module
 from st_m3se.core.errors import FormatError
-from st_m3se.core.limits import HELD, LINE, RATIO, VALUES
+from st_m3se.core.limits import HELD, LINE, RATIO, VALUES, Limit
 from st_m3se.data.texts import Texts
 from st_m3se.scores import TeacherScores
 from st_m3se.scores.formats import READERS, Reading
+from st_m3se.scores.formats.records import records
 
 
 def read(name: str, path: Path) -> list[object]:
@@ -115,6 +116,50 @@ def test_groups_that_a_few_bytes_stand_for_are_not_decoded(
     for use in (lambda: read("parquet", path), lambda: TeacherScores.open(path)):
         with pytest.raises(FormatError, match=r"x\.parquet.*900 values of .* bytes.*ST_M3SE_MAX_VALUES"):
             use()
+
+
+@pytest.mark.usefixtures("lowered")
+@pytest.mark.parametrize("file", [True, False])
+@pytest.mark.parametrize(
+    ("compression", "limit", "message"),
+    [("zstd", LINE, "bytes packed"), ("lz4", LINE, "bytes packed"), (None, VALUES, "values")],
+)
+def test_arrow_batches_that_a_few_bytes_stand_for_are_not_decoded(
+    file: bool, compression: str | None, limit: Limit, message: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Columns of nulls have no bytes at all; a packed buffer says how large it is before it is unpacked."""
+    table = pa.table({"query_id": pa.array(np.zeros(2_000, np.int64)) if compression else pa.nulls(9_000)})
+    make, options = pa.ipc.new_file if file else pa.ipc.new_stream, pa.ipc.IpcWriteOptions(compression=compression)
+    with make(str(tmp_path / "x.arrow"), table.schema, options=options) as writer:
+        writer.write_table(table)
+    with monkeypatch.context() as patch:
+        patch.delenv(LINE.variable)
+        patch.delenv(VALUES.variable)
+        assert list(records(Reading(tmp_path / "x.arrow")))[-1] == (len(table), table.to_pylist()[-1])
+    monkeypatch.setattr("st_m3se.core.arrow.EXPANSION", 1)
+    if compression:
+        monkeypatch.setenv(VALUES.variable, "10000")
+    monkeypatch.setattr("pyarrow.ipc.open_stream", lambda _: pytest.fail("a batch could be decoded"))
+    with pytest.raises(FormatError, match=rf"x\.arrow.*{message}.*{limit.variable}"):
+        list(records(Reading(tmp_path / "x.arrow")))
+
+
+@pytest.mark.usefixtures("lowered")
+@pytest.mark.parametrize(
+    ("values", "message"),
+    [
+        (pa.array(["x" * 500] * 20, pa.string_view()), "the texts of query_id take 10,000 bytes"),
+        (pa.array(["x" * 500] * 20).dictionary_encode(), "the texts of query_id take 10,000 bytes"),
+        (pa.RunEndEncodedArray.from_arrays(pa.array([20], pa.int32()), pa.array(["x"])), "which is not read"),
+        (pa.array([[0] * 30], pa.list_(pa.int64(), 30)), "query_id has a list of 30 values"),
+    ],
+    ids=["view", "dictionary", "runs", "fixed size"],
+)
+def test_arrow_values_that_share_what_they_hold_are_bounded(values: pa.Array, message: str, tmp_path: Path) -> None:
+    with pa.ipc.new_stream(str(tmp_path / "x.arrow"), pa.schema({"query_id": values.type})) as writer:
+        writer.write_batch(pa.record_batch({"query_id": values}))
+    with pytest.raises(FormatError, match=message):
+        list(records(Reading(tmp_path / "x.arrow")))
 
 
 def nested(depth: int) -> object:

@@ -299,6 +299,25 @@ def test_a_killed_evaluation_goes_on(models: dict[str, Path], folder: Path, tmp_
         assert ranking(tmp_path / "out", system) == ranking(tmp_path / "whole", system)
 
 
+@pytest.mark.parametrize("finished", [False, True])
+def test_what_a_kill_left_neither_stops_an_evaluation_nor_stays(
+    finished: bool, models: dict[str, Path], folder: Path, tmp_path: Path
+) -> None:
+    """After a kill while its first record was written, a system could never be evaluated again."""
+    systems, bm25 = {"bm25": "bm25", "dense": models["dense"]}, tmp_path / "out" / "small" / "bm25"
+    if finished:
+        evaluate(folder, systems, tmp_path / "out")
+        (embeddings,) = (tmp_path / "out" / "embeddings").iterdir()
+        shutil.rmtree(bm25.with_name("dense"))
+        places = [embeddings / "000000.npy", embeddings / "embeddings.json", bm25 / "run", bm25 / "run.trec"]
+    else:
+        places = [bm25 / "system.json"]
+    for place in places:
+        (place.parent / f".{place.name}.a1b2c3d4.tmp").mkdir(parents=True)
+    evaluate(folder, systems, tmp_path / "out")
+    assert not list((tmp_path / "out").rglob("*.tmp"))
+
+
 def test_embeddings_are_shared_by_evaluations(models: dict[str, Path], folder: Path, tmp_path: Path) -> None:
     cache = tmp_path / "cache"
     evaluate(folder, {"one": models["dense"]}, tmp_path / "a", cache_dir=cache)

@@ -79,8 +79,11 @@ def train(case: Case, folder: Path, processes: int) -> Tensor:
         model,
         scale=3.0 if case.student == "dense" else 0.3,  # a query has ten tokens or so, and as many cosines
         mini_batch_num_tokens=case.tokens,
-        in_batch_negatives=case.in_batch,
-        gather_across_devices=case.gather and processes > 1,
+        **(
+            {"in_batch_negatives": True, "gather_across_devices": case.gather and processes > 1}
+            if case.in_batch
+            else {}
+        ),
     )
     dense = case.student == "dense"
     args = (SentenceTransformerTrainingArguments if dense else MultiVectorEncoderTrainingArguments)(

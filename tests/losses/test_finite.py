@@ -8,14 +8,14 @@ from typing import Any
 
 import pytest
 import torch
-from conftest import as_columns
+from conftest import DIMENSION, as_columns
 from datasets import Dataset
 from sentence_transformers import SentenceTransformerTrainer
+from sentence_transformers.sentence_transformer.losses import MatryoshkaLoss
 from sentence_transformers.util import cos_sim
 from transformers import TrainerCallback
 
 from st_m3se import CombinedLoss, DistillationCollator, M3SELoss
-from st_m3se.losses import DistillationLoss
 from st_m3se.losses.finite import LARGEST_SCORE, require_finite
 
 
@@ -36,19 +36,22 @@ class Spoil(TrainerCallback):
                 next(model.parameters()).fill_(math.nan)
 
 
-@pytest.mark.parametrize("combined", [False, True])
+@pytest.mark.parametrize("kind", ["alone", "combined", "matryoshka"])
 @pytest.mark.parametrize("tokens", [None, 60])
 def test_weights_that_are_not_finite_stop_the_training(
     make_model: Any,
     arguments: Callable[..., Any],
     ragged_rows: list[dict[str, Any]],
     tokens: int | None,
-    combined: bool,
+    kind: str,
 ) -> None:
+    """The number is that of the batch, which MatryoshkaLoss hands in once for each of its dimensions."""
     model = make_model()
-    loss: DistillationLoss = M3SELoss(model, scale=3.0, mini_batch_num_tokens=None if combined else tokens)
-    if combined:
+    loss: Any = M3SELoss(model, scale=3.0, mini_batch_num_tokens=None if kind == "combined" else tokens)
+    if kind == "combined":
         loss = CombinedLoss([loss], mini_batch_num_tokens=tokens)
+    elif kind == "matryoshka":
+        loss = MatryoshkaLoss(model, loss, [DIMENSION, 16, 8])
     with pytest.raises(ValueError, match=r"M3SELoss: the embeddings of the queries are not finite in batch 3 of this"):
         train(
             model,

@@ -21,6 +21,7 @@ from st_m3se.core.errors import FormatError
 from st_m3se.core.files import checked_json
 from st_m3se.evaluation.rankers import pair_scorer
 from st_m3se.retrieval.candidate_lists import CandidateLists
+from st_m3se.retrieval.int8 import Int8Linear
 from st_m3se.scores import TeacherScores
 
 QUERIES = {f"q{place}": query for place, (query, _) in enumerate(PAIRS)}
@@ -85,6 +86,73 @@ def test_a_cross_encoder_scores_as_its_predict(
     assert manifest["activation"] == "identity"
     assert manifest["max_length"] == options.get("max_length", 64)
     assert manifest["source"]["prompt"] == options.get("prompt")
+
+
+@pytest.mark.parametrize("kind", ["bert", "roberta", "xlm-roberta", "camembert", "electra", "modernbert"])
+def test_pairs_are_packed_where_the_head_reads_the_first_token(
+    checkpoint: Path, tmp_path: Path, kind: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Prevents attention across pairs, places counted from the wrong one, and a head that reads another's token."""
+    from transformers import AutoConfig, AutoModelForSequenceClassification, AutoTokenizer
+
+    from st_m3se.retrieval import teacher_models
+
+    torch.manual_seed(0)
+    tokenizer = AutoTokenizer.from_pretrained(checkpoint)
+    config = AutoConfig.for_model(kind, vocab_size=len(tokenizer), hidden_size=16, num_hidden_layers=2, num_labels=1)
+    config.update({"num_attention_heads": 2, "intermediate_size": 16, "max_position_embeddings": 80})
+    config.update({"pad_token_id": tokenizer.pad_token_id, "initializer_range": 0.5, "initializer_cutoff_factor": 9.0})
+    config.update({"classifier_pooling": "cls", "local_attention": 8})
+    AutoModelForSequenceClassification.from_config(config).save_pretrained(tmp_path / "model")
+    tokenizer.save_pretrained(tmp_path / "model")
+    model = CrossEncoder(str(tmp_path / "model"), device="cpu")
+    model.max_seq_length = 64
+    expected = model.predict(TEXTS, activation_fn=torch.nn.Identity())
+    assert np.ptp(expected) > 0.1
+    packed: list[int] = []
+    rows = teacher_models.CrossEncoderTeacher._rows
+
+    def spy(teacher: Any, prepared: Any, lengths: np.ndarray, token: int) -> Any:
+        packed.append(len(lengths))
+        return rows(teacher, prepared, lengths, token)
+
+    monkeypatch.setattr(teacher_models.CrossEncoderTeacher, "_rows", spy)
+    for tokens in (1, 100, 10_000):
+        np.testing.assert_allclose(score(model, tmp_path / str(tokens), batch_tokens=tokens), expected, atol=1e-5)
+    assert max(packed) == sum(packed[-1:]) == len(TEXTS), "all pairs in one batch"
+    if kind == "roberta":  # which skips the padding token when it counts places, and so does a text that spells it
+        packed.clear()
+        queries = {**QUERIES, "q1": f"one {tokenizer.pad_token} two"}
+        texts = [(queries[query], CORPUS[document]) for query, listed in CANDIDATES.items() for document in listed]
+        got = score(model, tmp_path / "spelt", queries=queries)
+        np.testing.assert_allclose(got, model.predict(texts, activation_fn=torch.nn.Identity()), atol=1e-5)
+        assert not packed
+
+
+def test_int8_orders_as_float32_whatever_the_batch(cross_encoder: CrossEncoder, tmp_path: Path) -> None:
+    """A token's scale is its own: the pairs beside it must not change its score. The given model stays as it is."""
+    expected = cross_encoder.predict(TEXTS, activation_fn=torch.nn.Identity())
+    got = score(cross_encoder, tmp_path / "store", dtype="int8")
+    for tokens in (1, 10_000):
+        other = score(cross_encoder, tmp_path / str(tokens), dtype="int8", batch_tokens=tokens)
+        np.testing.assert_allclose(other, got, atol=1e-3)
+    assert 1e-5 < np.abs(got - expected).max() < 0.05 * np.ptp(expected)
+    manifest = TeacherScores.open(tmp_path / "store").manifest
+    assert manifest["dtype"] == "int8"
+    assert "weights per output, activations per token" in manifest["source"]["quantisation"]
+    assert {parameter.dtype for parameter in cross_encoder.parameters()} == {torch.float32}
+    np.testing.assert_array_equal(cross_encoder.predict(TEXTS, activation_fn=torch.nn.Identity()), expected)
+
+
+def test_an_integer_product_is_that_of_the_rounded_numbers() -> None:
+    generator = torch.Generator().manual_seed(0)
+    linear = torch.nn.Linear(24, 8)
+    tokens = torch.randn(2, 3, 24, generator=generator) * torch.tensor([0.01, 1.0, 50.0])[:, None]
+    tokens[0, 0] = 0.0
+    steps = [each.detach().abs().amax(-1, keepdim=True).clamp(min=1e-12) / 127 for each in (tokens, linear.weight)]
+    rounded = [step * (each.double() / step).round() for step, each in zip(steps, (tokens, linear.weight), strict=True)]
+    expected = torch.nn.functional.linear(*rounded, linear.bias.double())
+    torch.testing.assert_close(Int8Linear(linear)(tokens).double(), expected, rtol=1e-5, atol=1e-5)
 
 
 def test_the_default_prompt_is_the_models(cross_encoder_path: Path, tmp_path: Path) -> None:
@@ -266,6 +334,28 @@ def test_a_broken_run_goes_on_where_it_ended(tmp_path: Path) -> None:
     before = len(seen)
     score(lambda pairs: teacher(pairs, 0), output, name="stub")  # a finished run asks the teacher for nothing
     assert len(seen) == before
+
+
+def test_an_interrupt_loses_the_call_that_it_meets(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """One shard holds everything, as in any small run: what came before is kept, said, and never asked for again."""
+    monkeypatch.setattr("st_m3se.retrieval.teacher.PAIRS", 10)
+    seen: list[tuple[str, str]] = []
+
+    def teacher(pairs: list[tuple[str, str]], calls: int = 2) -> list[float]:
+        if len(seen) >= 10 * calls:
+            raise KeyboardInterrupt
+        seen.extend(pairs)
+        return stub(pairs)
+
+    output = tmp_path / "store"
+    with pytest.raises(KeyboardInterrupt, match=r"stopped, 20 of 36 pairs saved; the same command continues"):
+        score(teacher, output, name="stub")
+    with pytest.raises(KeyboardInterrupt, match=r"stopped, 30 of 36 pairs saved"):
+        score(lambda pairs: teacher(pairs, 3), output, name="stub")
+    (kept,) = output.glob("parts/*.some")
+    np.testing.assert_allclose(score(lambda pairs: teacher(pairs, 9), output, name="stub"), stub(TEXTS), rtol=1e-6)
+    assert sorted(seen) == sorted(TEXTS)
+    assert not kept.exists()
 
 
 @pytest.mark.parametrize("finished", [False, True])

@@ -298,6 +298,16 @@ def test_without_the_manifest_pages_are_checked(tmp_path: Path, caplog: pytest.L
     assert errors > 50
 
 
+def test_a_footer_with_a_name_that_is_no_text_is_refused(tmp_path: Path) -> None:
+    """The name stands in the schema, and again where the column's values are."""
+    path = tmp_path / "x.parquet"
+    TeacherScores.from_rows([(1, [1], [0.5])], tmp_path / "store").files[0].rename(path)
+    start, end = path.read_bytes().rsplit(b"query_id", 1)
+    path.write_bytes(start + b"\xf6uery_id" + end)
+    with pytest.raises(FormatError, match=r"x\.parquet.*not a readable Parquet file"):
+        TeacherScores.open(path)
+
+
 def test_texts_beside_the_shards_are_validated(tmp_path: Path) -> None:
     with TeacherScoresWriter(tmp_path / "store") as writer:
         writer.write("q", ["d"], [1.0])

@@ -8,12 +8,12 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-import pyarrow as pa
 import pyarrow.parquet as pq
 
+from st_m3se.core.arrow import ArrowFile
 from st_m3se.core.errors import FormatError
 from st_m3se.core.limits import ARRAY
-from st_m3se.core.parquet import UNREADABLE, batches, check_values, open_parquet
+from st_m3se.core.parquet import UNREADABLE, batches, open_parquet
 from st_m3se.core.reading import Parsed, Reading, open_binary, parse_object
 
 __all__ = ["Record", "column_names", "is_table", "parsed_records", "parts_of", "records"]
@@ -44,7 +44,7 @@ def column_names(path: Path) -> list[str]:
         reading = Reading(first, on_error="skip")
         return list(next(records(reading), (0, {}))[1])
     with _damage_named(first), _opened(first) as source:
-        return list(source.schema_arrow.names if isinstance(source, pq.ParquetFile) else source.schema.names)
+        return list(source.schema_arrow.names)
 
 
 def is_table(path: Path) -> bool:
@@ -107,39 +107,21 @@ def _damage_named(path: Path) -> Iterator[None]:
         raise FormatError(f"this file cannot be read: {error}", file=str(path)) from error
 
 
-def _opened(path: Path) -> Any:
+def _opened(path: Path) -> pq.ParquetFile | ArrowFile:
     if _kind(path) == "parquet":
         return open_parquet(path)
-    source = pa.OSFile(str(path), "rb")
-    try:
-        return pa.ipc.open_stream(source)  # as the datasets library writes it
-    except pa.ArrowInvalid:
-        source.seek(0)
-        return pa.ipc.open_file(source)
+    return ArrowFile(path)
 
 
 def _table(path: Path, columns: Sequence[str] | None) -> Iterator[tuple[int, Record]]:
     number = 0
     with _damage_named(path), _opened(path) as source:
-        for batch in _batches(source, columns):
+        names = source.schema_arrow.names if columns is None else columns
+        for batch in source.batches(names) if isinstance(source, ArrowFile) else batches(source, names):
             names = batch.schema.names
             for values in zip(*(column.to_pylist() for column in batch.columns), strict=True):
                 number += 1
                 yield number, dict(zip(names, values, strict=True))
-
-
-def _batches(source: Any, columns: Sequence[str] | None) -> Iterator[pa.RecordBatch]:
-    if isinstance(source, pq.ParquetFile):
-        yield from batches(source, source.schema_arrow.names if columns is None else columns)
-        return
-    if isinstance(source, pa.RecordBatchFileReader):
-        source = (source.get_batch(place) for place in range(source.num_record_batches))
-    for batch in source:
-        batch.validate(full=True)  # Arrow reads what is there: a damaged offset would point anywhere
-        batch = batch if columns is None else batch.select(list(columns))
-        for name, column in zip(batch.schema.names, batch.columns, strict=True):
-            check_values(column, name)
-        yield batch
 
 
 def _json(reading: Reading) -> Iterator[tuple[int, Record]]:

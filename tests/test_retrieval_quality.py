@@ -19,7 +19,7 @@ from st_m3se.evaluation import open_set
 
 @pytest.fixture
 def benchmark(monkeypatch: pytest.MonkeyPatch) -> Any:
-    return load_benchmark("beir", monkeypatch)
+    return load_benchmark("retrieval_quality", monkeypatch)
 
 
 @pytest.fixture
@@ -42,10 +42,10 @@ def folder(tmp_path: Path, checkpoint: Path, monkeypatch: pytest.MonkeyPatch) ->
 def run(benchmark: Any, monkeypatch: pytest.MonkeyPatch, *arguments: str) -> dict[str, Any]:
     """The tables by title."""
     given = [*arguments, "--folder", "work", "--device", "cpu", "--no-plots", "--output", "beir.json"]
-    monkeypatch.setattr(sys, "argv", ["beir.py", *given])
+    monkeypatch.setattr(sys, "argv", ["retrieval_quality.py", *given])
     benchmark.main()
     result = json.loads(Path("beir.json").read_text())
-    assert result["benchmark"] == "beir"
+    assert result["benchmark"] == "retrieval_quality"
     return {each["title"]: each for each in result["tables"]}
 
 
@@ -85,7 +85,7 @@ def test_every_table_is_made_of_real_runs(benchmark: Any, folder: Path, monkeypa
         ["scifact", name] for name in [*benchmark.VARIANTS, "bm25-k0.9-b0.4-two-fields"]
     ]
     assert (folder / "work" / "all" / "report.html").is_file()
-    committed = json.loads((BENCHMARKS / "results" / "beir.json").read_text())["tables"]
+    committed = json.loads((BENCHMARKS / "results" / "retrieval_quality.json").read_text())["tables"]
     shapes = {shape(title): each["columns"] for title, each in tables.items()}
     shared = [each for each in committed if shape(each["title"]) in shapes]
     assert len(shared) == len(tables), "the committed results lack a table that the script makes"
@@ -147,6 +147,6 @@ def test_the_package_of_the_same_name_is_still_found(benchmark: Any) -> None:
 def test_a_wrong_command_line_is_refused(
     arguments: list[str], benchmark: Any, folder: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(sys, "argv", ["beir.py", *arguments])
+    monkeypatch.setattr(sys, "argv", ["retrieval_quality.py", *arguments])
     with pytest.raises(SystemExit):
         benchmark.options()
