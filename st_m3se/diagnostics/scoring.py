@@ -66,13 +66,18 @@ def score_lists(
     for name in sorted(scorers, key=lambda name: not _is_model(scorers[name])):
         scorer, place = scorers[name], output / folders[name]
         if isinstance(scorer, TeacherScores):
-            stores[name] = _taken(lists, scorer, place)
+            scored = zip(lists.split(lists.document_ids), lists.split(lists.scores(scorer).tolist()), strict=True)
+            rows = ((query, documents, own) for (query, documents), (_, own) in scored)
+            manifest = {field: scorer.manifest.get(field) for field in KEPT}
+            stores[name] = TeacherScores.from_rows(rows, place, manifest=manifest, overwrite=True)
             continue
         if queries is None or corpus is None:
             raise ValueError(f"the scorer {name} reads texts: give queries and corpus, or a store of its scores.")
         if isinstance(scorer, BM25) or scorer == "bm25":
             source = scorer if isinstance(scorer, BM25) else BM25()
-            stores[name] = _bm25(lists, source, queries, corpus, place, show_progress_bar)
+            found = bm25_scores(source, lists.by_query(), queries, corpus, place, show_progress_bar=show_progress_bar)
+            manifest = {"teacher": "bm25", "source": {"candidates": [source.description]}}
+            stores[name] = TeacherScores.from_rows(found, place, manifest=manifest, overwrite=True)
             continue
         given = {} if _is_function(scorer) else options
         stores[name] = score_candidates(
@@ -114,23 +119,3 @@ def _is_model(scorer: Any) -> bool:
 
 def _is_function(scorer: Any) -> bool:
     return not isinstance(scorer, (str, Path)) and not hasattr(scorer, "preprocess")  # the models' own
-
-
-def _taken(lists: JudgedLists, store: TeacherScores, place: Path) -> TeacherScores:
-    return _write(lists, lists.scores(store).tolist(), place, {field: store.manifest.get(field) for field in KEPT})
-
-
-def _bm25(
-    lists: JudgedLists, source: BM25, queries: Texts, corpus: Texts, place: Path, show_progress_bar: bool
-) -> TeacherScores:
-    rows = bm25_scores(source, lists.by_query(), queries, corpus, place, show_progress_bar=show_progress_bar)
-    manifest = {"teacher": "bm25", "source": {"candidates": [source.description]}}
-    return TeacherScores.from_rows(rows, place, manifest=manifest, overwrite=True)
-
-
-def _write(lists: JudgedLists, values: list[float], place: Path, manifest: dict[str, Any]) -> TeacherScores:
-    rows, start = [], 0
-    for query, documents in lists.by_query().items():
-        rows.append((query, documents, values[start : start + len(documents)]))
-        start += len(documents)
-    return TeacherScores.from_rows(rows, place, manifest=manifest, overwrite=True)
