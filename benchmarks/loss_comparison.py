@@ -18,6 +18,7 @@ import argparse
 import hashlib
 import json
 import sys
+import tempfile
 import time
 from collections.abc import Mapping
 from pathlib import Path
@@ -28,24 +29,25 @@ import torch
 from datasets import Dataset
 
 HERE = Path(__file__).resolve().parent
-sys.path[:0] = [str(HERE), str(HERE.parent / "examples")]
+sys.path[:0] = [str(HERE)]
 
 from benchmark_results import provenance, save, table  # noqa: E402
-from demo_models import load_student, onnx_scorer  # noqa: E402
-from measures import Run, per_query, run_of  # noqa: E402
-from python_docs import in_hash_order  # noqa: E402
-from retrieval_data import RetrievalData, load_beir  # noqa: E402
 from sentence_transformers import (  # noqa: E402
     SentenceTransformer,
     SentenceTransformerTrainer,
     SentenceTransformerTrainingArguments,
 )
 from sentence_transformers.sentence_transformer import losses as host_losses  # noqa: E402
-from teaching import Lessons  # noqa: E402
-from training import LOSSES, common, train_student  # noqa: E402
 
-from st_m3se import build_distillation_dataset  # noqa: E402
+from st_m3se import build_distillation_dataset, score_candidates  # noqa: E402
+from st_m3se.data.texts import Texts  # noqa: E402
+from st_m3se.distillation.config import LOSSES, DistillationConfig  # noqa: E402
+from st_m3se.distillation.data import DistillationData, in_hash_order, open_data  # noqa: E402
+from st_m3se.distillation.demo_models import load_student, onnx_scorer  # noqa: E402
+from st_m3se.distillation.lists import Candidates, Run, measure, run_of, search, training_lists  # noqa: E402
+from st_m3se.distillation.recipe import arguments, train_student  # noqa: E402
 from st_m3se.evaluation import compare  # noqa: E402
+from st_m3se.scores import TeacherScores, combine  # noqa: E402
 
 CONTROL, START, TEACHER, RECIPE = "contrastive", "student as it is", "teacher", "combined"
 HOST = ("host MarginMSELoss", "host DistillKLDivLoss")
@@ -54,14 +56,13 @@ SCALE = 20.0  # of every cosine; the host's losses take it by their labels and t
 PROBE_STEPS = 3
 
 
-def cut(data: RetrievalData, args: argparse.Namespace) -> RetrievalData:
+def cut(data: DistillationData, args: argparse.Namespace) -> DistillationData:
     """The set with at most so many queries and documents: those judged and others, in an order fixed by a hash."""
-    for split in ("train", "dev", "test"):
-        chosen = in_hash_order(list(data.qrels[split]))[: getattr(args, f"{split}_queries")]
-        data.qrels[split] = {query: data.qrels[split][query] for query in chosen}
+    data.cut({split: getattr(args, f"{split}_queries") for split in data.qrels})
     needed = [document for split in data.qrels.values() for relevant in split.values() for document in relevant]
-    kept = list(dict.fromkeys([*needed, *in_hash_order(list(data.corpus))]))[: max(args.documents, len(set(needed)))]
-    data.corpus = {document: data.corpus[document] for document in kept}
+    ordered = in_hash_order(str(document) for document in data.corpus)
+    kept = list(dict.fromkeys([*needed, *ordered]))[: max(args.documents, len(set(needed)))]
+    data.corpus = Texts.open(dict(zip(kept, data.corpus.take(kept), strict=True)))
     return data
 
 
@@ -71,18 +72,25 @@ class Comparison:
     def __init__(self, name: str, args: argparse.Namespace) -> None:
         self.name, self.args = name, args
         self.folder = args.work / name
-        self.data = cut(load_beir(args.folder / name), args)
-        guide = self.student()
-        self.lessons = Lessons(self.data, self.folder, guide, None)
+        self.data = cut(open_data(args.folder / name), args)
+        Candidates.find(self.data, self.student(), self.folder / "candidates")
+        self.candidates = Candidates.open(self.data, self.folder / "candidates", judged=True)
         self.test = list(self.data.qrels["test"])
-        self.scores = {
-            split: self.lessons.scored(
-                split, size, lambda: onnx_scorer(args.max_length), f"demo, {args.max_length} tokens"
-            )
-            for split, size in (("train", args.scored), ("test", args.pool))
-        }
-        if args.ensemble:
-            self.scores = {split: self.lessons.with_guide(scores, split) for split, scores in self.scores.items()}
+        self.scores = {split: self.scored(split, size) for split, size in (("train", args.scored), ("test", args.pool))}
+
+    def scored(self, split: str, size: int) -> TeacherScores:
+        """The teacher's scores of a split, in a folder of their own for all that they depend on."""
+        pools = self.candidates.pools(split, size)
+        key = repr((self.args.max_length, self.data.corpus.fingerprint, self.data.queries.fingerprint, pools))
+        folder = self.folder / "teacher_scores" / f"{split}-{hashlib.sha256(key.encode()).hexdigest()[:12]}"
+        name, scorer = f"demo, {self.args.max_length} tokens", onnx_scorer(self.args.max_length)
+        scores = score_candidates(
+            scorer, pools, self.data.queries, self.data.corpus, folder, name=name, shard_queries=64
+        )
+        if not self.args.ensemble:
+            return scores
+        mean = folder.with_name(f"{split}-with-guide")
+        return combine([scores, self.candidates.guide], mean, missing="drop", overwrite=True)
 
     def student(self) -> SentenceTransformer:
         """The student as it comes, with texts cut as everywhere here."""
@@ -109,10 +117,15 @@ class Comparison:
         if row in HOST:
             self.train_host(student, row, seed, float(self.rankings("softmax-cross-entropy", seed)["cpu_seconds"]))
         elif row != START:
-            lists = self.lessons.training_lists(self.scores["train"], args.list_size, not args.filter, seed)
-            train_student(student, lists, {**vars(args), "loss": row, "scale": SCALE, "seed": seed}, self.folder)
+            options = {name: getattr(args, name) for name in ("list_size", "filter", "epochs", "batch_size")}
+            config = DistillationConfig(learning_rate=args.learning_rate, scale=SCALE, **options)
+            lists = training_lists(
+                self.scores["train"], self.candidates, list_size=args.list_size, filtered=args.filter, seed=seed
+            )
+            with tempfile.TemporaryDirectory() as scratch:
+                train_student(student, lists, row, Path(scratch), config, seed=seed, keep_start=False)
         seconds = time.process_time() - start
-        run = run_of(self.lessons.search(student, self.test, "student"), self.test)
+        run = run_of(search(student, self.data, self.test, self.folder / "candidates" / "student"), self.test)
         best = {query: dict(list(listed.items())[: args.depth]) for query, listed in run.items()}
         result = {"row": row, "seed": seed, "cpu_seconds": seconds, "run": best}
         path.parent.mkdir(parents=True, exist_ok=True)
@@ -127,8 +140,8 @@ class Comparison:
         qrels = {query: dict.fromkeys(relevant, 1) for query, relevant in self.data.qrels["train"].items()}
         columns = build_distillation_dataset(
             self.scores["train"],
-            self.lessons.queries,
-            self.lessons.corpus,
+            self.data.queries,
+            self.data.corpus,
             qrels,
             list_size=args.list_size,
             layout="columns",
@@ -148,10 +161,10 @@ class Comparison:
                 if row == HOST[0]
                 else host_losses.DistillKLDivLoss(model, student_temperature=1 / SCALE)
             )
-            arguments = common(self.folder, 1, args.batch_size, args.learning_rate, seed) | {"max_steps": steps}
+            options = arguments(self.folder, 1, args.batch_size, args.learning_rate, seed) | {"max_steps": steps}
             SentenceTransformerTrainer(
                 model=model,
-                args=SentenceTransformerTrainingArguments(**arguments),
+                args=SentenceTransformerTrainingArguments(**options),
                 train_dataset=Dataset.from_list(rows),
                 loss=loss,
             ).train()
@@ -162,16 +175,16 @@ class Comparison:
         train(student, max(1, round(seconds / ((time.process_time() - start) / PROBE_STEPS))))
 
 
-def ndcg(run: Run, data: RetrievalData) -> np.ndarray:
+def ndcg(run: Run, data: DistillationData) -> np.ndarray:
     """nDCG@10 of each test query."""
-    return np.array(per_query(run, data.qrels["test"])["nDCG@10"])
+    return measure(run, data.qrels["test"])["nDCG@10"]
 
 
 def tables_of(each: Comparison, rows: list[str], seeds: list[int]) -> list[dict[str, Any]]:
     """Means over seeds, the share of the teacher's lead that was closed, and p against start and control after Holm."""
     data, teacher = each.data, ndcg(run_of(each.scores["test"], each.test), each.data)
     start = ndcg(each.rankings(START, 0)["run"], data)
-    bm25 = ndcg({query: each.lessons.lexical[query] for query in each.test}, data)
+    bm25 = ndcg({query: each.candidates.lexical[query] for query in each.test}, data)
     by_seed: dict[str, list[np.ndarray]] = {}
     seconds: dict[str, float] = {}
     for row in rows:

@@ -32,13 +32,13 @@ from typing import Any
 HERE = Path(__file__).resolve().parent
 # This file is called like the package that downloads BEIR's sets, so its folder must not be the first to be searched.
 sys.path = [entry for entry in sys.path if Path(entry).resolve() != HERE]
-sys.path += [str(HERE), str(HERE.parent / "examples")]
+sys.path += [str(HERE)]
 
 from benchmark_results import Table, provenance, save, table
-from demo_models import MINILM, onnx_scorer, weights_folder
 
 from st_m3se import BM25, find_candidates
 from st_m3se.data.texts import Texts
+from st_m3se.distillation.demo_models import MINILM, onnx_scorer, weights_folder
 from st_m3se.evaluation import (
     Encoder,
     EvaluationSet,

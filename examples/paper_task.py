@@ -11,11 +11,11 @@ from typing import Any
 
 import numpy as np
 from datasets import Dataset
-from python_docs import in_hash_order, load_python_docs
-from retrieval_data import Qrels, RetrievalData, UsageError, load_beir
 
 from st_m3se import find_candidates
 from st_m3se.data.texts import Texts
+from st_m3se.distillation.data import Qrels, in_hash_order, open_data
+from st_m3se.distillation.python_docs import load_python_docs
 from st_m3se.evaluation import per_query
 from st_m3se.scores import TeacherScores
 
@@ -118,11 +118,11 @@ def open_task(
         depth: Documents to re-rank.
         list_size: Documents of a training list, the relevant ones among them.
     """
-    source: RetrievalData = load_python_docs() if data == "python" else load_beir(Path(data))
+    source = load_python_docs() if data == "python" else open_data(data)
     train = in_hash_order(list(source.qrels["train"]))[:train_queries]
     test = in_hash_order(list(source.qrels["test"]))[:measured_queries]
     chosen = {"train": train[:measured_queries], "test": test}
-    queries, corpus = Texts.open(source.queries, "queries"), Texts.open(source.corpus)
+    queries, corpus = source.queries, source.corpus
     run = _run([*train, *test], queries, corpus, folder, max(depth, 2 * list_size))
     lists, relevant = {}, {}
     for query in train:
@@ -132,7 +132,7 @@ def open_task(
         if bad:
             lists[query], relevant[query] = [*good, *bad], len(good)
     if not lists:
-        raise UsageError(
+        raise ValueError(
             f"{data}: BM25 finds no candidate for any training query. Do they share words with the corpus?"
         )
     runs = {split: _cut(run, names, depth, folder / f"{split}-run") for split, names in chosen.items()}

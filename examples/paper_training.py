@@ -10,8 +10,6 @@ from typing import Any
 
 import numpy as np
 import torch
-from demo_models import load_student, load_teacher
-from paper_stages import claim, identity, last_checkpoint, read_result, save_model
 from paper_task import SPLITS, Task
 from sentence_transformers import (
     CrossEncoder,
@@ -24,12 +22,16 @@ from sentence_transformers.cross_encoder.losses import ListNetLoss
 from sentence_transformers.cross_encoder.trainer import CrossEncoderTrainer
 from sentence_transformers.cross_encoder.training_args import CrossEncoderTrainingArguments
 from sentence_transformers.sentence_transformer.modules import Pooling
-from training import LOSSES, common
 from transformers import TrainerCallback
 
+import st_m3se
 from st_m3se import DistillationCollator, SoftmaxCrossEntropyLoss, score_candidates
 from st_m3se.core.files import write_checked_json
 from st_m3se.diagnostics import ScoreEvolutionCallback, TrackedList
+from st_m3se.distillation.config import LOSSES
+from st_m3se.distillation.demo_models import load_student, load_teacher
+from st_m3se.distillation.recipe import arguments as training_arguments
+from st_m3se.distillation.stages import claim, identity, last_checkpoint, read_result, save_model
 from st_m3se.scores import TeacherScores
 
 Measured = dict[str, dict[str, np.ndarray]]
@@ -119,7 +121,7 @@ def run_unit(
     checkpoint.
 
     Raises:
-        UsageError: If the folder was begun with other settings, data or teacher.
+        ValueError: If the folder was begun with other settings, data or teacher.
     """
     settings = {
         **asdict(unit),
@@ -170,7 +172,9 @@ def _train(
         callbacks.append(
             ScoreEvolutionCallback(tracked, output=folder / "score_evolution.csv", name=unit.system, every_steps=every)
         )
-    arguments = common(folder, budget.epochs, budget.batch_size, budget.learning_rate, unit.seed)
+    arguments = training_arguments(
+        folder / "checkpoints", budget.epochs, budget.batch_size, budget.learning_rate, unit.seed
+    )
     if isinstance(model, CrossEncoder):
         train_cross_encoder(model, task, arguments, callbacks)
     else:
@@ -208,7 +212,7 @@ def train_bi_encoder(
         taught = None
     else:
         loss_class, options = LOSSES[loss]
-        module = loss_class(model, scale=scale, **options)
+        module = getattr(st_m3se, loss_class)(model, scale=scale, **options)
     trainer = SentenceTransformerTrainer(
         model=model,
         args=SentenceTransformerTrainingArguments(**_saving(arguments, len(task.lists))),
@@ -230,7 +234,7 @@ def prepare_teacher(
         Its scores of the training lists, and its measures on both splits.
 
     Raises:
-        UsageError: If the folder was begun with another teacher, other data or settings.
+        ValueError: If the folder was begun with another teacher, other data or settings.
     """
     claim(
         folder,
@@ -246,7 +250,9 @@ def prepare_teacher(
     if not saved.is_dir():
         model = load_teacher(name, budget.max_length)
         if epochs > 0:
-            train_cross_encoder(model, task, common(folder, epochs, budget.batch_size, 2e-5, 1), [])
+            train_cross_encoder(
+                model, task, training_arguments(folder / "checkpoints", epochs, budget.batch_size, 2e-5, 1), []
+            )
         save_model(model, saved)
         shutil.rmtree(folder / "checkpoints", ignore_errors=True)
     model = CrossEncoder(str(saved), max_length=budget.max_length)

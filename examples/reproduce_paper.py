@@ -36,16 +36,15 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from paper_stages import claim, identity, read_result, write_text
 from paper_summary import render_summary
 from paper_task import MEASURES, SPLITS, Task, means, open_task
 from paper_training import Budget, Measured, Unit, prepare_teacher, run_unit
-from retrieval_data import UsageError
-from training import LOSSES
 from transformers.utils import logging as transformers_logging
 
 from st_m3se.diagnostics import Evolution, diagnose, html_section, plot_gap, save_figure, track
 from st_m3se.diagnostics.report import render_text, write_evolution, write_report
+from st_m3se.distillation.config import LOSSES
+from st_m3se.distillation.stages import claim, identity, read_result, write_text
 from st_m3se.evaluation import compare
 from st_m3se.evaluation.data import qrels_set
 from st_m3se.evaluation.provenance import provenance
@@ -327,7 +326,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
             write_text(file, json.dumps(summary, indent=1) + "\n")
             write_text(args.output / "summary.md", render_summary(summary))
         print((args.output / "summary.md").read_text(encoding="utf-8"))
-    except (UsageError, ValueError) as error:
+    except ValueError as error:
         print(f"error: {error}", file=sys.stderr)
         return 2
     return 0

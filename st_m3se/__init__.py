@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from st_m3se.core.errors import FormatError
     from st_m3se.data.collection import Collection
+    from st_m3se.distillation.pipeline import distill
     from st_m3se.evaluation.evaluation import evaluate
     from st_m3se.evaluation.evaluators import DistillationEvaluator, RetrievalEvaluator
     from st_m3se.losses import (
@@ -25,6 +26,7 @@ if TYPE_CHECKING:
     )
     from st_m3se.retrieval.bm25 import BM25
     from st_m3se.retrieval.candidates import find_candidates
+    from st_m3se.retrieval.queries import generate_queries
     from st_m3se.retrieval.scoring import score_candidates
     from st_m3se.scores.teacher_scores import TeacherScores
     from st_m3se.training.collator import DistillationCollator
@@ -54,8 +56,10 @@ __all__ = [
     "SpladeLoss",
     "TeacherScores",
     "build_distillation_dataset",
+    "distill",
     "evaluate",
     "find_candidates",
+    "generate_queries",
     "score_candidates",
 ]
 
@@ -69,8 +73,10 @@ MODULES = {
     "RetrievalEvaluator": "evaluation.evaluators",
     "TeacherScores": "scores.teacher_scores",
     "build_distillation_dataset": "training.dataset",
+    "distill": "distillation.pipeline",
     "evaluate": "evaluation.evaluation",
     "find_candidates": "retrieval.candidates",
+    "generate_queries": "retrieval.queries",
     "score_candidates": "retrieval.scoring",
 }
 """Where a public name is, if not in ``losses``."""

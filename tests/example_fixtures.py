@@ -1,4 +1,4 @@
-"""Tiny random models and a tiny BEIR folder for the tests of the examples, made on the fly: no weights, no network."""
+"""Tiny random models, a tiny BEIR folder and teachers for it, made on the fly: no weights, no network."""
 
 from __future__ import annotations
 
@@ -9,6 +9,8 @@ import torch
 from sentence_transformers import SentenceTransformer
 from sentence_transformers.sentence_transformer.modules import Pooling, Transformer
 from transformers import BertConfig, BertForSequenceClassification, BertModel, BertTokenizer
+
+from st_m3se.distillation.data import in_hash_order
 
 COLOURS = ["red", "green", "blue", "white", "black", "brown", "pink", "grey"]
 ANIMALS = ["cat", "dog", "horse", "cow", "hen", "goat"]
@@ -77,8 +79,18 @@ def make_beir(folder: Path, splits: tuple[str, ...] = ("train", "dev", "test")) 
     with (folder / "queries.jsonl").open("w") as file:
         for identifier, text in queries.items():
             file.write(json.dumps({"_id": identifier, "text": text}) + "\n")
-    names = list(relevant)
+    names = in_hash_order(relevant)  # so that every split has every colour and animal
     for number, split in enumerate(splits):
         lines = [f"{query}\t{relevant[query]}\t1" for query in names[number :: len(splits)]]
         (folder / "qrels" / f"{split}.tsv").write_text("query-id\tcorpus-id\tscore\n" + "\n".join(lines) + "\n")
     return folder
+
+
+def shared_words(pairs: list[tuple[str, str]]) -> list[float]:
+    """A good teacher: a document is as relevant as it has words of the query."""
+    return [4.0 * len(set(query.split()) & set(document.split())) - len(document) / 1e3 for query, document in pairs]
+
+
+def other_words(pairs: list[tuple[str, str]]) -> list[float]:
+    """A bad one: the opposite."""
+    return [-score for score in shared_words(pairs)]

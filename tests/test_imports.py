@@ -84,7 +84,10 @@ BELOW: dict[str, set[str]] = {
     "training": {"core", "data", "encoding", "scores", "losses"},
     "evaluation": {"core", "data", "encoding", "scores", "retrieval"},
     "diagnostics": {"core", "data", "encoding", "scores", "retrieval", "evaluation"},
-    "cli": {"core", "data", "encoding", "scores", "retrieval", "training", "evaluation", "diagnostics"},
+    "distillation": {
+        *("core", "data", "scores", "losses", "retrieval", "training", "evaluation", "diagnostics"),
+    },
+    "cli": {"core", "data", "encoding", "scores", "retrieval", "training", "evaluation", "diagnostics", "distillation"},
 }
 """What each part of the package may import, besides itself and the package's own version."""
 

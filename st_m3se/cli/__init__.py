@@ -12,13 +12,14 @@ from st_m3se.cli.combine import combine
 from st_m3se.cli.convert import convert
 from st_m3se.cli.describe import describe
 from st_m3se.cli.diagnose import diagnose
+from st_m3se.cli.distill import distill
 from st_m3se.cli.errors import with_flags
 from st_m3se.cli.evaluate import evaluate
 from st_m3se.cli.score import score
 
 __all__ = ["app", "main"]
 
-COMMANDS = (candidates, score, describe, combine, convert, evaluate, diagnose)
+COMMANDS = (distill, candidates, score, describe, combine, convert, evaluate, diagnose)
 """In the order in which they are used."""
 
 app = typer.Typer(no_args_is_help=True, pretty_exceptions_show_locals=False, add_completion=False)
@@ -38,7 +39,8 @@ def root(
 ) -> None:
     """Distil slow cross-encoders into fast bi-encoders.
 
-    In this order, each with an example in its own --help:
+    distill does all of it, from texts to a trained and measured model. By
+    hand, in this order, each with an example in its own --help:
 
     1. candidates finds documents for each query;
     2. score lets a teacher score them: describe shows the scores,

@@ -21,7 +21,7 @@ from st_m3se.data.qrels import read_judgements
 from st_m3se.data.text_files import SHARD, choose_file, parquet_of_split
 from st_m3se.data.texts import Texts
 
-__all__ = ["Collection", "absent_documents", "absent_queries", "open_texts", "text_findings"]
+__all__ = ["Collection", "absent_documents", "absent_queries", "open_texts", "qrels_file", "text_findings"]
 
 PACKED = ("", ".gz", ".zst")
 SPLITS = ("train", "dev", "validation", "test")
@@ -105,7 +105,7 @@ class Collection:
             folder = _folder(source, cache_dir)
             name = name or (folder.resolve().name if Path(source).is_dir() else str(source))
             if qrels is None and split is not None:
-                qrels, used = _qrels_file(folder, split)
+                qrels, used = qrels_file(folder, split)
                 effect = f"the copy has no split {split!r} but one other, which is used"
                 findings += found("another split", [used] if used != split else [], effect)
                 split = used
@@ -232,7 +232,7 @@ def absent_documents(judged: Mapping[Any, Mapping[Any, int]], corpus: Texts, eff
     )
 
 
-def _qrels_file(folder: Path, split: str) -> tuple[Path, str]:
+def qrels_file(folder: Path, split: str) -> tuple[Path, str]:
     """The judgements of a split, and the split's name: another one only where a hub copy has no other."""
     inside = folder / "qrels"
     names = [inside / f"{split}{ending}" for ending in (".tsv", ".txt", ".trec", ".qrels", ".jsonl")]

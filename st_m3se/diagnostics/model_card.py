@@ -12,7 +12,7 @@ from st_m3se.core.markdown import markdown
 from st_m3se.diagnostics.diagnosis import Diagnosis
 from st_m3se.diagnostics.report import about, about_gap, render_markdown
 
-__all__ = ["add_to_model_card"]
+__all__ = ["add_to_model_card", "put_section"]
 
 START, END = "<!-- st-m3se diagnosis -->", "<!-- end of st-m3se diagnosis -->"
 PICTURE = "assets/st_m3se_margins.png"
@@ -63,14 +63,18 @@ def add_to_model_card(model_folder: str | Path, diagnosis_folder: str | Path) ->
     ]
     if diagnosis.gap is not None:
         parts.append(f"**Distance to the teacher.** {about_gap(diagnosis, markdown)}")
-    section = "\n\n".join([*parts, END])
+    put_section(card, "\n\n".join([*parts, END]), START, END)
+    return card
+
+
+def put_section(card: Path, section: str, start: str, end: str) -> None:
+    """Put a section, from its line ``start`` to its line ``end``, into a card; one that is there is replaced."""
     text = card.read_text(encoding="utf-8")
-    if START in text and END in text:
-        text = re.sub(f"{re.escape(START)}.*?{re.escape(END)}", lambda _: section, text, count=1, flags=re.DOTALL)
+    if start in text and end in text:
+        text = re.sub(f"{re.escape(start)}.*?{re.escape(end)}", lambda _: section, text, count=1, flags=re.DOTALL)
     else:
         places = [place for heading in BEFORE if (place := text.find(heading)) >= 0]
         place = min(places, default=len(text))
         text = f"{text[:place].rstrip()}\n\n{section}\n{text[place:]}"
     with atomic_file(card, overwrite=True) as temporary:
         temporary.write_text(text, encoding="utf-8")
-    return card

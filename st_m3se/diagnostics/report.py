@@ -7,13 +7,13 @@ from pathlib import Path
 
 import pandas as pd
 
-from st_m3se.core.files import atomic_file
 from st_m3se.core.markdown import markdown, markdown_table
 from st_m3se.diagnostics.diagnosis import Diagnosis, write_csv
 from st_m3se.diagnostics.plots import plot_densities, plot_evolution, plot_margins, save_figure
 from st_m3se.diagnostics.separation import NUMBERS
 from st_m3se.diagnostics.tracking import Evolution
-from st_m3se.evaluation.html import data_uri, render_page
+from st_m3se.evaluation.html import data_uri, render
+from st_m3se.evaluation.html import write_page as _write_page
 
 __all__ = [
     "about",
@@ -63,8 +63,7 @@ def write_report(diagnosis: Diagnosis, folder: str | Path, evolutions: Sequence[
 def write_page(folder: str | Path) -> None:
     """Write ``report.html`` of the figures and numbers that are in a diagnosis' folder."""
     title, section = html_section(folder)
-    with atomic_file(Path(folder) / "report.html", overwrite=True) as temporary:
-        temporary.write_text(render_page("section.html", title=title, section=section), encoding="utf-8")
+    _write_page(Path(folder) / "report.html", "section.html", title=title, html=section)
 
 
 def write_evolution(evolutions: Sequence[Evolution], folder: str | Path) -> None:
@@ -94,7 +93,7 @@ def html_section(folder: str | Path) -> tuple[str, str]:
         for file, (heading, text) in EXPLAINED.items()
         if (folder / f"{file}.svg").is_file()
     ]
-    section = render_page(
+    section = render(
         "diagnosis.html",
         about=about(diagnosis),
         numbers=NUMBERS,

@@ -85,6 +85,7 @@ def measure_separation(
     - **Densities** are Gaussian kernel density estimates of :func:`bandwidth`, each document with the same weight, on a
       grid of four bins or more to the bandwidth. (``scipy.stats.gaussian_kde`` gives the same to a hundredth of the
       peak, but would have to be evaluated anew for each of a thousand draws; here a draw is a sum of queries' curves.)
+      Where the lowest score is exactly 0, as BM25's, no score can be lower: what a kernel has below 0 is reflected.
     - **overlap**: the area under the lower of the two curves, ``∫ min(p, n)``: 0 if the scores of positives and
       negatives have no value in common, 1 if they are distributed alike.
     - **AUC per query**: the share of a query's (positive, negative) pairs in which the positive has the higher score,
@@ -221,12 +222,12 @@ class _Curve:
         # Each value is shared between its two neighbours on the grid, which keeps the mean and halves the error.
         place = (values - x[0]) / self.step
         left = np.clip(np.floor(place).astype(np.int64), 0, len(x) - 2)
-        share, cells = place - left, owner * len(x) + left
+        share, cells = np.clip(place - left, 0.0, 1.0), owner * len(x) + left
         binned = np.bincount(cells, weights * (1 - share), queries * len(x))
         binned += np.bincount(cells + 1, weights * share, queries * len(x))
         self._mass = np.bincount(owner, weights, queries)
         self._curves = gaussian_filter1d(
-            binned.reshape(queries, len(x)), width / self.step, axis=1, mode="constant", truncate=TAIL
+            binned.reshape(queries, len(x)), width / self.step, axis=1, mode="reflect", truncate=TAIL
         )
 
     def __call__(self, counts: np.ndarray) -> np.ndarray:
@@ -280,7 +281,9 @@ class _Scorer:
 
 def _grid(values: np.ndarray, narrow: float, wide: float) -> np.ndarray:
     """The middles of bins that are a quarter of a bandwidth wide, from below the lowest value to above the highest."""
-    low, high = float(values.min()) - TAIL * wide, float(values.max()) + TAIL * wide
+    low, high = float(values.min()), float(values.max()) + TAIL * wide
+    if low != 0:  # else 0 is the lowest there can be, as of BM25: what a kernel has below it is reflected
+        low -= TAIL * wide
     bins = int(np.clip(np.ceil((high - low) / narrow * BINS_PER_BANDWIDTH), *BINS))
     edges = np.linspace(low, high, bins + 1)
     return np.asarray((edges[1:] + edges[:-1]) / 2)

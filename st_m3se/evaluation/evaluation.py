@@ -156,7 +156,8 @@ def evaluate(
         "baseline": baseline,
     }
     results = _measured(opened, descriptions, rankings, settings, provenance(device))
-    write_report(results, output, plots=plots, sections=sections)
+    texts = {name: each.queries for name, each in opened.items() if each.queries is not None}
+    write_report(results, output, plots=plots, sections=sections, texts=texts)
     return results
 
 

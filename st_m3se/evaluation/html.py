@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 from base64 import b64encode
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
+from textwrap import shorten
 from typing import TYPE_CHECKING, Any
 
 from st_m3se.core.extras import require
@@ -16,11 +17,12 @@ from st_m3se.evaluation.tables import NOTHING, grids, headline, legend, number_c
 if TYPE_CHECKING:
     from st_m3se.evaluation.results import Results
 
-__all__ = ["Section", "data_uri", "render_page", "write_html"]
+__all__ = ["Section", "data_uri", "render", "write_html", "write_page"]
 
 Section = tuple[str, str]
 """A title, and HTML that is put into the page as it is."""
 
+LETTERS = 160  # of a query
 EMBEDDED = 1_000_000  # values per query that the page holds: some 7 MB
 
 
@@ -31,6 +33,7 @@ def write_html(
     plots: Sequence[Plot] = (),
     sections: Sequence[Section] = (),
     title: str | None = None,
+    texts: Mapping[str, Mapping[Any, str]] | None = None,
 ) -> Path:
     """Write the page.
 
@@ -43,12 +46,14 @@ def write_html(
         plots: From :func:`st_m3se.evaluation.plots.plots`; they become part of the file.
         sections: More sections, put before the provenance. The caller escapes what is not trusted in their HTML.
         title: By default the names of the sets.
+        texts: Of the queries, by set and id, to stand beside the ids.
     """
     tables = text_tables(results)
     names = [plain(name) for name in results.sets]
     several = f" and {len(names) - 3} more sets" if len(names) > 3 else ""
-    embedded, measures = _per_query(results)
-    page = render_page(
+    embedded, measures = _per_query(results, texts or {})
+    return write_page(
+        path,
         "report.html",
         title=title or "Evaluation on " + ", ".join(names[:3]) + several,
         headline=headline(results),
@@ -66,17 +71,29 @@ def write_html(
         dates=", ".join(dict.fromkeys(str(part.get("date", "")) for part in results.parts)),
         version=", ".join(dict.fromkeys(str(part.get("st_m3se", "")) for part in results.parts)),
     )
-    path = Path(path)
+
+
+def write_page(path: str | Path, template: str, *, package: str = "st_m3se.evaluation", **values: Any) -> Path:
+    """Write a page in the style of all pages, which needs no other file.
+
+    Args:
+        path: The file; what stood there is replaced.
+        template: Its name; it extends ``page.html``.
+        package: Where its folder ``templates`` is.
+        values: What it shows; "title" at least.
+    """
+    page = render(template, package=package, **values)
     with atomic_file(path, overwrite=True) as temporary:
         temporary.write_text(page, encoding="utf-8")
-    return path
+    return Path(path)
 
 
-def render_page(template: str, **values: Any) -> str:
+def render(template: str, *, package: str = "st_m3se.evaluation", **values: Any) -> str:
     """A page or a part of one; all values are escaped, but for those that a template calls safe."""
     jinja2 = require("jinja2", "eval")
+    folders = [jinja2.PackageLoader(name, "templates") for name in dict.fromkeys([package, "st_m3se.evaluation"])]
     environment = jinja2.Environment(
-        loader=jinja2.PackageLoader("st_m3se.evaluation", "templates"),
+        loader=jinja2.ChoiceLoader(folders),
         autoescape=True,
         undefined=jinja2.StrictUndefined,
         trim_blocks=True,
@@ -92,7 +109,7 @@ def data_uri(svg: bytes) -> str:
     return "data:image/svg+xml;base64," + b64encode(svg).decode("ascii")
 
 
-def _per_query(results: Results) -> tuple[dict[str, Any], list[str]]:
+def _per_query(results: Results, texts: Mapping[str, Mapping[Any, str]]) -> tuple[dict[str, Any], list[str]]:
     """The values per query for the page's script, of all measures or, where that is too much, of the headline's.
 
     In lists, not objects: a system may have any name.
@@ -112,6 +129,9 @@ def _per_query(results: Results) -> tuple[dict[str, Any], list[str]]:
             {
                 "name": plain(name),
                 "queries": [plain(query) for query in evaluated.query_ids],
+                "texts": [shorten(plain(texts[name].get(query, "")), LETTERS) for query in evaluated.query_ids]
+                if name in texts
+                else None,
                 "values": values,
                 "reference": None if against is None else groups.index(against),
             }

@@ -13,14 +13,14 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
+import pandas as pd
 
 from st_m3se.core.extras import require
 from st_m3se.core.files import atomic_file
 from st_m3se.evaluation.results import AVERAGE
-from st_m3se.evaluation.tables import DIGITS, NOTHING, Grid, grids, plain, reference
+from st_m3se.evaluation.tables import DIGITS, NOTHING, Grid, grids, leading, plain, reference
 
 if TYPE_CHECKING:
-    import pandas as pd
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
 
@@ -190,19 +190,23 @@ def _look(row: int) -> dict[str, Any]:
 
 def _against(results: Results) -> str:
     """The group that tested differences are shown to."""
-    return results.baseline or next(iter(results.groups))
+    return results.baseline or leading(results)[0]
 
 
 def _tests(results: Results, measure: str) -> dict[str, pd.DataFrame]:
-    """Group -> its tests against the reference, a row for each set."""
-    tests = results.tests[(results.tests["measure"] == measure) & (results.tests["first"] == _against(results))]
-    return {str(group): found for group, found in tests.groupby("second", sort=False)}
+    """Group -> its tests against the reference, a row for each set; the differences are the group's."""
+    against, tests = _against(results), results.tests[results.tests["measure"] == measure]
+    turned = tests.rename(columns={"first": "second", "second": "first"})
+    turned = turned.assign(difference=-tests["difference"], low=-tests["high"], high=-tests["low"])
+    both = pd.concat([tests, turned])
+    found = dict(iter(both[both["first"] == against].groupby("second")))
+    return {group: found[group] for group in results.groups if group in found}
 
 
 def plot_differences(results: Results, measure: str | None = None) -> Figure:
     """The tested differences to the baseline on every set, with their intervals; filled where significant.
 
-    Without a baseline, the differences to the first system.
+    Without a baseline, the differences to the first system, or to the first besides BM25 where there are two.
 
     Args:
         results: What to show.

@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from st_m3se.core.files import atomic_file
 from st_m3se.evaluation.html import Section, write_html
@@ -27,6 +27,7 @@ def write_report(
     plots: bool = True,
     sections: Sequence[Section] = (),
     title: str | None = None,
+    texts: Mapping[str, Mapping[Any, str]] | None = None,
 ) -> list[Path]:
     """Write ``results.json``, ``per_query.jsonl``, ``report.md``, ``report.tex``, ``report.html`` and ``plots/``.
 
@@ -39,6 +40,7 @@ def write_report(
         plots: Draw the plots, as PNG and SVG; the page holds them too. Needs matplotlib.
         sections: More sections for the page; see :func:`st_m3se.evaluation.html.write_html`.
         title: Of the page.
+        texts: Of the queries, by set and id, for the page.
 
     Returns:
         The files.
@@ -56,7 +58,8 @@ def write_report(
     taken: set[str] = set()
     for plot in drawn:
         written += save_figure(plot.figure, folder / "plots" / _file_name(plot.name, taken))
-    return [*written, write_html(results, folder / "report.html", plots=drawn, sections=sections, title=title)]
+    page = folder / "report.html"
+    return [*written, write_html(results, page, plots=drawn, sections=sections, title=title, texts=texts)]
 
 
 def _write_per_query(results: Results, path: Path) -> Path:

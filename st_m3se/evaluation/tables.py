@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import product
 from string import ascii_lowercase
@@ -238,11 +238,17 @@ def headline(results: Results) -> str:
 
 
 def reference(results: Results, name: str, measure: str) -> str | None:
-    """The group that differences per query are shown to: the baseline, or the first that was measured there."""
+    """The group that differences per query are shown to: the baseline, or the first of :func:`leading` there."""
     measured = results.measured(name, measure)
-    if results.baseline is not None:
-        return results.baseline if results.baseline in measured else None
-    return next(iter(measured), None)
+    groups = leading(results) if results.baseline is None else [results.baseline]
+    return next((group for group in groups if group in measured), None)
+
+
+def leading(results: Results) -> list[str]:
+    """The groups, BM25 last if there are two others: the first model, as it was before, is what the rest is held to."""
+    lexical = [group for group, names in results.groups.items() if results.systems[names[0]]["kind"] == "bm25"]
+    others = [group for group in results.groups if group not in lexical]
+    return [*others, *lexical] if len(others) > 1 else list(results.groups)
 
 
 def bracketed(low: float, high: float, sign: str = "") -> str:
@@ -298,7 +304,8 @@ def _tests(results: Results, measure: str) -> pd.DataFrame:
         "t-test p": tests["t_p"].map(_p),
     }
     counts = {name: tests[name].map("{:,}".format) for name in ("wins", "ties", "losses")}
-    return pd.DataFrame({**shown, **counts})
+    frame = pd.DataFrame({**shown, **counts})
+    return frame.drop(columns="set") if len(results.sets) == 1 else frame  # which would push others out of sight
 
 
 def _seeds(results: Results) -> pd.DataFrame:
@@ -373,6 +380,11 @@ def _provenance(results: Results) -> pd.DataFrame:
     }
     frame = pd.DataFrame(columns, index=list(dict.fromkeys(name for part in columns.values() for name in part)))
     return frame.fillna(NOTHING).rename_axis("what").reset_index()
+
+
+def provenance_rows(provenance: Mapping[str, Any]) -> list[tuple[str, str]]:
+    """What :func:`~st_m3se.evaluation.provenance.provenance` found, for a table of two columns."""
+    return [(plain(name), plain(_text(value))) for name, value in provenance.items()]
 
 
 def _text(value: Any) -> str:

@@ -20,7 +20,6 @@ import paper_summary  # noqa: E402
 import paper_training  # noqa: E402
 import reproduce_paper  # noqa: E402
 from paper_task import open_task  # noqa: E402
-from retrieval_data import UsageError  # noqa: E402
 from sentence_transformers import CrossEncoder, SentenceTransformer  # noqa: E402
 
 from st_m3se.data.qrels import read_qrels  # noqa: E402
@@ -166,7 +165,7 @@ def test_a_killed_training_goes_on_to_the_same_numbers(
             assert np.array_equal(found[split][measure], values)
     left = sorted(path.name for path in folder.iterdir())
     assert left == sorted(path.name for path in (tmp_path / "whole").iterdir())
-    with pytest.raises(UsageError, match=r"other settings \(data\)"):
+    with pytest.raises(ValueError, match=r"other settings \(data\)"):
         paper_training.run_unit(
             unit, replace(task, relevant=dict.fromkeys(task.relevant, 1), lists={}), None, budget, folder
         )

@@ -96,6 +96,20 @@ def test_densities_and_overlap_are_those_of_gaussian_kde(seed: int) -> None:
     assert found.numbers["overlap"].value == pytest.approx(expected, abs=0.005)
 
 
+def test_scores_that_cannot_be_negative_have_no_density_below_0() -> None:
+    """As BM25's, which are 0 where no word matches: what a kernel would have below 0 is reflected, none is lost."""
+    lists = random_lists(3, queries=60)
+    scores = np.maximum(random_scores(lists, 4), 0)
+    assert (scores == 0).mean() > 0.1
+    found = look(lists, scores)
+    assert found.x.min() > 0
+    for flags, curve in ((lists.positives, found.positives), (~lists.positives, found.negatives)):
+        own = scores[flags]
+        kde = gaussian_kde(own, bw_method=bandwidth(own) / own.std(ddof=1))
+        np.testing.assert_allclose(curve, kde(found.x) + kde(-found.x), rtol=0, atol=0.012 * curve.max())
+        assert curve.sum() * (found.x[1] - found.x[0]) == pytest.approx(1, abs=1e-3)
+
+
 def test_the_margins_density_weighs_queries_alike() -> None:
     """Prevents a query with a hundred pairs from outvoting those with one."""
     lists = random_lists(4, queries=60)

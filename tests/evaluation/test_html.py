@@ -167,7 +167,7 @@ class TestNames:
         text = written(results, tmp_path, plots=list(plots(results)), title=HOSTILE)
         read = Page(text)
         assert "alert('x')</script>" not in text
-        assert len(read.all("script")) == 2
+        assert len(read.all("script")) == 3
         assert any(plain(HOSTILE) in part for part in read.text)
         (embedded,) = [script for _, script in read.scripts if script.startswith('{"measures"')]
         assert "<" not in embedded
@@ -219,15 +219,16 @@ class TestBrowser:
     @pytest.mark.parametrize("make", [sample, hostile])
     def test_the_queries_are_listed(self, make, tmp_path):
         results = make()
-        page = in_browser(write_html(results, tmp_path / "report.html"))
         name = next(iter(results.sets))
+        texts = {name: {query: f"text of {plain(query)}" for query in results.sets[name].query_ids}}
+        page = in_browser(write_html(results, tmp_path / "report.html", texts=texts))
         queries = results.sets[name].queries
         assert f"{queries} of {queries} queries" in page.text
         rows = table_of(page, "query")
-        assert len(rows) == queries + 1
+        assert len(rows) == min(queries, 20) + 1
         first = results.sets[name].query_ids[0]
         values = [f"{results.per_query(name, group, results.measures[0])[0]:.4f}" for group in results.groups]
-        assert rows[1][: len(values) + 1] == [plain(first), *values]
+        assert rows[1][: len(values) + 2] == [plain(first), f"text of {plain(first)}"[:160], *values]
 
     def test_what_is_chosen_is_shown(self, tmp_path):
         results = sample()

@@ -1,55 +1,5 @@
-"use strict";
-
-// "0.645 ± 0.003", "< 0.0001", "1,234.5": what comes first is the number; anything else is sorted as text.
-function sortKey(text) {
-  const number = /^[<+]?\s*(-?[\d,]*\.?\d+)/.exec(text.trim());
-  return number ? Number(number[1].replaceAll(",", "")) : text.trim();
-}
-
-function compareKeys(first, second) {
-  if (typeof first === "number" && typeof second === "number") return first - second;
-  if (typeof first === typeof second) return first.localeCompare(second, undefined, { numeric: true });
-  return typeof first === "number" ? -1 : 1;
-}
-
-// Turn a head's text into a button that asks for an order: numbers largest first, texts from a to z, then the reverse.
-function sortButton(head, numeric, sort) {
-  const button = document.createElement("button");
-  button.type = "button";
-  button.append(...head.childNodes);
-  head.append(button);
-  button.addEventListener("click", () => {
-    const before = head.getAttribute("aria-sort");
-    const ascending = before ? before === "descending" : !numeric();
-    for (const other of head.parentElement.children) other.removeAttribute("aria-sort");
-    head.setAttribute("aria-sort", ascending ? "ascending" : "descending");
-    sort(ascending);
-  });
-}
-
-for (const table of document.querySelectorAll("table.sortable")) {
-  const body = table.tBodies[0];
-  [...table.tHead.rows[0].cells].forEach((head, column) => {
-    const key = (row) => sortKey(row.cells[column].textContent);
-    const numeric = () => [...body.rows].some((row) => typeof key(row) === "number");
-    sortButton(head, numeric, (ascending) => {
-      const rows = [...body.rows].map((row) => [key(row), row]);
-      rows.sort((a, b) => {
-        if (typeof a[0] !== typeof b[0]) return compareKeys(a[0], b[0]); // what was not measured stays last
-        return ascending ? compareKeys(a[0], b[0]) : compareKeys(b[0], a[0]);
-      });
-      body.append(...rows.map((pair) => pair[1]));
-    });
-  });
-}
-
-// Printed pages show everything.
-addEventListener("beforeprint", () => {
-  for (const details of document.querySelectorAll("details")) details.open = true;
-});
-
 (function browseQueries() {
-  const page = 100;
+  const page = 20;
   const data = JSON.parse(document.getElementById("values").textContent);
   const part = (id) => document.getElementById(id);
   const chosen = (id) => Number(part(id).value);
@@ -68,15 +18,15 @@ addEventListener("beforeprint", () => {
     const measured = data.systems.map((name, row) => [row, name]).filter(([row]) => set.values[chosen("measure")][row]);
     const known = measured.map(([row]) => row);
     const against = known.includes(set.reference) ? set.reference : known[0];
-    const system = known.find((row) => row !== against);
+    const system = known.find((row) => row > against) ?? known.find((row) => row !== against);
     options("system", measured, system === undefined ? against : system);
     options("against", measured, against);
   }
 
-  function cell(kind, text, numeric) {
+  function cell(kind, text, style) {
     const made = document.createElement(kind);
     made.textContent = text;
-    if (numeric) made.className = "number";
+    if (style) made.className = style;
     return made;
   }
 
@@ -91,8 +41,10 @@ addEventListener("beforeprint", () => {
     set.queries.forEach((query, row) => {
       const difference = system && against ? Number((system[row] - against[row]).toFixed(4)) : 0;
       const result = difference > 0 ? "won" : difference < 0 ? "lost" : "tied";
-      if ((show === "all" || show === result) && query.toLowerCase().includes(wanted)) {
-        rows.push([query, ...measured.map((column) => values[column][row]), difference]);
+      const text = set.texts ? [set.texts[row]] : [];
+      const found = [query, ...text].some((part) => part.toLowerCase().includes(wanted));
+      if ((show === "all" || show === result) && found) {
+        rows.push([query, ...text, ...measured.map((column) => values[column][row]), difference]);
       }
     });
     if (order !== null) {
@@ -106,7 +58,9 @@ addEventListener("beforeprint", () => {
       const line = document.createElement("tr");
       row.forEach((value, column) => {
         const signed = column === row.length - 1 && value > 0 ? "+" : "";
-        line.append(column ? cell("td", signed + value.toFixed(4), true) : cell("th", value));
+        if (column === 0) line.append(cell("th", value));
+        else if (typeof value === "string") line.append(cell("td", value, "text"));
+        else line.append(cell("td", signed + value.toFixed(4), "number"));
       });
       line.firstChild.scope = "row";
       body.append(line);
@@ -117,13 +71,14 @@ addEventListener("beforeprint", () => {
   function heads(measured) {
     const line = document.createElement("tr");
     const [system, against] = [data.systems[chosen("system")], data.systems[chosen("against")]];
-    const names = ["query", ...measured.map((column) => data.systems[column]), `${system} − ${against}`];
+    const text = data.sets[chosen("set")].texts ? ["text"] : [];
+    const names = ["query", ...text, ...measured.map((column) => data.systems[column]), `${system} − ${against}`];
     names.forEach((name, column) => {
       const head = cell("th", name);
       head.scope = "col";
       line.append(head);
       if (order && order[0] === column) head.setAttribute("aria-sort", order[1] ? "ascending" : "descending");
-      sortButton(head, () => column > 0, (ascending) => {
+      sortButton(head, () => column > text.length, (ascending) => {
         order = [column, ascending];
         draw();
         table.tHead.rows[0].cells[column].firstChild.focus();
@@ -153,7 +108,7 @@ addEventListener("beforeprint", () => {
   part("filter").addEventListener("input", changed);
   part("controls").addEventListener("submit", (event) => event.preventDefault());
   part("more").addEventListener("click", () => {
-    limit += page;
+    limit += 10 * page;
     draw();
   });
   part("browser").hidden = false;

@@ -18,8 +18,10 @@ import warnings
 from collections.abc import Iterator
 from pathlib import Path
 
-from retrieval_data import RetrievalData, UsageError, hash_fraction, split_by_hash
-from rich.progress import track
+from tqdm.auto import tqdm
+
+from st_m3se.data.texts import Texts
+from st_m3se.distillation.data import DistillationData, split_by_hash
 
 SKIPPED_FOLDERS = {"site-packages", "dist-packages", "__pycache__", "test", "tests", "testing", "idle_test", "lib2to3"}
 SUMMARY_WORDS = (4, 25)
@@ -88,7 +90,7 @@ def normalised(text: str) -> str:
     return re.sub(r"\W+", " ", text.lower()).strip()
 
 
-def load_python_docs(packages: bool = False, folders: list[Path] | None = None) -> RetrievalData:
+def load_python_docs(packages: bool = False, folders: list[Path] | None = None) -> DistillationData:
     """Build the data set from the running Python's documentation.
 
     Repeated summaries and repeated bodies (inherited and copied docstrings) are kept once, the standard library's
@@ -104,7 +106,7 @@ def load_python_docs(packages: bool = False, folders: list[Path] | None = None) 
     seen: set[str] = set()
     for root in roots:
         files = source_files(root)
-        for path in track(files, description=f"Reading docstrings of {root.name}", transient=True):
+        for path in tqdm(files, desc=f"Reading docstrings of {root.name}", leave=False):
             parts = path.relative_to(root).with_suffix("").parts
             module = ".".join(parts[:-1] if parts[-1] == "__init__" and len(parts) > 1 else parts)
             for name, text in docstrings(path, module):
@@ -117,18 +119,11 @@ def load_python_docs(packages: bool = False, folders: list[Path] | None = None) 
                 seen |= keys
                 queries[name], corpus[name] = pair
     if not corpus:
-        raise UsageError(
+        raise ValueError(
             f"Expected Python sources with docstrings in {', '.join(str(root) for root in roots)}, found none. This "
-            "Python seems to be installed without its sources: use another one, or give a BEIR folder with --data DIR."
+            "Python seems to be installed without its sources: use another one, or a BEIR folder with --data DIR."
         )
     qrels = split_by_hash({name: {name: 1} for name in queries}, dev=DEV_SHARE, test=TEST_SHARE, key=queries)
     version = ".".join(map(str, sys.version_info[:3]))
     name = f"documentation of Python {version}" + (" and its installed packages" if packages else "")
-    data = RetrievalData(name, corpus, queries, qrels)
-    data.check()
-    return data
-
-
-def in_hash_order(queries: list[str]) -> list[str]:
-    """Queries in an order that is arbitrary yet fixed, so that the first n of them are a fair sample."""
-    return sorted(queries, key=hash_fraction)
+    return DistillationData(name, Texts.open(corpus), Texts.open(queries, "queries"), qrels)

