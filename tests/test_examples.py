@@ -40,4 +40,4 @@ def test_the_example_distils_a_folder(tmp_path: Path) -> None:
 def test_bad_input_ends_with_one_message_and_code_2() -> None:
     done = example("--data", "no-such-folder", "--student", "s", "--teacher", "t")
     assert done.returncode == 2
-    assert done.stderr.splitlines()[-1].startswith("error: no-such-folder: expected a folder with corpus.jsonl")
+    assert done.stderr.splitlines()[-1].startswith("error: t is no model: there is no folder of this name")

@@ -116,13 +116,13 @@ def distill(
         if not getattr(config, name):
             raise ValueError(f"{name} is missing. Name a folder of texts, a teacher and a student.")
     teachers = teachers or _teachers(list(config.teacher))
-    job = _Distillation(config, data, teachers, student or config.student, command, show and rank() == 0)
+    parts = (config, data, teachers, student or config.student, command, show and rank() == 0)
     if dry_run:
-        return job.plan()
+        return _Distillation(*parts).plan()
+    if rank():
+        return _Distillation(*parts).run()
     folder = Path(config.output)
     folder.mkdir(parents=True, exist_ok=True)
-    if rank():
-        return job.run()
     lock = FileLock(folder / ".lock", thread_local=False)
     try:
         lock.acquire(blocking=False)
@@ -130,7 +130,7 @@ def distill(
         raise ValueError(f"another process distils into {folder}. Wait for it, or name another output.") from None
     with lock:
         sweep_folder(folder)
-        return job.run()
+        return _Distillation(*parts).run()
 
 
 def _teachers(teacher: Any) -> dict[str, Any]:
@@ -176,14 +176,14 @@ class _Distillation:
         self.given_student = None if isinstance(student, (str, Path)) else student
         self.folders: dict[str, str] = {}
         self.seconds: dict[str, float] = {}
+        for named in [*self.teachers.values(), config.guide, student]:
+            if isinstance(named, (str, Path)):
+                model_configuration(str(named), None)  # so that a slip is found before hours of work
         self.data = data if isinstance(data, DistillationData) else self._open(Path(config.data or ""))
         self.data.cut({split: getattr(config, f"{split}_queries") for split in SPLITS})
         self.judged = self.data.judged("train") if config.judgements is None else config.judgements
         if self.judged and not self.data.judged("train"):
             raise ValueError("judgements of the training queries are asked for, and there are none.")
-        for named in [*self.teachers.values(), config.guide, student]:
-            if isinstance(named, (str, Path)):
-                model_configuration(str(named), None)  # so that a slip is found before hours of work
         self.loss = config.loss or ("combined" if self.judged else "softmax-cross-entropy")
         if self.loss in ("combined", "contrastive") and not self.judged and config.loss == "combined":
             raise ValueError("the loss 'combined' needs judgements of training queries. Leave it out.")
