@@ -110,7 +110,8 @@ def render_text(diagnosis: Diagnosis) -> str:
     frame = _table(diagnosis)
     width = max(len("scorer"), *map(len, frame.index))
     rows = frame.rename(index=lambda name: name.ljust(width)).to_string().splitlines()
-    lines = [about(diagnosis), "", f"{'scorer'.ljust(width)}{rows[0][width:]}", *rows[1:]]
+    head = f"{'scorer'.ljust(width)}{rows[0][width:]}"
+    lines = [about(diagnosis), "", head, "-" * len(head), *rows[1:]]
     if diagnosis.gap is not None:
         lines += ["", about_gap(diagnosis)]
     lines += [f"left out: {text}" for text in _left_out(diagnosis)]

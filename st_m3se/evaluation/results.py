@@ -250,6 +250,8 @@ class Results:
             for system, measures in systems.items()
             for measure, values in measures.items()
         ]
+        if not parts:
+            return pd.DataFrame(columns=["set", "system", "group", "measure", "query_id", "value"])
         return pd.concat(parts, ignore_index=True)
 
     @cached_property
