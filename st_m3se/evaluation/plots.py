@@ -345,17 +345,22 @@ def image(figure: Figure, form: str) -> bytes:
     return file.getvalue()
 
 
-def save_figure(figure: Figure, path: str | Path) -> tuple[Path, Path]:
+def save_figure(figure: Figure, path: str | Path, *, svg: bytes | None = None) -> tuple[Path, Path]:
     """Write ``path`` with the endings .png and .svg; the same figure gives the same bytes.
+
+    Args:
+        figure: The figure.
+        path: Where to, without an ending.
+        svg: The figure as SVG, where that is there already.
 
     Returns:
         The two files.
     """
     path = Path(path)
     files = path.with_name(f"{path.name}.png"), path.with_name(f"{path.name}.svg")
-    for file in files:
+    for file, content in zip(files, (image(figure, "png"), svg or image(figure, "svg")), strict=True):
         with atomic_file(file, overwrite=True) as temporary:
-            temporary.write_bytes(image(figure, file.suffix[1:]))
+            temporary.write_bytes(content)
     return files
 
 

@@ -57,7 +57,7 @@ def write_report(
     drawn = list(draw(results)) if plots else []
     taken: set[str] = set()
     for plot in drawn:
-        written += save_figure(plot.figure, folder / "plots" / _file_name(plot.name, taken))
+        written += save_figure(plot.figure, folder / "plots" / _file_name(plot.name, taken), svg=plot.svg)
     page = folder / "report.html"
     return [*written, write_html(results, page, plots=drawn, sections=sections, title=title, texts=texts)]
 
