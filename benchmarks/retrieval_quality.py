@@ -47,6 +47,7 @@ from st_m3se.evaluation import (
     ReRanker,
     Results,
     evaluate,
+    merge_results,
     open_set,
     qrels_set,
     write_report,
@@ -125,20 +126,19 @@ def two_fields(source: Path, each: EvaluationSet, folder: Path) -> GivenRun:
 
 def result_tables(results: Results, what: str) -> list[Table]:
     """The means with BEIR's average, everything by set and system, and the tests."""
-    summary, measures = results.summary, results.measures
-    sets, headline = list(results.sets), measures[0]
-    means = []
-    for group in results.groups:
-        cells = [summary.set_cell(headline, name, group) for name in sets]
-        average = summary.averages[headline].get(group)
-        means.append([group, *(cell and cell.mean for cell in cells), average and average.mean])
+    measures, sets, headline = results.measures, list(results.sets), results.measures[0]
+    found = results.means.to_dict("index")
+
+    def mean(measure: str, column: str, group: str) -> float | None:
+        return found.get((measure, column, group), {}).get("mean")
+
+    means = [[group, *(mean(headline, column, group) for column in (*sets, "average"))] for group in results.groups]
     tables = [table(f"{what}: {headline}", ["system", *sets, "average"], means)] if len(sets) > 1 else []
     details = []
     for name in sets:
         for system in results.values[name]:
             group = results.group_of(system)
-            cells = [summary.set_cell(measure, name, group) for measure in measures]
-            low, high = cells[0].interval if cells[0] and cells[0].interval else (None, None)
+            interval = found.get((headline, name, group), {})
             steps = results.seconds.get(name, {}).get(system, {})
             corpus = steps.get("encode corpus")
             rest = [value for step, value in steps.items() if step != "encode corpus"]
@@ -147,9 +147,9 @@ def result_tables(results: Results, what: str) -> list[Table]:
                     name,
                     results.sets[name].queries,
                     system,
-                    *(cell and cell.mean for cell in cells),
-                    low,
-                    high,
+                    *(mean(measure, name, group) for measure in measures),
+                    interval.get("low"),
+                    interval.get("high"),
                     corpus,
                     sum(rest) if rest else None,
                 ]
@@ -157,9 +157,9 @@ def result_tables(results: Results, what: str) -> list[Table]:
     columns = ["set", "queries", "system", *measures, f"{headline} from", "to", "s for the corpus", "s for the queries"]
     tables.append(table(f"{what}: all measures, the headline's 95 % interval, seconds", columns, details))
     tests = [
-        [name, test.first, test.second, test.difference, test.holm_p, "yes" if test.significant else "no"]
-        for name in sets
-        for test in summary.comparisons[name].get(headline, [])
+        [test.set, test.first, test.second, test.difference, test.holm_p, "yes" if test.significant else "no"]
+        for test in results.tests.itertuples()
+        if test.measure == headline
     ]
     if tests:
         columns = ["set", "first", "second", "second - first", "p (randomisation, Holm)", "significant at 0.05"]
@@ -270,7 +270,7 @@ def run_all(chosen: argparse.Namespace, folder: Path, show: Any) -> None:
     reranked: list[Results] = []
     for source, each in zip(chosen.sets, opened, strict=True):
         searched.append(evaluate(each, systems, folder / "all", **common))
-        show("all", result_tables(Results.merge(searched), "Search of the whole corpus"))
+        show("all", result_tables(merge_results(searched), "Search of the whole corpus"))
         if chosen.variants and any(each.name == name for name, _ in PUBLISHED):
             fields = two_fields(Path(source), each, folder / "two-fields")
             choices = {**VARIANTS, "bm25-k0.9-b0.4-two-fields": fields}
@@ -279,10 +279,10 @@ def run_all(chosen: argparse.Namespace, folder: Path, show: Any) -> None:
             show("published", published_tables(searched, others))
         if chosen.rerank != "none":
             reranked.append(evaluate(sample(each, chosen.sample), {**systems, **stages}, part, **common))
-            show("rerank", result_tables(Results.merge(reranked), what))
+            show("rerank", result_tables(merge_results(reranked), what))
     for place, results in ((folder / "all", searched), (part, reranked)):  # of each set alone until now
         if results:
-            write_report(Results.merge(results), place, plots=not chosen.no_plots)
+            write_report(merge_results(results), place, plots=not chosen.no_plots)
 
 
 if __name__ == "__main__":

@@ -9,9 +9,8 @@ if TYPE_CHECKING:
     from st_m3se.core.errors import FormatError
     from st_m3se.data.collection import Collection
     from st_m3se.distillation.pipeline import distill
-    from st_m3se.evaluation.distillation import DistillationEvaluator
-    from st_m3se.evaluation.harness import evaluate
-    from st_m3se.evaluation.retrieval import RetrievalEvaluator
+    from st_m3se.evaluation.evaluation import evaluate
+    from st_m3se.evaluation.evaluators import DistillationEvaluator, RetrievalEvaluator
     from st_m3se.losses import (
         AllMarginsMSELoss,
         CombinedLoss,
@@ -71,14 +70,14 @@ MODULES = {
     "BM25": "retrieval.bm25",
     "Collection": "data.collection",
     "DistillationCollator": "training.collator",
-    "DistillationEvaluator": "evaluation.distillation",
+    "DistillationEvaluator": "evaluation.evaluators",
     "FormatError": "core.errors",
     "ResampleCallback": "training.reader",
-    "RetrievalEvaluator": "evaluation.retrieval",
+    "RetrievalEvaluator": "evaluation.evaluators",
     "TeacherScores": "scores.teacher_scores",
     "build_distillation_dataset": "training.dataset",
     "distill": "distillation.pipeline",
-    "evaluate": "evaluation.harness",
+    "evaluate": "evaluation.evaluation",
     "find_candidates": "retrieval.candidates",
     "generate_queries": "retrieval.queries",
     "score_candidates": "retrieval.scoring",

@@ -35,7 +35,7 @@ def folder(tmp_path: Path, checkpoint: Path, monkeypatch: pytest.MonkeyPatch) ->
     (tmp_path / "qrels.dl99.txt").write_text("".join(judged))
     (tmp_path / "a.run").write_text("".join(f"{query} Q0 {next(iter(QRELS[query]))} 1 1 x\n" for query in QUERIES))
     monkeypatch.chdir(tmp_path)
-    monkeypatch.setattr("st_m3se.evaluation.harness._free", lambda: None)  # takes longer than what models this small do
+    monkeypatch.setattr("st_m3se.evaluation.evaluation._free", lambda: None)  # slower than such models
     return tmp_path
 
 

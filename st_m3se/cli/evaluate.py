@@ -238,7 +238,7 @@ def evaluate(
         raise typer.BadParameter("name what to evaluate, such as --system bm25.", param_hint="--system")
 
     from st_m3se.core.extras import require
-    from st_m3se.evaluation.harness import evaluate as evaluate_systems
+    from st_m3se.evaluation.evaluation import evaluate as evaluate_systems
 
     require("rich", "eval")
     sections = _sections(diagnosis)
@@ -293,8 +293,8 @@ def _compare(
     if not files:
         raise typer.BadParameter("name the results.json files to compare.")
 
+    from st_m3se.evaluation.comparison import compare_files
     from st_m3se.evaluation.report import write_report
-    from st_m3se.evaluation.results import compare_files
 
     results = compare_files(files, common_queries=common_queries, baseline=baseline, confidence=confidence)
     if output is not None:

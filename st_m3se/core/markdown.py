@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Container, Sequence
 
-__all__ = ["cell", "check_name", "markdown"]
+__all__ = ["cell", "check_name", "markdown", "markdown_table"]
 
 SPECIAL = re.compile(r"([\\`*_{}\[\]<>|~#&!])")
 FORMULA = ("=", "+", "-", "@", "\t", "\r")
@@ -14,6 +15,12 @@ def markdown(text: str) -> str:
     """A text as Markdown that shows it on one line: no markup, HTML, link or comment of its own."""
     printable = "".join(letter if letter.isprintable() else "\N{REPLACEMENT CHARACTER}" for letter in text)
     return SPECIAL.sub(r"\\\1", printable)
+
+
+def markdown_table(head: Sequence[str], rows: Sequence[Sequence[str]], numbers: Container[int] = ()) -> str:
+    """A table of cells that are Markdown already; the columns of ``numbers`` are aligned right."""
+    rules = ["---:" if column in numbers else "---" for column in range(len(head))]
+    return "\n".join("| " + " | ".join(line) + " |" for line in (head, rules, *rows))
 
 
 def check_name(name: str) -> None:

@@ -2,25 +2,26 @@
 
 from __future__ import annotations
 
-import csv
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
+import pandas as pd
+from pandas.api.types import is_numeric_dtype
 
 from st_m3se.core.errors import FormatError
 from st_m3se.core.files import atomic_file, read_checked_json, write_checked_json
 from st_m3se.core.findings import report
 from st_m3se.core.markdown import cell
+from st_m3se.core.shape import check_shape
 from st_m3se.data.collection import open_texts
 from st_m3se.data.texts import Texts
 from st_m3se.diagnostics.gap import ClosedShare, closed_share
 from st_m3se.diagnostics.lists import JudgedLists
 from st_m3se.diagnostics.scoring import describe_scorer, folder_names, score_lists
 from st_m3se.diagnostics.separation import NUMBERS, Estimate, Separation, measure_separation
-from st_m3se.evaluation.evaluated import is_count, is_number, is_texts
 from st_m3se.evaluation.measures import parse_measures
 from st_m3se.evaluation.provenance import provenance
 from st_m3se.evaluation.systems import ReRanker, check_model
@@ -36,7 +37,17 @@ __all__ = ["DIAGNOSIS", "Diagnosis", "diagnose"]
 DIAGNOSIS = "diagnosis.json"
 FORMAT = 1
 DIGITS = 7  # of the curves: more than a figure shows
+SHAPE = {
+    "data": {"name": str, "queries": int, "positives": int, "negatives": int, "left_out": {str: int}, "notes": [str]},
+    "settings": {"n_resamples": int, "confidence": float},
+    "scorers": {str: {"description": {}, "spread": float, "numbers": {str: [float]}, "curves": {str: [float]}}},
+    "provenance": {},
+}
 CURVES = ("x", "positives", "negatives", "margin_x", "margin_density")
+CSV_FILES = {
+    "score_densities.csv": {"score": "x", "positives_density": "positives", "negatives_density": "negatives"},
+    "margins.csv": {"normalised_margin": "margin_x", "density": "margin_density"},
+}
 
 
 @dataclass(frozen=True, eq=False)
@@ -59,94 +70,85 @@ class Diagnosis:
     gap: ClosedShare | None = None
     provenance: dict[str, Any] = field(default_factory=dict)
 
+    def to_frame(self) -> pd.DataFrame:
+        """The numbers, a row each: scorer, number, value, low, high."""
+        rows = [
+            (name, number, *separation.numbers[number])
+            for name, separation in self.scorers.items()
+            for number in NUMBERS
+        ]
+        return pd.DataFrame(rows, columns=["scorer", "number", "value", "low", "high"])
+
     def save(self, folder: str | Path) -> None:
         """Write ``diagnosis.json``, and its numbers and curves as CSV beside it."""
         folder = Path(folder)
         folder.mkdir(parents=True, exist_ok=True)
+        curves = {
+            name: {curve: _rounded(getattr(separation, curve)) for curve in CURVES}
+            for name, separation in self.scorers.items()
+        }
+        scorers = {
+            name: {
+                "description": self.descriptions[name],
+                "spread": separation.spread,
+                "numbers": {number: list(found) for number, found in separation.numbers.items()},
+                "curves": curves[name],
+            }
+            for name, separation in self.scorers.items()
+        }
         content = {
             "format": FORMAT,
             "provenance": self.provenance,
             "data": self.data,
             "settings": self.settings,
             "gap": None if self.gap is None else asdict(self.gap),
-            "scorers": {name: self._scorer(name) for name in self.scorers},
+            "scorers": scorers,
         }
         write_checked_json(folder / DIAGNOSIS, content)
-        numbers = [
-            [cell(name), number, *separation.numbers[number]]
-            for name, separation in self.scorers.items()
-            for number in NUMBERS
-        ]
-        write_csv(folder / "numbers.csv", ["scorer", "number", "value", "low", "high"], numbers)
-        densities = [
-            [cell(name), *row]
-            for name, separation in self.scorers.items()
-            for row in zip(*_rounded(separation.x, separation.positives, separation.negatives), strict=True)
-        ]
-        write_csv(
-            folder / "score_densities.csv", ["scorer", "score", "positives_density", "negatives_density"], densities
-        )
-        margins = [
-            [cell(name), *row]
-            for name, separation in self.scorers.items()
-            for row in zip(*_rounded(separation.margin_x, separation.margin_density), strict=True)
-        ]
-        write_csv(folder / "margins.csv", ["scorer", "normalised_margin", "density"], margins)
+        write_csv(folder / "numbers.csv", self.to_frame())
+        for file, columns in CSV_FILES.items():
+            parts = [
+                pd.DataFrame({"scorer": name, **{title: found[curve] for title, curve in columns.items()}})
+                for name, found in curves.items()
+            ]
+            write_csv(folder / file, pd.concat(parts))
 
     @classmethod
     def load(cls, folder: str | Path) -> Diagnosis:
         """Read what :meth:`save` has written.
 
         Raises:
-            FormatError: If there is none, or one of another version.
+            FormatError: If there is none, one of another version, or it was damaged.
         """
         path = Path(folder) / DIAGNOSIS
         if not path.is_file():
             raise FormatError("there is no such file. `st-m3se diagnose` makes one.", file=str(path))
         try:
-            return cls._of(read_checked_json(path, required=False), path)
-        except FormatError:
-            raise
-        except (ValueError, LookupError, TypeError, AttributeError, OverflowError) as error:
+            content = read_checked_json(path, required=False)
+            if content.get("format") != FORMAT:
+                raise FormatError(
+                    f"the diagnosis has format {content.get('format')!r:.80} and this program reads {FORMAT}: another "
+                    "version of st-m3se wrote it. Make it again.",
+                    file=str(path),
+                )
+            check_shape(content, SHAPE, "")
+            scorers = {
+                name: Separation(
+                    {number: Estimate(*scorer["numbers"][number]) for number in NUMBERS},
+                    scorer["spread"],
+                    *(np.array(scorer["curves"][curve], dtype=np.float64) for curve in CURVES),
+                )
+                for name, scorer in content["scorers"].items()
+            }
+            gap = None if content["gap"] is None else ClosedShare.of(content["gap"])
+        except FormatError as error:
+            raise FormatError(error.message, file=str(path)) from None
+        except (ValueError, LookupError, TypeError, OverflowError) as error:
             raise FormatError(
                 f"this is not a diagnosis as st-m3se diagnose writes it: {error!r:.200}. Make it again.", file=str(path)
             ) from error
-
-    @classmethod
-    def _of(cls, content: dict[str, Any], path: Path) -> Diagnosis:
-        if content.get("format") != FORMAT:
-            raise FormatError(
-                f"the diagnosis has format {content.get('format')!r:.80} and this program reads {FORMAT}: another "
-                "version of st-m3se wrote it. Make it again.",
-                file=str(path),
-            )
-        scorers = {
-            name: Separation(
-                {number: Estimate(*map(float, scorer["numbers"][number])) for number in NUMBERS},
-                float(scorer["spread"]),
-                *(np.array(scorer["curves"][curve], dtype=np.float64) for curve in CURVES),
-            )
-            for name, scorer in content["scorers"].items()
-        }
-        data, settings = content["data"], content["settings"]
-        counts = [*(data[name] for name in ("queries", "positives", "negatives")), *data["left_out"].values()]
-        texts = [data["name"], *data["notes"], *data["left_out"]]
-        if not all(map(is_count, counts)) or not is_texts(texts) or not isinstance(data["notes"], list):
-            raise ValueError("data: counts should be numbers, names and notes texts")
-        if not is_number(settings["confidence"]) or not is_count(settings["n_resamples"]):
-            raise ValueError("settings: confidence and n_resamples should be numbers")
         descriptions = {name: scorer["description"] for name, scorer in content["scorers"].items()}
-        gap = None if content["gap"] is None else ClosedShare.of(content["gap"])
-        return cls(data, settings, scorers, descriptions, gap, content["provenance"])
-
-    def _scorer(self, name: str) -> dict[str, Any]:
-        separation = self.scorers[name]
-        return {
-            "description": self.descriptions[name],
-            "spread": separation.spread,
-            "numbers": {number: list(found) for number, found in separation.numbers.items()},
-            "curves": dict(zip(CURVES, _rounded(*(getattr(separation, curve) for curve in CURVES)), strict=True)),
-        }
+        return cls(content["data"], content["settings"], scorers, descriptions, gap, content["provenance"])
 
 
 def diagnose(
@@ -234,8 +236,10 @@ def diagnose(
     stores = score_lists(
         lists, scorers, asked, documents, output / "scores", show_progress_bar=show_progress_bar, **options
     )
-    judged = [[query, document, 1] for query, relevant in lists.qrels().items() for document in relevant]
-    write_csv(output / "qrels.tsv", ["query-id", "corpus-id", "score"], judged, delimiter="\t")
+    judged = [(query, document, 1) for query, relevant in lists.qrels().items() for document in relevant]
+    with atomic_file(output / "qrels.tsv", overwrite=True) as temporary:
+        columns = ["query-id", "corpus-id", "score"]
+        pd.DataFrame(judged, columns=columns).to_csv(temporary, sep="\t", index=False, lineterminator="\n")
     statistics: dict[str, Any] = {"n_resamples": n_resamples, "confidence": confidence, "seed": seed}
     found = Diagnosis(
         {
@@ -264,13 +268,12 @@ def _opened(source: Any, name: str) -> Texts | None:
     return texts
 
 
-def _rounded(*arrays: np.ndarray) -> list[list[float]]:
-    return [[float(f"{value:.{DIGITS}g}") for value in array.tolist()] for array in arrays]
+def _rounded(values: np.ndarray) -> list[float]:
+    return [float(f"{value:.{DIGITS}g}") for value in values.tolist()]
 
 
-def write_csv(path: Path, header: Sequence[str], rows: Iterable[Sequence[Any]], delimiter: str = ",") -> None:
-    """Write a table, whole, in the place of what is there."""
-    with atomic_file(path, overwrite=True) as temporary, temporary.open("w", newline="", encoding="utf-8") as stream:
-        writer = csv.writer(stream, delimiter=delimiter, lineterminator="\n")
-        writer.writerow(header)
-        writer.writerows(rows)
+def write_csv(path: Path, frame: pd.DataFrame, float_format: str | None = None) -> None:
+    """Write a table, whole, in the place of what is there; no text in it is a formula to a spreadsheet."""
+    frame = frame.apply(lambda column: column if is_numeric_dtype(column) else column.map(str).map(cell))
+    with atomic_file(path, overwrite=True) as temporary:
+        frame.to_csv(temporary, index=False, lineterminator="\n", float_format=float_format)

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import csv
-import io
 import json
 import logging
 import math
@@ -16,6 +14,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pandas as pd
 import torch
 from sentence_transformers import CrossEncoder, SentenceTransformer
 from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
@@ -145,35 +144,34 @@ class ScoreEvolutionCallback(TrainerCallback):
     def _open(self, path: Path, step: int) -> int:
         """Keep the records up to ``step``, and return the last step that has one, or -1."""
         pairs = [(str(each.query_id), str(document)) for each in self.tracked for document in each.document_ids]
-        kept: list[str] = [_csv([HEADER])]
-        last = -1
+        kept = pd.DataFrame(columns=HEADER)
         if step > 0 and path.is_file():
-            records, known = read_records(path)
+            records, count = read_records(path)
+            known = list(zip(records["query_id"][:count], records["document_id"][:count], strict=True))
             if known and known != pairs:
                 raise ValueError(
-                    f"{path} is the record of other documents than those that shall be followed now. Give the same "
-                    "ones (the same seed and candidates), or another output."
+                    f"{path} is the record of other documents than those to follow now. Give the same ones (the same "
+                    "seed and candidates), or another output."
                 )
-            last = max((each for each in records if each <= step), default=-1)
-            if last >= 0:
-                rows = list(csv.reader(path.read_text(encoding="utf-8").splitlines()))[1:]
-                kept.append(_csv([row for row in rows if len(row) == len(HEADER) and int(row[0]) <= last]))
+            kept = records[records["step"].astype(int) <= step]
         with atomic_file(path, overwrite=True) as temporary:
-            temporary.write_text("".join(kept), encoding="utf-8")
-        return last
+            kept.to_csv(temporary, index=False, lineterminator="\n")
+        return int(kept["step"].iloc[-1]) if len(kept) else -1
 
     def _record(self, model: Any, state: TrainerState) -> None:
         start = time.perf_counter()
         with _untouched(model):
             scores = self._scores(model)
-        rows, place = [], 0
-        for each in self.tracked:
-            for document, positive in zip(each.document_ids, each.positives, strict=True):
-                epoch = round(state.epoch or 0.0, 4)
-                rows.append((state.global_step, epoch, each.query_id, document, int(positive), f"{scores[place]:.7g}"))
-                place += 1
+        followed = (
+            (each.query_id, document, int(positive))
+            for each in self.tracked
+            for document, positive in zip(each.document_ids, each.positives, strict=True)
+        )
+        epoch = round(state.epoch or 0.0, 4)
+        rows = [(state.global_step, epoch, *each, f"{score:.7g}") for each, score in zip(followed, scores, strict=True)]
+        text = pd.DataFrame(rows).to_csv(header=False, index=False, lineterminator="\n")
         with self._path.open("a", encoding="utf-8", newline="") as stream:
-            stream.write(_csv(rows))  # at once, so that a kill leaves no half of it
+            stream.write(text)  # at once, so that a kill leaves no half of it
         self._seconds += time.perf_counter() - start
 
     def _scores(self, model: Any) -> np.ndarray:
@@ -204,12 +202,6 @@ class ScoreEvolutionCallback(TrainerCallback):
         }
         with atomic_file(self._path.with_suffix(".json"), overwrite=True) as temporary:
             temporary.write_text(json.dumps(content, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
-
-
-def _csv(rows: Sequence[Sequence[Any]]) -> str:
-    stream = io.StringIO()
-    csv.writer(stream, lineterminator="\n").writerows(rows)
-    return stream.getvalue()
 
 
 @contextmanager

@@ -8,11 +8,17 @@ from typing import Any
 
 import numpy as np
 
+from st_m3se.core.shape import check_shape
 from st_m3se.diagnostics.lists import JudgedLists
 from st_m3se.diagnostics.separation import Estimate
+from st_m3se.evaluation.measures import per_query
+from st_m3se.evaluation.significance import resamples
 from st_m3se.scores.teacher_scores import TeacherScores
 
 __all__ = ["ClosedShare", "closed_share", "share_of_gap"]
+
+SHAPE = {"measure": str, "names": [str], "share": (float, None)}
+SHAPE |= {key: [float] for key in ("before", "after", "teacher", "gap")}
 
 
 def percent(share: float) -> str:
@@ -56,16 +62,17 @@ class ClosedShare:
         return f"{values}: {percent(self.share)} of the teacher's lead closed [{percent(low)}, {percent(high)}]"
 
     @classmethod
-    def of(cls, content: Mapping[str, Any]) -> ClosedShare:
+    def of(cls, content: dict[str, Any]) -> ClosedShare:
         """From its JSON."""
-        estimates = {name: Estimate(*map(float, content[name])) for name in ("before", "after", "teacher", "gap")}
-        interval = content["interval"]
+        check_shape(content, SHAPE, "gap")
+        estimates = {name: Estimate(*content[name]) for name in ("before", "after", "teacher", "gap")}
         before, after, teacher = content["names"]
+        low, high = map(float, content["interval"] or (0, 0))
         return cls(
-            measure=str(content["measure"]),
-            names=(str(before), str(after), str(teacher)),
-            share=None if content["share"] is None else float(content["share"]),
-            interval=None if interval is None else (float(interval[0]), float(interval[1])),
+            measure=content["measure"],
+            names=(before, after, teacher),
+            share=content["share"],
+            interval=None if content["interval"] is None else (low, high),
             **estimates,
         )
 
@@ -94,8 +101,6 @@ def closed_share(
     Raises:
         ImportError: Without ir_measures (extra ``eval``).
     """
-    from st_m3se.evaluation.measures import per_query
-
     qrels = {str(query): {str(d): grade for d, grade in judged.items()} for query, judged in lists.qrels().items()}
     queries = [str(query) for query in lists.query_ids]
     values = [
@@ -114,9 +119,8 @@ def share_of_gap(
     seed: int = 0,
 ) -> ClosedShare:
     """The closed share of values per query: float ``[3, Q]``, of the student before and after, and of the teacher."""
-    random = np.random.default_rng(seed)
     queries = values.shape[1]
-    drawn = np.stack([values[:, random.integers(queries, size=queries)].mean(axis=1) for _ in range(n_resamples)])
+    drawn = np.concatenate([counts @ values.T / queries for counts in resamples(queries, n_resamples, seed)])
     tails = (1 - confidence) / 2, (1 + confidence) / 2
 
     def estimate(value: float, draws: np.ndarray) -> Estimate:

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections import Counter
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -71,22 +72,12 @@ class JudgedLists:
             raise ValueError(f"min_relevance must be at least 1, got {min_relevance}.")
         stores = dict(scored_by or {})
         _check_types(candidates, qrels, stores)
-        rows: Iterable[tuple[Id, Sequence[Id]]]
-        if isinstance(candidates, TeacherScores):
-            rows = ((row.query_id, row.document_ids) for row in candidates)
-        else:
-            rows = ((query, list(listed)) for query, listed in candidates.items())
-        left_out = dict.fromkeys(
-            (
-                "queries without a relevant document in the judgements",
-                "queries without a relevant document in their list",
-                "queries without another document in their list",
-                "documents with the id of their query",
-                *(f"queries that {name} has not scored" for name in stores),
-                *(f"documents that {name} has not scored" for name in stores),
-            ),
-            0,
+        rows: Iterable[tuple[Id, Sequence[Id]]] = (
+            ((row.query_id, row.document_ids) for row in candidates)
+            if isinstance(candidates, TeacherScores)
+            else candidates.items()
         )
+        left_out: Counter[str] = Counter()
         kept: list[tuple[Id, list[Id], list[bool]]] = []
         for query, listed in rows:
             judged = qrels.get(query, {})
@@ -98,18 +89,18 @@ class JudgedLists:
             left_out["documents with the id of their query"] += len(listed) - len(documents)
             for name, store in stores.items():
                 known = set(store[query].document_ids) if query in store else set()
-                left_out[f"queries that {name} has not scored"] += query not in store
-                before = len(documents)
+                missing = sum(d not in known for d in documents)
+                what = f"documents that {name} has not scored"
+                if query not in store:
+                    what, missing = f"queries that {name} has not scored", 1
+                left_out[what] += missing
                 documents = [d for d in documents if d in known]
-                if query in store:
-                    left_out[f"documents that {name} has not scored"] += before - len(documents)
             flags = [document in relevant for document in documents]
-            if not any(flags):
-                left_out["queries without a relevant document in their list"] += 1
-            elif all(flags):
-                left_out["queries without another document in their list"] += 1
-            else:
+            if any(flags) and not all(flags):
                 kept.append((query, documents, flags))
+            else:
+                which = "another" if any(flags) else "a relevant"
+                left_out[f"queries without {which} document in their list"] += 1
         if not kept:
             found = ", ".join(f"{count} {what}" for what, count in left_out.items() if count)
             raise FormatError(
@@ -137,21 +128,20 @@ class JudgedLists:
         """Which list each document belongs to: int ``[N]``."""
         return np.repeat(np.arange(len(self.lengths)), self.lengths)
 
+    def split(self, values: Sequence[Any]) -> Iterator[tuple[Id, Sequence[Any]]]:
+        """Each query, and its part of what there is one of for each document."""
+        ends = np.cumsum(self.lengths).tolist()
+        for query, end, length in zip(self.query_ids, ends, self.lengths.tolist(), strict=True):
+            yield query, values[end - length : end]
+
     def by_query(self) -> dict[Id, list[Id]]:
         """Query id to document ids, as scorers take them."""
-        ends = np.cumsum(self.lengths).tolist()
-        return {
-            query: list(self.document_ids[end - length : end])
-            for query, end, length in zip(self.query_ids, ends, self.lengths.tolist(), strict=True)
-        }
+        return {query: list(documents) for query, documents in self.split(self.document_ids)}
 
     def qrels(self) -> dict[Id, dict[Id, int]]:
         """The positives of these lists, as judgements."""
-        ends = np.cumsum(self.lengths).tolist()
-        return {
-            query: {self.document_ids[place]: 1 for place in range(end - length, end) if self.positives[place]}
-            for query, end, length in zip(self.query_ids, ends, self.lengths.tolist(), strict=True)
-        }
+        pairs = list(zip(self.document_ids, self.positives.tolist(), strict=True))
+        return {query: {document: 1 for document, flag in own if flag} for query, own in self.split(pairs)}
 
     def scores(self, store: TeacherScores) -> np.ndarray:
         """A store's scores of these documents, in their order: float64 ``[N]``.

@@ -8,19 +8,17 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Mapping, Sequence
 from functools import wraps
-from pathlib import Path
 from textwrap import shorten
 from typing import TYPE_CHECKING, Any, TypeVar, cast
 
 import numpy as np
 
 from st_m3se.core.extras import require
-from st_m3se.core.files import atomic_file
 from st_m3se.diagnostics.separation import Separation
 from st_m3se.diagnostics.tracking import Evolution
+from st_m3se.evaluation.plots import new_figure, save_figure, style, tidy
 
 if TYPE_CHECKING:
-    from matplotlib.axes import Axes
     from matplotlib.figure import Figure
 
 __all__ = ["plot_densities", "plot_evolution", "plot_gap", "plot_margins", "save_figure"]
@@ -40,23 +38,16 @@ STYLES: tuple[tuple[str, Any, str], ...] = (
 )
 """Colour, dashes and marker of the first, second ... scorer; the colours' lightness alternates."""
 VISIBLE = 0.02  # of its peak: where a density is lower, a figure need not show it
-RC = {
-    "font.size": 9,
-    "hatch.linewidth": 0.6,
-    "text.parse_math": False,  # a dollar in a query is a dollar
-    "svg.fonttype": "path",
-    "svg.hashsalt": "st-m3se",  # the same file for the same figure
-}
 
 Draw = TypeVar("Draw", bound=Callable[..., Any])
 
 
 def _styled(draw: Draw) -> Draw:
-    """Draw in the style of all figures, and leave matplotlib's settings as they were."""
+    """Draw in the style of all figures."""
 
     @wraps(draw)
     def styled(*args: Any, **kwargs: Any) -> Any:
-        with require("matplotlib", "plot").rc_context(RC):
+        with style():
             return draw(*args, **kwargs)
 
     return cast(Draw, styled)
@@ -67,19 +58,19 @@ def plot_densities(scorers: Mapping[str, Separation]) -> Figure:
     """The densities of positives' and negatives' scores, one panel for each scorer, since each has units of its own."""
     columns = min(len(scorers), 3 if len(scorers) != 4 else 2)
     rows = math.ceil(len(scorers) / columns)
-    figure = _figure(max(4.2 * columns, 5.0), 3.2 * rows + 0.5)
+    figure = new_figure(max(4.2 * columns, 5.0), 3.2 * rows + 0.5)
     for place, (name, found) in enumerate(scorers.items(), start=1):
         axes = figure.add_subplot(rows, columns, place)
-        for label, style, density in (
+        for label, look, density in (
             ("positives", POSITIVE, found.positives),
             ("negatives", NEGATIVE, found.negatives),
         ):
-            axes.plot(found.x, density, linewidth=1.8, label=label, **style)
+            axes.plot(found.x, density, linewidth=1.8, label=label, **look)
             axes.fill_between(
                 found.x,
                 density,
                 facecolor="none",
-                edgecolor=(style["color"], 0.55),
+                edgecolor=(look["color"], 0.55),
                 hatch=HATCHES[label],
                 linewidth=0,
                 label=label,
@@ -95,7 +86,7 @@ def plot_densities(scorers: Mapping[str, Separation]) -> Figure:
         axes.set_xlabel("score")
         if place % columns == 1 or columns == 1:
             axes.set_ylabel("density")
-        _plain(axes)
+        tidy(axes)
     handles, labels = figure.axes[0].get_legend_handles_labels()
     both: Any = list(zip(handles[1::2], handles[0::2], strict=True))  # hatch and line in one
     figure.legend(
@@ -112,7 +103,7 @@ def plot_densities(scorers: Mapping[str, Separation]) -> Figure:
 @_styled
 def plot_margins(scorers: Mapping[str, Separation]) -> Figure:
     """The densities of all scorers' normalised margins in one panel."""
-    figure = _figure(7.2, 4.4)
+    figure = new_figure(7.2, 4.4)
     axes = figure.add_subplot()
     limits = [_visible(found.margin_x, found.margin_density) for found in scorers.values()]
     low, high = min(low for low, _ in limits), max(high for _, high in limits)
@@ -140,7 +131,7 @@ def plot_margins(scorers: Mapping[str, Separation]) -> Figure:
     axes.set_ylim(bottom=0)
     axes.set_xlabel("normalised margin: (positive's score - negative's score) / mean range of a list's scores")
     axes.set_ylabel("density")
-    _plain(axes)
+    tidy(axes)
     figure.legend(loc="outside lower center", ncols=1 if len(scorers) == 1 else 2, frameon=False, handlelength=4)
     return figure
 
@@ -150,7 +141,7 @@ def plot_evolution(evolutions: Sequence[Evolution]) -> Figure:
     """Scores over training steps: one column for each model, side by side, and one row for each query."""
     queries = list(dict.fromkeys(query for each in evolutions for query in each.query_ids))
     texts = {query: text for each in reversed(evolutions) for query, text in each.queries.items()}
-    figure = _figure(max(4.4 * len(evolutions), 6.0), 3.2 * len(queries) + 0.9)
+    figure = new_figure(max(4.4 * len(evolutions), 6.0), 3.2 * len(queries) + 0.9)
     for row, query in enumerate(queries):
         for column, each in enumerate(evolutions):
             own = [place for place, other in enumerate(each.query_ids) if other == query]
@@ -183,7 +174,7 @@ def plot_evolution(evolutions: Sequence[Evolution]) -> Figure:
             if row == len(queries) - 1:
                 axes.set_xlabel("training step")
             axes.xaxis.set_major_locator(require("matplotlib.ticker", "plot").MaxNLocator(integer=True))
-            _plain(axes)
+            tidy(axes)
     handles = {
         label: handle for axes in figure.axes for handle, label in zip(*axes.get_legend_handles_labels(), strict=True)
     }
@@ -208,7 +199,7 @@ def plot_gap(
         measure: What the values are.
         axis: What the places are.
     """
-    figure = _figure(7.2, 4.6)
+    figure = new_figure(7.2, 4.6)
     axes = figure.add_subplot()
     for place, (system, splits) in enumerate(values.items()):
         color, _, marker = STYLES[place % len(STYLES)]
@@ -238,37 +229,9 @@ def plot_gap(
     axes.set_xticks(sorted({x for splits in values.values() for points in splits.values() for x in points}))
     axes.set_xlabel(axis)
     axes.set_ylabel(measure)
-    _plain(axes)
+    tidy(axes)
     figure.legend(loc="outside lower center", ncols=min(3, len(values)), frameon=False, handlelength=4)
     return figure
-
-
-@_styled
-def save_figure(figure: Figure, path: str | Path) -> tuple[Path, Path]:
-    """Write ``path`` with the endings .png and .svg; the same figure gives the same bytes.
-
-    Returns:
-        The two files.
-    """
-    path = Path(path)
-    png, svg = (path.with_name(f"{path.name}.{kind}") for kind in ("png", "svg"))
-    with atomic_file(png, overwrite=True) as temporary:
-        figure.savefig(temporary, format="png", dpi=160, metadata={"Software": None})
-    with atomic_file(svg, overwrite=True) as temporary:
-        figure.savefig(temporary, format="svg", metadata={"Date": None, "Creator": None})
-    return png, svg
-
-
-def _figure(width: float, height: float) -> Figure:
-    figure: Figure = require("matplotlib.figure", "plot").Figure(figsize=(width, height), layout="constrained")
-    return figure
-
-
-def _plain(axes: Axes) -> None:
-    axes.spines[["top", "right"]].set_visible(False)
-    axes.grid(axis="y", color="#dddddd", linewidth=0.6)
-    axes.set_axisbelow(True)
-    axes.tick_params(labelsize=8)
 
 
 def _short(name: str) -> str:

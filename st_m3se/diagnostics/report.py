@@ -2,16 +2,17 @@
 
 from __future__ import annotations
 
-from base64 import b64encode
 from collections.abc import Callable, Sequence
-from html import escape
 from pathlib import Path
 
-from st_m3se.core.markdown import cell, markdown
+import pandas as pd
+
+from st_m3se.core.markdown import markdown, markdown_table
 from st_m3se.diagnostics.diagnosis import Diagnosis, write_csv
 from st_m3se.diagnostics.plots import plot_densities, plot_evolution, plot_margins, save_figure
 from st_m3se.diagnostics.separation import NUMBERS
 from st_m3se.diagnostics.tracking import Evolution
+from st_m3se.evaluation.html import data_uri, render
 from st_m3se.evaluation.html import write_page as _write_page
 
 __all__ = [
@@ -70,14 +71,7 @@ def write_evolution(evolutions: Sequence[Evolution], folder: str | Path) -> None
     folder = Path(folder)
     folder.mkdir(parents=True, exist_ok=True)
     save_figure(plot_evolution(evolutions), folder / "evolution")
-    rows = []
-    for each in evolutions:
-        for step, scores in zip(each.steps.tolist(), each.scores.tolist(), strict=True):
-            for query, document, positive, score in zip(
-                each.query_ids, each.document_ids, each.positives.tolist(), scores, strict=True
-            ):
-                rows.append([cell(each.name), step, cell(query), cell(document), int(positive), f"{score:.7g}"])
-    write_csv(folder / "evolution.csv", ["model", "step", "query_id", "document_id", "positive", "score"], rows)
+    write_csv(folder / "evolution.csv", pd.concat(each.to_frame() for each in evolutions), "%.7g")
 
 
 def html_section(folder: str | Path) -> tuple[str, str]:
@@ -93,36 +87,31 @@ def html_section(folder: str | Path) -> tuple[str, str]:
     """
     folder = Path(folder)
     diagnosis = Diagnosis.load(folder)
-    data = diagnosis.data
-    title = "How the scorers separate relevant documents" + (f": {data['name']}" if data["name"] else "")
-    parts = [f"<p>{escape(about(diagnosis))}</p>", _html_table(diagnosis)]
-    if diagnosis.gap is not None:
-        parts.append(f"<p><strong>Distance to the teacher.</strong> {escape(about_gap(diagnosis))}</p>")
-    for heading, texts in (("Left out", _left_out(diagnosis)), ("In the data", data["notes"])):
-        if texts:
-            items = "".join(f"<li>{escape(text)}</li>" for text in texts)
-            parts.append(f"<p>{heading}:</p><ul>{items}</ul>")
-    for name, (heading, text) in EXPLAINED.items():
-        file = folder / f"{name}.svg"
-        if file.is_file():
-            drawing = _image(file.read_bytes(), heading)
-            parts.append(f"<h3>{escape(heading)}</h3><figure>{drawing}<figcaption>{escape(text)}</figcaption></figure>")
-    return title, "\n".join(parts)
+    name = diagnosis.data["name"]
+    figures = [
+        (data_uri((folder / f"{file}.svg").read_bytes()), heading, text)
+        for file, (heading, text) in EXPLAINED.items()
+        if (folder / f"{file}.svg").is_file()
+    ]
+    section = render(
+        "diagnosis.html",
+        about=about(diagnosis),
+        numbers=NUMBERS,
+        scorers=diagnosis.scorers,
+        gap=about_gap(diagnosis),
+        lists=[("Left out", _left_out(diagnosis)), ("In the data", diagnosis.data["notes"])],
+        figures=figures,
+    )
+    return "How the scorers separate relevant documents" + (f": {name}" if name else ""), section
 
 
 def render_text(diagnosis: Diagnosis) -> str:
     """The numbers as a table for a terminal."""
-    rows = _rows(diagnosis)
-    widths = [max(len(row[column]) for row in rows) for column in range(len(rows[0]))]
-    lines = [
-        "  ".join(
-            text.ljust(width) if column == 0 else text.rjust(width)
-            for column, (text, width) in enumerate(zip(row, widths, strict=True))
-        ).rstrip()
-        for row in rows
-    ]
-    lines.insert(1, "  ".join("-" * width for width in widths))
-    lines = [about(diagnosis), "", *lines]
+    frame = _table(diagnosis)
+    width = max(len("scorer"), *map(len, frame.index))
+    rows = frame.rename(index=lambda name: name.ljust(width)).to_string().splitlines()
+    head = f"{'scorer'.ljust(width)}{rows[0][width:]}"
+    lines = [about(diagnosis), "", head, "-" * len(head), *rows[1:]]
     if diagnosis.gap is not None:
         lines += ["", about_gap(diagnosis)]
     lines += [f"left out: {text}" for text in _left_out(diagnosis)]
@@ -132,24 +121,22 @@ def render_text(diagnosis: Diagnosis) -> str:
 
 def render_markdown(diagnosis: Diagnosis) -> str:
     """The numbers as a Markdown table."""
-    header, *rows = _rows(diagnosis)
-    rows = [[markdown(name), *numbers] for name, *numbers in rows]
-    rule = ["---"] + ["---:"] * (len(header) - 1)
-    return "\n".join(f"| {' | '.join(row)} |" for row in [header, rule, *rows])
+    frame = _table(diagnosis)
+    rows = [[markdown(str(name)), *numbers] for name, *numbers in frame.itertuples()]
+    return markdown_table(["scorer", *frame.columns], rows, range(1, len(frame.columns) + 1))
+
+
+def _table(diagnosis: Diagnosis) -> pd.DataFrame:
+    """The numbers with their intervals, as texts; a row for each scorer."""
+    rows = {
+        name: {title: str(separation.numbers[number]) for number, title in NUMBERS.items()}
+        for name, separation in diagnosis.scorers.items()
+    }
+    return pd.DataFrame.from_dict(rows, orient="index")
 
 
 def _left_out(diagnosis: Diagnosis) -> list[str]:
     return [f"{count:,} {what}" for what, count in diagnosis.data["left_out"].items()]
-
-
-def _rows(diagnosis: Diagnosis) -> list[list[str]]:
-    return [
-        ["scorer", *NUMBERS.values()],
-        *(
-            [name, *(str(separation.numbers[number]) for number in NUMBERS)]
-            for name, separation in diagnosis.scorers.items()
-        ),
-    ]
 
 
 def about(diagnosis: Diagnosis) -> str:
@@ -174,20 +161,3 @@ def about_gap(diagnosis: Diagnosis, write: Callable[[str], str] = str) -> str:
         return ""
     before, after, teacher = map(write, gap.names)
     return f"From {before} to {after}, with {teacher} as the teacher: {gap}."
-
-
-def _html_table(diagnosis: Diagnosis) -> str:
-    head = "".join(f"<th>{escape(name)}</th>" for name in ("scorer", *NUMBERS.values()))
-    body = []
-    for name, separation in diagnosis.scorers.items():
-        cells = [f"<td>{escape(name)}</td>"]
-        for number in NUMBERS:
-            value, low, high = separation.numbers[number]
-            cells.append(f"<td>{value:.3f} <small>[{low:.3f}, {high:.3f}]</small></td>")
-        body.append(f"<tr>{''.join(cells)}</tr>")
-    table = f"<table><thead><tr>{head}</tr></thead><tbody>{''.join(body)}</tbody></table>"
-    return f'<div class="scroll" role="region" tabindex="0" aria-label="Table: scorers">{table}</div>'
-
-
-def _image(svg: bytes, label: str) -> str:
-    return f'<img src="data:image/svg+xml;base64,{b64encode(svg).decode("ascii")}" alt="{escape(label)}"/>'

@@ -7,11 +7,10 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeAlias
 
-from st_m3se.core.files import scratch_folder
 from st_m3se.data.texts import Texts
 from st_m3se.diagnostics.lists import JudgedLists
+from st_m3se.evaluation.rankers import bm25_scores
 from st_m3se.retrieval.bm25 import BM25
-from st_m3se.retrieval.candidates import find_candidates
 from st_m3se.retrieval.scoring import as_teacher, score_candidates
 from st_m3se.scores.teacher_scores import TeacherScores
 
@@ -66,13 +65,18 @@ def score_lists(
     for name in sorted(scorers, key=lambda name: not _is_model(scorers[name])):
         scorer, place = scorers[name], output / folders[name]
         if isinstance(scorer, TeacherScores):
-            stores[name] = _taken(lists, scorer, place)
+            scored = zip(lists.split(lists.document_ids), lists.split(lists.scores(scorer).tolist()), strict=True)
+            rows = ((query, documents, own) for (query, documents), (_, own) in scored)
+            manifest = {field: scorer.manifest.get(field) for field in KEPT}
+            stores[name] = TeacherScores.from_rows(rows, place, manifest=manifest, overwrite=True)
             continue
         if queries is None or corpus is None:
             raise ValueError(f"the scorer {name} reads texts: give queries and corpus, or a store of its scores.")
         if isinstance(scorer, BM25) or scorer == "bm25":
             source = scorer if isinstance(scorer, BM25) else BM25()
-            stores[name] = _bm25(lists, source, queries, corpus, place, show_progress_bar)
+            found = bm25_scores(source, lists.by_query(), queries, corpus, place, show_progress_bar=show_progress_bar)
+            manifest = {"teacher": "bm25", "source": {"candidates": [source.description]}}
+            stores[name] = TeacherScores.from_rows(found, place, manifest=manifest, overwrite=True)
             continue
         given = {} if _is_function(scorer) else options
         stores[name] = score_candidates(
@@ -114,35 +118,3 @@ def _is_model(scorer: Any) -> bool:
 
 def _is_function(scorer: Any) -> bool:
     return not isinstance(scorer, (str, Path)) and not hasattr(scorer, "preprocess")  # the models' own
-
-
-def _taken(lists: JudgedLists, store: TeacherScores, place: Path) -> TeacherScores:
-    return _write(lists, lists.scores(store).tolist(), place, {field: store.manifest.get(field) for field in KEPT})
-
-
-def _bm25(
-    lists: JudgedLists, source: BM25, queries: Texts, corpus: Texts, place: Path, show_progress_bar: bool
-) -> TeacherScores:
-    """BM25 scores over the whole corpus of the lists' documents, 0 where no word matches."""
-    asked = Texts.open(dict(zip(lists.query_ids, queries.take(lists.query_ids), strict=True)), "queries")
-    wanted = {query: dict.fromkeys(documents, 1) for query, documents in lists.by_query().items()}
-    with scratch_folder(place) as scratch:
-        found = find_candidates(
-            asked,
-            corpus,
-            [source],
-            scratch / "run",
-            depth=1,
-            positives=wanted,
-            show_progress_bar=show_progress_bar,
-        )
-        values = lists.scores(found).tolist()
-    return _write(lists, values, place, {"teacher": "bm25", "source": found.manifest.get("source")})
-
-
-def _write(lists: JudgedLists, values: list[float], place: Path, manifest: dict[str, Any]) -> TeacherScores:
-    rows, start = [], 0
-    for query, documents in lists.by_query().items():
-        rows.append((query, documents, values[start : start + len(documents)]))
-        start += len(documents)
-    return TeacherScores.from_rows(rows, place, manifest=manifest, overwrite=True)

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import NamedTuple
 
 import numpy as np
 
 from st_m3se.diagnostics.lists import JudgedLists
+from st_m3se.evaluation.significance import resamples
 
 __all__ = [
     "NUMBERS",
@@ -32,9 +33,8 @@ NUMBERS = {
 """The numbers of a scorer, and what tables call them."""
 
 TAIL = 4.0  # bandwidths beyond the last value at which a Gaussian kernel is as good as zero
-BINS = (256, 4096)
+BINS = (256, 1024)
 BINS_PER_BANDWIDTH = 4.0
-BLOCK = 1 << 22  # numbers that one block of resamples holds
 
 
 class Estimate(NamedTuple):
@@ -82,25 +82,25 @@ def measure_separation(
 ) -> dict[str, Separation]:
     """Densities of scores and of normalised margins, and five numbers with their intervals, for each scorer.
 
-    - **Densities** are Gaussian kernel density estimates, each document with the same weight, with the bandwidth of
-      :func:`bandwidth` for positives and negatives each. They are computed on a grid that has four bins or more to the
-      bandwidth, and agree with ``scipy.stats.gaussian_kde`` of that bandwidth to about a hundredth of their peak. Where
-      the least score is exactly 0, as BM25's, no score can be less: what a kernel has below 0 is reflected.
-    - **overlap**: the area under the lower one of the two curves, ``∫ min(p, n)``: 0 if the scores of positives and
-      negatives have no value in common, 1 if they are distributed alike. It is that of the curves that are drawn.
-    - **AUC per query**: for each query the share of its (positive, negative) pairs in which the positive has the higher
-      score, ties counting half; the mean over queries. What ranking needs.
+    - **Densities** are Gaussian kernel density estimates of :func:`bandwidth`, each document with the same weight, on a
+      grid of four bins or more to the bandwidth. (``scipy.stats.gaussian_kde`` gives the same to a hundredth of the
+      peak, but would have to be evaluated anew for each of a thousand draws; here a draw is a sum of queries' curves.)
+      Where the lowest score is exactly 0, as BM25's, no score can be lower: what a kernel has below 0 is reflected.
+    - **overlap**: the area under the lower of the two curves, ``∫ min(p, n)``: 0 if the scores of positives and
+      negatives have no value in common, 1 if they are distributed alike.
+    - **AUC per query**: the share of a query's (positive, negative) pairs in which the positive has the higher score,
+      ties counting half; the mean over queries. What ranking needs.
     - **AUC pooled**: the same over all pairs, of different queries as well. Lower than the former where a score means
       one thing for one query and another for the next, so that no threshold fits all.
     - **Normalised margins**: ``(s_i - s_j) / spread`` for each positive i and negative j of a query; each query has the
-      same weight, spread over its pairs. The paper does not publish its normalisation; this one is ours: see
-      :func:`list_spread`. It does not change when a scorer's scores are shifted or scaled. The share of the margins
-      above 0 is the AUC per query. **margin peak** is where their density is highest, **margin mean** their mean.
+      same weight, shared by its pairs. The paper does not publish its normalisation; this one is ours, see
+      :func:`list_spread`: shifting or scaling the scores does not change it. The share of the margins above 0 is the
+      AUC per query. **margin peak** is where their density is highest, **margin mean** their mean.
 
     Intervals are percentiles over ``n_resamples`` draws of as many queries with replacement, the same draws for every
-    scorer. Documents of one query stay together, since they are no independent observations. Spread and bandwidths are
-    those of all queries. A draw repeats documents, which pulls two curves apart that are alike, so that every draw's
-    overlap may lie below the estimate: the draws of the overlap are shifted so that their mean is the estimate.
+    scorer; the documents of a query stay together. Spread and bandwidths are those of all queries. A draw repeats
+    documents, which pulls two similar curves apart, so the draws of the overlap are shifted to have the estimate as
+    their mean.
 
     Args:
         lists: The lists.
@@ -116,32 +116,22 @@ def measure_separation(
         raise ValueError(
             f"n_resamples must be at least 1 and confidence between 0 and 1, got {n_resamples}, {confidence}."
         )
-    scorers = {name: _Scorer(lists, np.asarray(values, np.float64), name) for name, values in scores.items()}
-    values = {name: scorer.statistics(np.ones((1, len(lists)))) for name, scorer in scorers.items()}
-    draws: dict[str, dict[str, list[np.ndarray]]] = {name: {number: [] for number in NUMBERS} for name in scorers}
-    for counts in _resamples(len(lists), n_resamples, max((s.size for s in scorers.values()), default=1), seed):
-        for name, scorer in scorers.items():
-            for number, drawn in scorer.statistics(counts).items():
-                draws[name][number].append(drawn)
     tails = (1 - confidence) / 2, (1 + confidence) / 2
+    everyone = np.ones((1, len(lists)))
     found = {}
-    for name, scorer in scorers.items():
+    for name, given in scores.items():
+        scorer = _Scorer(lists, np.asarray(given, np.float64), name)
+        draws = [scorer.statistics(counts) for counts in resamples(len(lists), n_resamples, seed, scorer.size)]
         numbers = {}
-        for number, (value,) in values[name].items():
-            drawn = np.concatenate(draws[name][number])
+        for number, (value,) in scorer.statistics(everyone).items():
+            drawn = np.concatenate([each[number] for each in draws])
             if number == "overlap":
                 drawn = np.clip(drawn + value - drawn.mean(), 0.0, 1.0)
             low, high = np.quantile(drawn, tails)
             numbers[number] = Estimate(float(value), float(min(low, value)), float(max(high, value)))
-        everyone = np.ones((1, len(lists)))
+        positives, negatives, pairs = (curve(everyone)[0] for curve in scorer.curves)
         found[name] = Separation(
-            numbers,
-            scorer.spread,
-            scorer.positives.x,
-            scorer.positives.curves(everyone)[0],
-            scorer.negatives.curves(everyone)[0],
-            scorer.margins.x,
-            scorer.margins.curves(everyone)[0],
+            numbers, scorer.spread, scorer.curves[0].x, positives, negatives, scorer.curves[2].x, pairs
         )
     return found
 
@@ -221,37 +211,28 @@ def bandwidth(values: np.ndarray, weights: np.ndarray | None = None) -> float:
 
 
 class _Curve:
-    """A kernel density estimate as a function of how often each query counts."""
+    """A kernel density estimate as a function of how often each query counts: a sum of one curve a query."""
 
-    def __init__(self, values: np.ndarray, owner: np.ndarray, weights: np.ndarray, queries: int, width: float) -> None:
-        self._values, self._owner, self._weights, self._queries = values, owner, weights, queries
-        self.width = width
-
-    def on(self, low: float, high: float, bins: int) -> _Curve:
-        """Put the values into the bins of a grid."""
-        from scipy.sparse import csr_matrix
-
-        edges = np.linspace(low, high, bins + 1)
-        self.x = (edges[1:] + edges[:-1]) / 2
-        self.step = float(edges[1] - edges[0])
-        # Each value is shared between its two neighbours on the grid, which keeps the mean and halves the error.
-        place = (self._values - self.x[0]) / self.step
-        left = np.clip(np.floor(place).astype(np.int64), 0, bins - 2)
-        share = np.clip(place - left, 0.0, 1.0)
-        entries = np.concatenate([self._weights * (1 - share), self._weights * share])
-        places = np.concatenate([left, left + 1])
-        rows = np.concatenate([self._owner, self._owner])
-        self._binned = csr_matrix((entries, (places, rows)), shape=(bins, self._queries))
-        return self
-
-    def curves(self, counts: np.ndarray) -> np.ndarray:
-        """The densities ``[B, G]`` when the queries count ``[B, Q]`` times."""
+    def __init__(
+        self, values: np.ndarray, owner: np.ndarray, weights: np.ndarray, queries: int, width: float, x: np.ndarray
+    ) -> None:
         from scipy.ndimage import gaussian_filter1d
 
-        binned = np.asarray((self._binned @ counts.T).T)
-        mass = binned.sum(axis=1, keepdims=True)
-        smooth = gaussian_filter1d(binned, self.width / self.step, axis=1, mode="reflect", truncate=TAIL)
-        return np.asarray(smooth / (mass * self.step))
+        self.x, self.step = x, float(x[1] - x[0])
+        # Each value is shared between its two neighbours on the grid, which keeps the mean and halves the error.
+        place = (values - x[0]) / self.step
+        left = np.clip(np.floor(place).astype(np.int64), 0, len(x) - 2)
+        share, cells = np.clip(place - left, 0.0, 1.0), owner * len(x) + left
+        binned = np.bincount(cells, weights * (1 - share), queries * len(x))
+        binned += np.bincount(cells + 1, weights * share, queries * len(x))
+        self._mass = np.bincount(owner, weights, queries)
+        self._curves = gaussian_filter1d(
+            binned.reshape(queries, len(x)), width / self.step, axis=1, mode="reflect", truncate=TAIL
+        )
+
+    def __call__(self, counts: np.ndarray) -> np.ndarray:
+        """The densities ``[B, G]`` when the queries count ``[B, Q]`` times."""
+        return np.asarray(counts @ self._curves / ((counts @ self._mass)[:, None] * self.step))
 
 
 class _Scorer:
@@ -260,7 +241,7 @@ class _Scorer:
     def __init__(self, lists: JudgedLists, scores: np.ndarray, name: str) -> None:
         if scores.shape != lists.positives.shape:
             raise ValueError(f"{name} has {scores.shape} scores for {lists.positives.shape} documents.")
-        self._lists, self._scores, self._owner = lists, scores, lists.owner
+        self._lists, self._scores = lists, scores
         self.spread = list_spread(scores, lists.lengths)
         if not self.spread > 0:
             raise ValueError(
@@ -274,43 +255,35 @@ class _Scorer:
         self._margin_mean = np.bincount(owner, weights * values, queries)
         self._auc = auc_per_query(scores, lists.positives, lists.lengths)
         # Equal values have no bandwidth of their own: they become a narrow peak.
-        least = 1e-3 * float(scores.max() - scores.min())
-        parts = []
-        for flags in (lists.positives, ~lists.positives):
-            own = scores[flags]
-            width = max(bandwidth(own), least)
-            parts.append(_Curve(own, self._owner[flags], np.ones(len(own)), queries, width))
-        narrow, wide = sorted(part.width for part in parts)
-        grid = _grid(scores, narrow, wide)
-        self.positives, self.negatives = (part.on(*grid) for part in parts)
-        width = max(bandwidth(values, weights), 1e-3 * float(values.max() - values.min()), 1e-6)
-        self.margins = _Curve(values, owner, weights, queries, width).on(*_grid(values, width, width))
-        self.size = max(len(scores), len(self.positives.x), len(self.margins.x))
+        least = 1e-3 * float(np.ptp(scores))
+        parts = [(scores[flags], lists.owner[flags]) for flags in (lists.positives, ~lists.positives)]
+        widths = [max(bandwidth(own), least) for own, _ in parts]
+        x = _grid(scores, min(widths), max(widths))
+        width = max(bandwidth(values, weights), 1e-3 * float(np.ptp(values)), 1e-6)
+        self.curves = [
+            *(_Curve(*part, np.ones(len(part[0])), queries, own, x) for part, own in zip(parts, widths, strict=True)),
+            _Curve(values, owner, weights, queries, width, _grid(values, width, width)),
+        ]
+        self.size = max(len(scores), BINS[1])
 
     def statistics(self, counts: np.ndarray) -> dict[str, np.ndarray]:
         """Each number ``[B]`` when the queries count ``[B, Q]`` times."""
         queries = counts.sum(axis=1)
-        lower = np.minimum(self.positives.curves(counts), self.negatives.curves(counts))
+        positives, negatives, pairs = self.curves
         return {
-            "overlap": lower.sum(axis=1) * self.positives.step,
+            "overlap": np.minimum(positives(counts), negatives(counts)).sum(axis=1) * positives.step,
             "auc_per_query": counts @ self._auc / queries,
-            "auc_pooled": pooled_auc(self._scores, self._lists.positives, self._owner, counts),
-            "margin_peak": self.margins.x[self.margins.curves(counts).argmax(axis=1)],
+            "auc_pooled": pooled_auc(self._scores, self._lists.positives, self._lists.owner, counts),
+            "margin_peak": pairs.x[pairs(counts).argmax(axis=1)],
             "margin_mean": counts @ self._margin_mean / queries,
         }
 
 
-def _grid(values: np.ndarray, narrow: float, wide: float) -> tuple[float, float, int]:
+def _grid(values: np.ndarray, narrow: float, wide: float) -> np.ndarray:
+    """The middles of bins that are a quarter of a bandwidth wide, from below the lowest value to above the highest."""
     low, high = float(values.min()), float(values.max()) + TAIL * wide
-    if low != 0:  # else 0 is the least there can be, as of BM25: what a kernel has below it is reflected
+    if low != 0:  # else 0 is the lowest there can be, as of BM25: what a kernel has below it is reflected
         low -= TAIL * wide
-    return low, high, int(np.clip(np.ceil((high - low) / narrow * BINS_PER_BANDWIDTH), *BINS))
-
-
-def _resamples(queries: int, n_resamples: int, size: int, seed: int) -> Iterator[np.ndarray]:
-    """How often each query is drawn, ``[b, Q]`` at a time, ``n_resamples`` rows in all."""
-    random = np.random.default_rng(seed)
-    rows = max(1, BLOCK // max(size, queries))
-    for start in range(0, n_resamples, rows):
-        drawn = random.integers(queries, size=(min(rows, n_resamples - start), queries))
-        yield np.stack([np.bincount(row, minlength=queries) for row in drawn]).astype(np.float64)
+    bins = int(np.clip(np.ceil((high - low) / narrow * BINS_PER_BANDWIDTH), *BINS))
+    edges = np.linspace(low, high, bins + 1)
+    return np.asarray((edges[1:] + edges[:-1]) / 2)

@@ -2,15 +2,16 @@
 
 from __future__ import annotations
 
-import csv
 import json
 import random
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from io import StringIO
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple, TypeVar
 
 import numpy as np
+import pandas as pd
 
 from st_m3se.core.errors import FormatError
 from st_m3se.core.findings import report
@@ -95,14 +96,17 @@ def track(
             most, drawn = wealth, _Reservoir(num_queries, chooser)
         if wealth == most:
             drawn.offer((query, positives, negatives))
-    if not drawn.items:
+    if not drawn:
         raise FormatError(
             "no query has both a relevant document in the corpus and another candidate, so there is nothing to "
             "follow. Are the ids of candidates, judgements and texts the same ones?"
         )
     tracked = []
-    for query, positives, negatives in drawn.items:
-        chosen = [*_sample(positives, num_positives, chooser), *_sample(negatives, num_negatives, chooser)]
+    for query, positives, negatives in drawn:
+        chosen = [
+            *_Reservoir(num_positives, chooser, positives),
+            *_Reservoir(num_negatives, chooser, negatives),
+        ]
         flags = [document in positives for document in chosen]
         tracked.append(TrackedList(query, queries[query], tuple(chosen), tuple(corpus.take(chosen)), tuple(flags)))
     return tracked
@@ -111,14 +115,11 @@ def track(
 class _Reservoir(list[Item]):
     """Of all items offered so far, a uniform sample without replacement (Vitter 1985, algorithm R)."""
 
-    def __init__(self, size: int, chooser: random.Random) -> None:
+    def __init__(self, size: int, chooser: random.Random, items: Iterable[Item] = ()) -> None:
         super().__init__()
         self._size, self._chooser, self._seen = size, chooser, 0
-
-    @property
-    def items(self) -> list[Item]:
-        """The sample."""
-        return list(self)
+        for item in items:
+            self.offer(item)
 
     def offer(self, item: Item) -> None:
         """Let an item take part."""
@@ -127,13 +128,6 @@ class _Reservoir(list[Item]):
             self.append(item)
         elif (place := self._chooser.randrange(self._seen)) < self._size:
             self[place] = item
-
-
-def _sample(items: Sequence[Item], size: int, chooser: random.Random) -> list[Item]:
-    reservoir = _Reservoir[Item](size, chooser)
-    for item in items:
-        reservoir.offer(item)
-    return reservoir.items
 
 
 @dataclass(frozen=True, eq=False)
@@ -166,10 +160,9 @@ class Evolution:
             FormatError: If it is none, or holds no whole record.
         """
         path = Path(path)
-        steps, pairs = read_records(path)
-        if not steps:
+        records, count = read_records(path)
+        if not count:
             raise FormatError("there is no whole record of the followed documents in it.", file=str(path))
-        first = next(iter(steps.values()))
         about = path.with_suffix(".json")
         try:
             known = json.loads(about.read_text(encoding="utf-8")) if about.is_file() else {}
@@ -181,19 +174,33 @@ class Evolution:
                 "without names and texts.",
                 file=str(about),
             ) from None
+        first = records[:count]
         return cls(
             name,
-            np.array(list(steps), dtype=np.int64),
-            tuple(query for query, _ in pairs),
-            tuple(document for _, document in pairs),
-            np.array([positive for positive, _ in first], dtype=bool),
-            np.array([[score for _, score in record] for record in steps.values()], dtype=np.float64),
+            records["step"][::count].to_numpy(np.int64),
+            tuple(first["query_id"]),
+            tuple(first["document_id"]),
+            (first["positive"] == "1").to_numpy(),
+            records["score"].to_numpy(np.float64).reshape(-1, count),
             queries,
         )
 
+    def to_frame(self) -> pd.DataFrame:
+        """The scores, a row each: model, step, query_id, document_id, positive, score."""
+        count = len(self.document_ids)
+        columns = {
+            "model": self.name,
+            "step": np.repeat(self.steps, count),
+            "query_id": self.query_ids * len(self.steps),
+            "document_id": self.document_ids * len(self.steps),
+            "positive": np.tile(self.positives.astype(int), len(self.steps)),
+            "score": self.scores.ravel(),
+        }
+        return pd.DataFrame(columns)
 
-def read_records(path: Path) -> tuple[dict[int, list[tuple[bool, float]]], list[tuple[str, str]]]:
-    """The whole records of a CSV by step, and the (query, document) of each place in them.
+
+def read_records(path: Path) -> tuple[pd.DataFrame, int]:
+    """The whole records of such a CSV one behind the other, as texts, and how many documents each of them has.
 
     A record that a kill has cut short, which can only be the last one, is left out.
 
@@ -202,27 +209,22 @@ def read_records(path: Path) -> tuple[dict[int, list[tuple[bool, float]]], list[
     """
     try:
         text = path.read_text(encoding="utf-8")
-    except UnicodeDecodeError as error:
+        whole = StringIO(text[: text.rfind("\n") + 1])  # without a torn last line
+        records = pd.read_csv(whole, dtype=str, keep_default_na=False)
+        if tuple(records.columns) != HEADER:
+            raise FormatError(f"expected the columns {', '.join(HEADER)}.", file=str(path), line=1)
+        steps = records["step"].astype(np.int64).to_numpy()
+        records["score"].astype(np.float64)
+    except (ValueError, OverflowError) as error:
+        if isinstance(error, FormatError):
+            raise
         raise FormatError(f"this is not a record of scores: {error}.", file=str(path)) from None
-    lines = text[: text.rfind("\n") + 1].splitlines()  # without a torn last line
-    reader = csv.reader(lines)
-    if tuple(next(reader, ())) != HEADER:
-        raise FormatError(f"expected the columns {', '.join(HEADER)}.", file=str(path), line=1)
-    steps: dict[int, list[tuple[bool, float]]] = {}
-    pairs: list[tuple[str, str]] = []
-    for row in reader:
-        try:
-            step, _, query, document, positive, score = row
-            record = steps.setdefault(int(step), [])
-            if len(steps) == 1:
-                pairs.append((query, document))
-            elif len(record) >= len(pairs) or pairs[len(record)] != (query, document):
-                raise ValueError("the documents are not those of the first step")
-            record.append((positive == "1", float(score)))
-        except ValueError as error:
-            raise FormatError(
-                f"this is not a record of scores: {error}.", file=str(path), line=reader.line_num
-            ) from None
-    if steps and len(steps[last := next(reversed(steps))]) < len(pairs):
-        del steps[last]
-    return steps, pairs
+    count = int((steps == steps[:1]).sum())
+    times = len(records) // count if count else 0
+    records = records[: times * count]
+    table = records.to_numpy().reshape(times, count, len(HEADER))
+    if (table[:, :, 2:5] != table[:1, :, 2:5]).any() or (table[:, :, 0] != table[:, :1, 0]).any():
+        raise FormatError(
+            "this is not a record of scores: the documents are not those of the first step everywhere.", file=str(path)
+        )
+    return records, count

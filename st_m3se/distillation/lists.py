@@ -14,8 +14,8 @@ from st_m3se.core.scored_list import ScoredList
 from st_m3se.data.texts import Texts
 from st_m3se.distillation.data import DistillationData, Qrels
 from st_m3se.evaluation.data import EvaluationSet
+from st_m3se.evaluation.evaluators import RetrievalEvaluator
 from st_m3se.evaluation.measures import per_query
-from st_m3se.evaluation.retrieval import RetrievalEvaluator
 from st_m3se.retrieval.bm25 import BM25
 from st_m3se.retrieval.candidates import find_candidates
 from st_m3se.scores.teacher_scores import TeacherScores

@@ -7,9 +7,9 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pandas as pd
 
 from st_m3se.core.errors import FormatError
-from st_m3se.core.extras import require
 from st_m3se.core.files import read_checked_json
 from st_m3se.data.texts import Texts
 from st_m3se.diagnostics.gap import percent
@@ -18,10 +18,9 @@ from st_m3se.diagnostics.plots import plot_margins
 from st_m3se.diagnostics.separation import NUMBERS, Estimate, measure_separation
 from st_m3se.distillation.data import DistillationData, open_data
 from st_m3se.distillation.lists import AFTER, BEFORE, CONTROL, ENSEMBLE, JUDGES, TEACHER
-from st_m3se.evaluation.grids import NOTHING
 from st_m3se.evaluation.html import data_uri, write_page
-from st_m3se.evaluation.listings import Listing, provenance_rows
-from st_m3se.evaluation.plots import COLOURS, STYLE, WIDTH, Plot
+from st_m3se.evaluation.plots import COLOURS, WIDTH, Plot, new_figure, style, tidy
+from st_m3se.evaluation.tables import NOTHING, provenance_rows
 from st_m3se.scores.teacher_scores import TeacherScores
 
 __all__ = ["write_report"]
@@ -144,7 +143,7 @@ def _story(results: Mapping[str, Any]) -> list[str]:
     return [*told, *filter(None, [JUDGES[results["judged_by"]]])]
 
 
-def _systems(results: Mapping[str, Any]) -> Listing:
+def _systems(results: Mapping[str, Any]) -> pd.DataFrame:
     measures = list(results["systems"][AFTER])
     rows = []
     for name, means in results["systems"].items():
@@ -161,20 +160,20 @@ def _systems(results: Mapping[str, Any]) -> Listing:
                 row += [_signed(difference), f"[{_signed(low)}, {_signed(high)}]", _p(p)]
         rows.append(tuple(row))
     heads = [part for measure in measures for part in (measure, "student after is better by", "interval", "p")]
-    return Listing("Test queries", ("system", "ranks", *heads), rows)
+    return pd.DataFrame(rows, columns=["system", "ranks", *heads])
 
 
-def _seeds(results: Mapping[str, Any]) -> Listing:
+def _seeds(results: Mapping[str, Any]) -> pd.DataFrame:
     measures = list(results["systems"][AFTER])
     rows = [
         (name, str(training["seed"]), *(f"{seed[measure]:.3f}" for measure in measures))
         for name, seeds in results["seeds"].items()
         for training, seed in zip(results["trainings"][name], seeds, strict=True)
     ]
-    return Listing("Each seed", ("system", "seed", *measures), rows)
+    return pd.DataFrame(rows, columns=["system", "seed", *measures])
 
 
-def _trainings(results: Mapping[str, Any]) -> Listing:
+def _trainings(results: Mapping[str, Any]) -> pd.DataFrame:
     rows = []
     for name, trainings in results["trainings"].items():
         for training in trainings:
@@ -185,7 +184,7 @@ def _trainings(results: Mapping[str, Any]) -> Listing:
             last = dev.get(training["kept"], NOTHING)
             rows.append((name + chosen, str(training["seed"]), *row, last, f"{training['seconds']:,.0f}"))
     columns = ("system", "seed", "lists", "steps", "kept step", "dev before", "dev of what was kept", "seconds")
-    return Listing("Trainings", columns, rows)
+    return pd.DataFrame(rows, columns=list(columns))
 
 
 def _curve(results: Mapping[str, Any]) -> Plot | None:
@@ -194,13 +193,11 @@ def _curve(results: Mapping[str, Any]) -> Plot | None:
     if not any(curves.values()):
         return None
     try:
-        context = require("matplotlib", "plot").rc_context(STYLE)
+        context = style()
     except ImportError:
         return None
     with context:
-        from matplotlib.figure import Figure
-
-        figure = Figure(figsize=(WIDTH * 0.75, 3.8), layout="constrained")
+        figure = new_figure(WIDTH * 0.75, 3.8)
         axes = figure.add_subplot()
         told = []
         for place, (name, seeds) in enumerate(sorted(curves.items())):
@@ -220,8 +217,7 @@ def _curve(results: Mapping[str, Any]) -> Plot | None:
             axes.axhline(teacher, linestyle=":", color="black", label=f"{results['taught_by']}, re-ranking")
             told.append(f"{results['taught_by']}: {teacher:.3f}")
         axes.set(xlabel="% of training", ylabel="nDCG@10 on dev queries")
-        axes.spines[["top", "right"]].set_visible(False)
-        axes.grid(axis="y", linewidth=0.4, alpha=0.6)
+        tidy(axes)
         axes.legend(frameon=False)
     caption = "Each line is a training; the best point of the student's is the model. 0 % is the student as it comes."
     return Plot("curve", caption, "nDCG@10 on dev queries. " + "; ".join(told), figure)
@@ -260,7 +256,7 @@ def _margins(results: Mapping[str, Any], stores: Mapping[str, TeacherScores]) ->
         "about": f"{len(lists):,} queries, {int(lists.positives.sum()):,} relevant and "
         f"{int((~lists.positives).sum()):,} other candidates, the same for each.",
         "left_out": [f"{count:,} {what}" for what, count in lists.left_out.items()],
-        "listing": Listing("Margins", ("scorer", *heads), rows),
+        "listing": pd.DataFrame(rows, columns=["scorer", *heads]),
         "plot": plot,
     }
 
@@ -336,7 +332,7 @@ def _text(texts: Texts | None, text_id: str) -> str:
     return text if len(text) <= SHOWN else f"{text[:SHOWN]} …"
 
 
-def _costs(results: Mapping[str, Any]) -> Listing:
+def _costs(results: Mapping[str, Any]) -> pd.DataFrame:
     rows = []
     for name, seconds in results["seconds"].items():
         what = STEPS.get(name.split("-")[0], "")
@@ -347,11 +343,11 @@ def _costs(results: Mapping[str, Any]) -> Listing:
             rate = f"encodes {results['student_queries_per_second']:,.0f} queries a second"
         rows.append((name, what, f"{seconds:,.1f}", rate or NOTHING))
     total = sum(results["seconds"].values())
-    return Listing("Stages", ("stage", "what", "seconds", "rate"), [*rows, ("all", "", f"{total:,.1f}", NOTHING)])
+    return pd.DataFrame([*rows, ("all", "", f"{total:,.1f}", NOTHING)], columns=["stage", "what", "seconds", "rate"])
 
 
-def _settings(output: Path, results: Mapping[str, Any]) -> Listing:
+def _settings(output: Path, results: Mapping[str, Any]) -> pd.DataFrame:
     """Versions, and what tells the data from other data."""
     made = read_checked_json(output / results["stages"]["candidates"] / "made_from.json", required=False)
     digests = [(f"{name} (digest)", str(made[name])) for name in ("corpus", "queries", "qrels") if name in made]
-    return Listing("Provenance", ("what", "value"), [*provenance_rows(results["provenance"]), *digests])
+    return pd.DataFrame([*provenance_rows(results["provenance"]), *digests], columns=["what", "value"])

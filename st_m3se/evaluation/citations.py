@@ -71,6 +71,6 @@ def citations(results: Results) -> list[tuple[str, str]]:
         relevant = f"; relevant: grade {grade[1]} or more" if grade else ""
         found.append((measure, f"{definition} {depth}{relevant}."))
     found.append(("Measures", COMPUTED))
-    if any(results.summary.comparisons.values()):
+    if len(results.tests):
         found += TESTS
     return [*found, BOOTSTRAP, BEIR]

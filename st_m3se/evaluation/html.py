@@ -2,39 +2,28 @@
 
 from __future__ import annotations
 
-import re
 from base64 import b64encode
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from textwrap import shorten
 from typing import TYPE_CHECKING, Any
 
+from st_m3se.core.extras import require
 from st_m3se.core.files import atomic_file
 from st_m3se.evaluation.citations import citations
-from st_m3se.evaluation.grids import NOTHING, grids, headline, legend, plain, reference
-from st_m3se.evaluation.listings import (
-    Listing,
-    comparisons_listing,
-    findings_listing,
-    provenance_listing,
-    seeds_listing,
-    sets_listing,
-    speeds_listing,
-    systems_listing,
-)
 from st_m3se.evaluation.plots import Plot
+from st_m3se.evaluation.tables import NOTHING, grids, headline, legend, number_columns, plain, reference, text_tables
 
 if TYPE_CHECKING:
     from st_m3se.evaluation.results import Results
 
-__all__ = ["Section", "data_uri", "write_html", "write_page"]
+__all__ = ["Section", "data_uri", "render", "write_html", "write_page"]
 
 Section = tuple[str, str]
 """A title, and HTML that is put into the page as it is."""
 
 LETTERS = 160  # of a query
 EMBEDDED = 1_000_000  # values per query that the page holds: some 7 MB
-NUMBER = re.compile(r"[<+-]? ?[\d,]+(\.\d+)?( ± [\d.]+)?|\[[\d.+-]+, [\d.+-]+\]|" + NOTHING)
 
 
 def write_html(
@@ -59,6 +48,7 @@ def write_html(
         title: By default the names of the sets.
         texts: Of the queries, by set and id, to stand beside the ids.
     """
+    tables = text_tables(results)
     names = [plain(name) for name in results.sets]
     several = f" and {len(names) - 3} more sets" if len(names) > 3 else ""
     embedded, measures = _per_query(results, texts or {})
@@ -69,15 +59,10 @@ def write_html(
         headline=headline(results),
         grids=grids(results),
         legend=legend(results),
-        alpha=results.summary.alpha,
-        plots=[(plot, data_uri(plot)) for plot in plots],
-        tests=[comparisons_listing(results, measure) for measure in results.measures],
-        seeds=seeds_listing(results),
-        sets=sets_listing(results),
-        findings=findings_listing(results),
-        speeds=speeds_listing(results),
-        systems=systems_listing(results),
-        provenance=provenance_listing(results),
+        alpha=results.alpha,
+        plots=[(plot, data_uri(plot.svg)) for plot in plots],
+        tables=tables,
+        tests={measure: tables[f"Significance: {measure}"] for measure in results.measures},
         citations=citations(results),
         sections=sections,
         embedded=embedded,
@@ -97,36 +82,31 @@ def write_page(path: str | Path, template: str, *, package: str = "st_m3se.evalu
         package: Where its folder ``templates`` is.
         values: What it shows; "title" at least.
     """
-    from jinja2 import ChoiceLoader, Environment, PackageLoader, StrictUndefined
-
-    environment = Environment(
-        loader=ChoiceLoader(
-            [PackageLoader(name, "templates") for name in dict.fromkeys([package, "st_m3se.evaluation"])]
-        ),
-        autoescape=True,
-        undefined=StrictUndefined,
-        trim_blocks=True,
-        lstrip_blocks=True,
-    )
-    environment.policies["json.dumps_kwargs"] = {"separators": (",", ":"), "ensure_ascii": True}
-    environment.globals["zip"] = zip
-    environment.globals["number_columns"] = _number_columns
-    page = environment.get_template(template).render(**values)
+    page = render(template, package=package, **values)
     with atomic_file(path, overwrite=True) as temporary:
         temporary.write_text(page, encoding="utf-8")
     return Path(path)
 
 
-def _number_columns(listing: Listing) -> list[int]:
-    """The columns after the first that hold nothing but numbers."""
-    columns = range(1, len(listing.columns))
-    return [column for column in columns if all(NUMBER.fullmatch(row[column]) for row in listing.rows)]
+def render(template: str, *, package: str = "st_m3se.evaluation", **values: Any) -> str:
+    """A page or a part of one; all values are escaped, but for those that a template calls safe."""
+    jinja2 = require("jinja2", "eval")
+    folders = [jinja2.PackageLoader(name, "templates") for name in dict.fromkeys([package, "st_m3se.evaluation"])]
+    environment = jinja2.Environment(
+        loader=jinja2.ChoiceLoader(folders),
+        autoescape=True,
+        undefined=jinja2.StrictUndefined,
+        trim_blocks=True,
+        lstrip_blocks=True,
+    )
+    environment.policies["json.dumps_kwargs"] = {"separators": (",", ":"), "ensure_ascii": True}
+    environment.globals |= {"zip": zip, "number_columns": number_columns}
+    return str(environment.get_template(template).render(**values))
 
 
-def data_uri(plot: Plot) -> str:
-    """A plot as an image that is part of the page."""
-    # As an image, a plot's ids and styles stay its own.
-    return "data:image/svg+xml;base64," + b64encode(plot.svg).decode("ascii")
+def data_uri(svg: bytes) -> str:
+    """A drawing as an image, whose ids, styles and scripts have no effect on the page around it."""
+    return "data:image/svg+xml;base64," + b64encode(svg).decode("ascii")
 
 
 def _per_query(results: Results, texts: Mapping[str, Mapping[Any, str]]) -> tuple[dict[str, Any], list[str]]:

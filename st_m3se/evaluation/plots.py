@@ -9,12 +9,16 @@ from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from functools import cached_property
 from itertools import groupby
-from typing import TYPE_CHECKING, Any
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
+import pandas as pd
 
 from st_m3se.core.extras import require
-from st_m3se.evaluation.grids import AVERAGE, DIGITS, NOTHING, Grid, grids, leading, plain, reference
+from st_m3se.core.files import atomic_file
+from st_m3se.evaluation.results import AVERAGE
+from st_m3se.evaluation.tables import DIGITS, NOTHING, Grid, grids, leading, plain, reference
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -22,7 +26,18 @@ if TYPE_CHECKING:
 
     from st_m3se.evaluation.results import Results
 
-__all__ = ["Plot", "image", "plot_bars", "plot_differences", "plot_wins", "plots"]
+__all__ = [
+    "Plot",
+    "image",
+    "new_figure",
+    "plot_bars",
+    "plot_differences",
+    "plot_wins",
+    "plots",
+    "save_figure",
+    "style",
+    "tidy",
+]
 
 # Okabe and Ito's colours, which people with colour blindness tell apart; in grey the hatches do it.
 COLOURS = ("#0072B2", "#E69F00", "#009E73", "#CC79A7", "#56B4E9", "#D55E00", "#F0E442", "#999999")
@@ -64,9 +79,9 @@ def plots(results: Results) -> Iterator[Plot]:
         if tests := _tests(results, measure):
             against = plain(_against(results))
             points = "; ".join(
-                f"{plain(name)}, {plain(group)}: {difference:+.{DIGITS}f}{', significant' if significant else ''}"
+                f"{plain(test.set)}, {plain(group)}: {test.difference:+.{DIGITS}f}{', significant' * test.significant}"
                 for group, found in tests.items()
-                for name, difference, _, significant in found
+                for test in found.itertuples()
             )
             yield Plot(
                 f"differences {measure}",
@@ -105,12 +120,11 @@ def plot_bars(results: Results, measure: str | None = None) -> Figure:
 
 
 def _measure(results: Results, grid: Grid) -> str:
-    return grid.title if grid.title in results.measures and len(results.summary.columns) > 1 else "value"
+    return grid.title if grid.title in results.measures and len(results.columns) > 1 else "value"
 
 
 def _bars(grid: Grid, measure: str) -> Figure:
-    with _style():
-        from matplotlib.figure import Figure
+    with style():
         from matplotlib.patches import Patch
 
         systems, places = len(grid.rows), list(range(len(grid.columns)))
@@ -119,7 +133,7 @@ def _bars(grid: Grid, measure: str) -> Figure:
         parts = [places[start : start + per_row] for start in range(0, len(places), per_row)]
         columns = max(1, min(systems, int(110 / (max(map(len, grid.rows)) + 8))))
         height = 0.4 + 0.22 * -(-systems // columns) + 2.6 * len(parts)
-        figure = Figure(figsize=(WIDTH, height), layout="constrained")
+        figure = new_figure(WIDTH, height)
         panels = figure.subplots(len(parts), 1, squeeze=False, sharey=True)[:, 0]
         for panel, part in zip(panels, parts, strict=True):
             _draw_bars(panel, grid, part, per_row)
@@ -142,7 +156,7 @@ def _draw_bars(panel: Axes, grid: Grid, part: Sequence[int], slots: int) -> None
     for row in range(systems):
         shown = [grid.figures[row][place] for place in part]
         x = np.arange(len(part)) + (row - (systems - 1) / 2) * width
-        heights = np.array([np.nan if figure is None else figure.cell.mean for figure in shown])
+        heights = np.array([np.nan if figure is None else figure.value for figure in shown])
         bars = panel.bar(x, np.nan_to_num(heights), width, **_look(row))
         for bar, height in zip(bars, heights, strict=True):
             bar.set_visible(bool(np.isfinite(height)))
@@ -150,15 +164,13 @@ def _draw_bars(panel: Axes, grid: Grid, part: Sequence[int], slots: int) -> None
             if figure is None:
                 panel.annotate(NOTHING, (place, 0), xytext=(0, 2), textcoords="offset points", ha="center")
                 continue
-            low, high = figure.cell.interval or (figure.cell.mean, figure.cell.mean)
-            if high > low:
+            high = figure.value if np.isnan(figure.high) else figure.high
+            if figure.low < figure.high:
                 # The interval holds the mean but for rounding.
-                errors = [[max(0.0, figure.cell.mean - low)], [max(0.0, high - figure.cell.mean)]]
-                panel.errorbar(
-                    [place], [figure.cell.mean], errors, fmt="none", ecolor="black", capsize=2, linewidth=0.9
-                )
+                errors = [[max(0.0, figure.value - figure.low)], [max(0.0, high - figure.value)]]
+                panel.errorbar([place], [figure.value], errors, fmt="none", ecolor="black", capsize=2, linewidth=0.9)
             if systems * slots <= BARS // 2:
-                text = f"{figure.cell.mean:.{DIGITS}f}"
+                text = f"{figure.value:.{DIGITS}f}"
                 panel.annotate(text, (place, high), xytext=(0, 2), textcoords="offset points", ha="center", fontsize=7)
     labels = ["\n".join(textwrap.wrap(grid.columns[place], max(10, 90 // slots))) for place in part]
     panel.set_xticks(np.arange(len(part)), labels)
@@ -167,9 +179,7 @@ def _draw_bars(panel: Axes, grid: Grid, part: Sequence[int], slots: int) -> None
         panel.axvline(len(part) - 1.5, color="0.5", linewidth=0.8, linestyle=":")
     panel.margins(y=0.12)
     panel.set_ylim(bottom=0)
-    panel.spines[["top", "right"]].set_visible(False)
-    panel.grid(axis="y", linewidth=0.4, alpha=0.6)
-    panel.set_axisbelow(True)
+    tidy(panel)
 
 
 def _look(row: int) -> dict[str, Any]:
@@ -183,22 +193,14 @@ def _against(results: Results) -> str:
     return results.baseline or leading(results)[0]
 
 
-Tested = list[tuple[str, float, tuple[float, float], bool]]
-"""Set, difference, its interval, and whether it is significant."""
-
-
-def _tests(results: Results, measure: str) -> dict[str, Tested]:
-    """Group -> the sets where it was tested against the reference."""
-    found: dict[str, Tested] = {}
-    for name, measures in results.summary.comparisons.items():
-        for test in measures.get(measure, []):
-            if test.first == _against(results):
-                point = (name, test.difference, test.interval, test.significant)
-                found.setdefault(test.second, []).append(point)
-            elif test.second == _against(results):
-                low, high = test.interval
-                found.setdefault(test.first, []).append((name, -test.difference, (-high, -low), test.significant))
-    return found
+def _tests(results: Results, measure: str) -> dict[str, pd.DataFrame]:
+    """Group -> its tests against the reference, a row for each set; the differences are the group's."""
+    against, tests = _against(results), results.tests[results.tests["measure"] == measure]
+    turned = tests.rename(columns={"first": "second", "second": "first"})
+    turned = turned.assign(difference=-tests["difference"], low=-tests["high"], high=-tests["low"])
+    both = pd.concat([tests, turned])
+    found = dict(iter(both[both["first"] == against].groupby("second")))
+    return {group: found[group] for group in results.groups if group in found}
 
 
 def plot_differences(results: Results, measure: str | None = None) -> Figure:
@@ -218,29 +220,27 @@ def plot_differences(results: Results, measure: str | None = None) -> Figure:
     tests = _tests(results, measure)
     if not tests:
         raise ValueError(f"nothing was tested against {_against(results)!r} by {measure}: that takes a set with both.")
-    with _style():
-        from matplotlib.figure import Figure
-
-        names = [name for name in results.sets if any(name == point[0] for found in tests.values() for point in found)]
+    with style():
+        tested = {name for found in tests.values() for name in found["set"]}
+        names = [name for name in results.sets if name in tested]
         places = {name: place for place, name in enumerate(reversed(names))}
         columns = min(PANELS, len(tests))
         rows = -(-len(tests) // columns)
         height = 0.7 + rows * (0.6 + 0.24 * len(names))
-        figure = Figure(figsize=(WIDTH if columns > 1 else WIDTH * 0.66, height), layout="constrained")
+        figure = new_figure(WIDTH if columns > 1 else WIDTH * 0.66, height)
         panels = figure.subplots(rows, columns, squeeze=False, sharex=True, sharey=True)
         for panel, (group, found) in zip(panels.flat, tests.items(), strict=False):
-            for name, difference, (low, high), significant in found:
-                panel.plot([low, high], [places[name]] * 2, color="black", linewidth=1)
-                face = COLOURS[0] if significant else "white"
+            for test in found.itertuples():
+                place, face = places[test.set], COLOURS[0] if test.significant else "white"
+                panel.plot([test.low, test.high], [place] * 2, color="black", linewidth=1)
                 panel.plot(
-                    difference, places[name], marker="o", markersize=5.5, markerfacecolor=face, markeredgecolor="black"
+                    test.difference, place, marker="o", markersize=5.5, markerfacecolor=face, markeredgecolor="black"
                 )
             panel.axvline(0, color="0.5", linewidth=0.8, linestyle="--")
             panel.set_title(_title(group, columns), fontsize=9)
             panel.set_yticks(list(places.values()), ["\n".join(textwrap.wrap(plain(name), 30)) for name in places])
             panel.set_ylim(-0.6, len(names) - 0.4)
-            panel.spines[["top", "right"]].set_visible(False)
-            panel.grid(axis="x", linewidth=0.4, alpha=0.6)
+            tidy(panel, "x")
         _finish(panels, len(tests))
         figure.supxlabel(f"{measure} minus that of {textwrap.shorten(plain(_against(results)), 90)}", fontsize=9)
         return _laid_out(figure)
@@ -261,12 +261,9 @@ def _finish(panels: np.ndarray, used: int) -> None:
 
 def _others(results: Results, name: str, measure: str) -> dict[str, np.ndarray]:
     """Each group's differences to the reference on a set, per query."""
+    values = results.measured(name, measure)
     against = reference(results, name, measure)
-    if against is None:
-        return {}
-    base = results.per_query(name, against, measure)
-    values = {group: results.per_query(name, group, measure) for group in results.groups if group != against}
-    return {group: found - base for group, found in values.items() if found is not None and base is not None}
+    return {} if against is None else {group: values[group] - values[against] for group in values if group != against}
 
 
 def _counts(differences: np.ndarray) -> str:
@@ -292,12 +289,10 @@ def plot_wins(results: Results, name: str, measure: str | None = None) -> Figure
         raise ValueError(
             f"on {name!r} there are no two systems with {measure}, one of them the baseline, to show differences of."
         )
-    with _style():
-        from matplotlib.figure import Figure
-
+    with style():
         columns = min(PANELS, len(others))
         rows = -(-len(others) // columns)
-        figure = Figure(figsize=(WIDTH if columns > 1 else WIDTH * 0.66, 0.5 + 2.4 * rows), layout="constrained")
+        figure = new_figure(WIDTH if columns > 1 else WIDTH * 0.66, 0.5 + 2.4 * rows)
         panels = figure.subplots(rows, columns, squeeze=False, sharex=True, sharey=True)
         limit = max(0.05, *(float(np.abs(values).max()) * 1.08 for values in others.values()))
         for panel, (group, values) in zip(panels.flat, others.items(), strict=False):
@@ -344,13 +339,45 @@ def image(figure: Figure, form: str) -> bytes:
     """The figure as "svg" or "png", the same bytes for the same figure."""
     # Without these the SVG would hold the date, and addresses of vocabularies.
     metadata: dict[str, Any] = {"Date": None, "Creator": None, "Format": None, "Type": None} if form == "svg" else {}
-    with _style():
+    with style():
         file = io.BytesIO()
         figure.savefig(file, format=form, dpi=150, metadata=metadata)
     return file.getvalue()
 
 
-def _style() -> AbstractContextManager[None]:
-    matplotlib = require("matplotlib", "plot")
-    context: AbstractContextManager[None] = matplotlib.rc_context(STYLE)
+def save_figure(figure: Figure, path: str | Path, *, svg: bytes | None = None) -> tuple[Path, Path]:
+    """Write ``path`` with the endings .png and .svg; the same figure gives the same bytes.
+
+    Args:
+        figure: The figure.
+        path: Where to, without an ending.
+        svg: The figure as SVG, where that is there already.
+
+    Returns:
+        The two files.
+    """
+    path = Path(path)
+    files = path.with_name(f"{path.name}.png"), path.with_name(f"{path.name}.svg")
+    for file, content in zip(files, (image(figure, "png"), svg or image(figure, "svg")), strict=True):
+        with atomic_file(file, overwrite=True) as temporary:
+            temporary.write_bytes(content)
+    return files
+
+
+def style() -> AbstractContextManager[None]:
+    """The style of all figures; matplotlib's settings are as they were when it ends."""
+    context: AbstractContextManager[None] = require("matplotlib", "plot").rc_context(STYLE)
     return context
+
+
+def new_figure(width: float, height: float) -> Figure:
+    """A figure of so many inches, without pyplot's global state."""
+    figure: Figure = require("matplotlib.figure", "plot").Figure(figsize=(width, height), layout="constrained")
+    return figure
+
+
+def tidy(panel: Axes, axis: Literal["x", "y"] = "y") -> None:
+    """Without the upper and right border, with a quiet grid behind what is drawn."""
+    panel.spines[["top", "right"]].set_visible(False)
+    panel.grid(axis=axis, color="#dddddd", linewidth=0.6)
+    panel.set_axisbelow(True)

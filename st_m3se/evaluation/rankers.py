@@ -1,29 +1,36 @@
-"""How BM25, re-rankers and given runs put the documents of a set in order."""
+"""The systems of an evaluation, loaded: BM25, encoders, re-rankers and runs."""
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from hashlib import blake2b
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pyarrow as pa
 
-from st_m3se.core.files import scratch_folder
+from st_m3se.core.files import digest, scratch_folder
 from st_m3se.core.findings import Finding, found
+from st_m3se.core.ids import Id
 from st_m3se.core.scored_list import ScoredList
+from st_m3se.data.texts import Texts
 from st_m3se.evaluation.candidate_runs import open_candidates
+from st_m3se.evaluation.rankings import Ranker, Ranking
 from st_m3se.evaluation.systems import Encoder, GivenRun, ReRanker
-from st_m3se.evaluation.tasks import Ranker, Task, best_first, ids_of, score_pairs
-from st_m3se.retrieval.bm25 import BM25, search_bm25
+from st_m3se.retrieval.bm25 import BM25
 from st_m3se.retrieval.candidates import find_candidates
+from st_m3se.retrieval.embeddings import embed_corpus
+from st_m3se.retrieval.fingerprint import model_fingerprint
+from st_m3se.retrieval.models import embed_documents, embed_queries, encoder_kind, take_rows
 from st_m3se.retrieval.scoring import as_teacher
-from st_m3se.retrieval.sources import Job, Pairs
+from st_m3se.retrieval.search import search
+from st_m3se.retrieval.sources import Pairs
 from st_m3se.scores.formats.records import parts_of
 from st_m3se.scores.teacher_scores import TeacherScores
 
-__all__ = ["LexicalRanker", "RunReader", "SecondStage", "load_ranker"]
+__all__ = ["bm25_scores", "load_ranker", "pair_scorer"]
+
+PAIRS = 4_096  # compared together
 
 
 def load_ranker(source: BM25 | Encoder | ReRanker | GivenRun, name: str, device: str | None) -> Ranker:
@@ -31,64 +38,133 @@ def load_ranker(source: BM25 | Encoder | ReRanker | GivenRun, name: str, device:
     if isinstance(source, BM25):
         return LexicalRanker(source)
     if isinstance(source, Encoder):
-        from st_m3se.evaluation.encoders import EncoderRanker
-
         return EncoderRanker(source, name, device)
     if isinstance(source, ReRanker):
         return SecondStage(source, name, device)
     return RunReader(source, name)
 
 
-class LexicalRanker:
+class LexicalRanker(Ranker):
     """BM25; of given candidates, their scores with the statistics of the whole corpus."""
 
     kind = "bm25"
 
-    def __init__(self, settings: BM25) -> None:
-        self._settings = settings
-        self.description: dict[str, Any] = settings.description
+    def __init__(self, source: BM25) -> None:
+        self._source, self.description = source, source.description
 
-    def inputs(self, task: Task) -> dict[str, Any]:
-        """The search's settings."""
-        return task.search_settings
-
-    def rank(self, task: Task) -> None:
+    def rank(self, ranking: Ranking) -> None:
         """Search, or score the candidates."""
-        queries, corpus = task.texts
-        with task.timed("search"):
-            if task.evaluation_set.candidates is None:
-                find_candidates(
-                    queries,
-                    corpus,
-                    [self._settings],
-                    task.output,
-                    depth=task.depth,
-                    judged=task.evaluation_set.qrels,
-                    exclude_same_id=task.exclude_same_id,
-                    show_progress_bar=task.show_progress_bar,
-                    overwrite=True,
-                )
+        queries, corpus = ranking.texts
+        options: dict[str, Any] = {"show_progress_bar": ranking.show_progress_bar}
+        with ranking.timed("search"):
+            if ranking.evaluation_set.candidates is None:
+                options |= {"judged": ranking.evaluation_set.qrels, "exclude_same_id": ranking.exclude_same_id}
+                options |= {"depth": ranking.depth, "overwrite": True}
+                find_candidates(queries, corpus, [self._source], ranking.store, **options)
                 return
-            lists = {str(row.query_id): list(row.document_ids) for row in task.evaluation_set.candidates}
-            wanted = Pairs.of(lists, queries, corpus, "candidates")
-            nothing = Pairs(np.zeros(0, np.int64), np.zeros(0, np.int64))
-            everywhere = np.zeros(len(corpus), dtype=bool)
-            job = Job(queries, corpus, 1, nothing, everywhere, wanted, 1, 1, task.show_progress_bar)
-            scores = search_bm25(self._settings, job).wanted
-            task.write(_in_order(job, scores), self.description)
+            lists = {row.query_id: row.document_ids for row in ranking.evaluation_set.candidates}
+            scored = bm25_scores(self._source, lists, queries, corpus, ranking.folder / "scores", **options)
+            ranking.write(map(best_first, scored), self.description)
 
 
-def _in_order(job: Job, scores: np.ndarray) -> Iterator[ScoredList]:
-    """The wanted documents of each query, best first, equal ones in the order of the corpus."""
-    ids = ids_of(job.corpus)
-    for place, query in enumerate(job.queries):
-        pairs = job.wanted.range(place)
-        order = np.argsort(-scores[pairs], kind="stable")
-        documents = ids.take(pa.array(job.wanted.documents[pairs][order])).to_pylist()
-        yield ScoredList(query, documents, scores[pairs][order].tolist())
+def bm25_scores(
+    source: BM25,
+    lists: Mapping[Any, Sequence[Id]],
+    queries: Texts,
+    corpus: Texts,
+    place: Path,
+    *,
+    show_progress_bar: bool = True,
+) -> Iterator[ScoredList]:
+    """BM25 scores of given documents, with the statistics of the whole corpus: 0 where no word matches.
+
+    Args:
+        source: Its settings.
+        lists: Query id to document ids, all of which have texts.
+        queries: Their texts.
+        corpus: The documents.
+        place: A temporary folder is made beside it.
+        show_progress_bar: Show progress.
+    """
+    asked = Texts.open(dict(zip(lists, queries.take(list(lists)), strict=True)), "queries")
+    wanted = {query: dict.fromkeys(documents, 1) for query, documents in lists.items()}
+    with scratch_folder(place) as scratch:
+        known = find_candidates(
+            asked, corpus, [source], scratch / "run", depth=1, positives=wanted, show_progress_bar=show_progress_bar
+        )
+        for query, documents in lists.items():
+            scores = dict(zip(known[query].document_ids, known[query].scores, strict=True))
+            yield ScoredList(query, list(documents), [scores[document] for document in documents])
 
 
-class SecondStage:
+class EncoderRanker(Ranker):
+    """Exact search with embeddings that stay on disk; of given candidates, their similarities to the query."""
+
+    def __init__(self, source: Encoder, name: str, device: str | None) -> None:
+        model = self._model = source.load(device)
+        self.kind = encoder_kind(model)
+        self.description = {
+            "model": str(source.model) if isinstance(source.model, (str, Path)) else name,
+            "revision": getattr(model.config, "_commit_hash", None) or source.revision,
+            "fingerprint": model_fingerprint(model),
+            "similarity": str(model.similarity_fn_name),
+            "max_length": getattr(model, "max_seq_length", None),
+            "prompts": dict(model.prompts),
+            "dtype": str(next(model.parameters()).dtype).removeprefix("torch."),
+        }
+
+    def rank(self, ranking: Ranking) -> None:
+        """Search, or score the candidates."""
+        if ranking.evaluation_set.candidates is not None:
+            label = f"{self.description['model']}, {self.description['fingerprint']}"
+            scorer = pair_scorer(self._model, ranking.batch_size)
+            scored = ranking.score(scorer, ranking.evaluation_set.candidates, "encode and compare", name=label)
+            ranking.write(map(best_first, scored), self.description)
+            return
+        queries, corpus = ranking.texts
+        options: dict[str, Any] = {"batch_size": ranking.batch_size, "show_progress_bar": ranking.show_progress_bar}
+        embeddings = embed_corpus(self._model, corpus, ranking.cache_dir, **options)
+        ranking.seconds["encode corpus"] = embeddings.seconds
+        with ranking.timed("encode queries"):
+            encoded = embed_queries(self._model, [text for _, texts in queries.batches() for text in texts], **options)
+        same = Pairs.of_same_ids(queries, corpus, ranking.evaluation_set.qrels)
+        with ranking.timed("search"):
+            result = search(
+                encoded,
+                embeddings,
+                ranking.depth,
+                similarity=str(self._model.similarity_fn_name),
+                excluded=(same.queries, same.documents) if ranking.exclude_same_id else None,
+            )
+        ids = corpus.ids.cast(pa.large_string()).combine_chunks()
+        lists = (
+            ScoredList(query, ids.take(pa.array(rows[rows >= 0])).to_pylist(), scores[rows >= 0].tolist())
+            for query, rows, scores in zip(queries, result.rows, result.scores, strict=True)
+        )
+        ranking.write(lists, self.description)
+
+
+def pair_scorer(model: Any, batch_size: int) -> Callable[[list[tuple[str, str]]], np.ndarray]:
+    """A function of (query, document) pairs that gives the model's similarities; it encodes each distinct text once."""
+    import torch
+
+    def score(pairs: list[tuple[str, str]]) -> np.ndarray:
+        columns = []
+        for place, embed in enumerate((embed_queries, embed_documents)):
+            texts = [pair[place] for pair in pairs]
+            places = {text: row for row, text in enumerate(dict.fromkeys(texts))}
+            columns.append((embed(model, list(places), batch_size=batch_size), [places[text] for text in texts]))
+        scores = [np.zeros(0, dtype=np.float32)]
+        for start in range(0, len(pairs), PAIRS):
+            left, right = (take_rows(embeddings, rows[start : start + PAIRS]) for embeddings, rows in columns)
+            with torch.inference_mode():
+                scores.append(model.similarity_pairwise(left, right).float().cpu().numpy())
+        return np.concatenate(scores)
+
+    return score
+
+
+class SecondStage(Ranker):
     """A cross-encoder, or a function of pairs, over the first documents of another ranking."""
 
     kind = "re-ranker"
@@ -122,7 +198,7 @@ class SecondStage:
             self._options["name"] = name  # there is nothing else to tell one function from another
         self._model = model
         known = as_teacher(model, **self._options).settings
-        self.description: dict[str, Any] = {
+        self.description = {
             "model": known["teacher"],
             **{key: known[key] for key in ("revision", "weights", "max_length", "dtype", "prompt", "backend")},
             **({} if source.label is None else {"label": source.label}),
@@ -130,26 +206,28 @@ class SecondStage:
             "depth": source.depth,
         }
 
-    def inputs(self, task: Task) -> dict[str, Any]:
+    def inputs(self, ranking: Ranking) -> dict[str, Any]:
         """Nothing: the first stage has its own."""
         return {}
 
-    def rank(self, task: Task) -> None:
+    def rank(self, ranking: Ranking) -> None:
         """Score the first documents, and put the others below them."""
-        first = task.evaluation_set.candidates if self._source.first_stage is None else task.first
+        first = ranking.evaluation_set.candidates
+        if ranking.first is not None:
+            first = TeacherScores.open(ranking.first.store)
         if first is None:
-            raise ValueError(f"{task.evaluation_set.name} has no ranking to re-rank.")
+            raise ValueError(f"{ranking.evaluation_set.name} has no ranking to re-rank.")
         depth = self._source.depth
         top = TeacherScores.from_rows(
             (row._replace(document_ids=row.document_ids[:depth], scores=row.scores[:depth]) for row in first),
-            task.folder / "first-stage",
+            ranking.folder / "first-stage",
             overwrite=True,
         )
-        task.findings += self._findings(task, top)
-        scored = score_pairs(self._model, task, top, "re-rank", **self._options)
-        task.write((_re_ranked(*rows) for rows in zip(first, scored, strict=True)), self.description)
+        ranking.findings += self._findings(ranking, top)
+        scored = ranking.score(self._model, top, "re-rank", **self._options)
+        ranking.write((_re_ranked(*rows) for rows in zip(first, scored, strict=True)), self.description)
 
-    def _findings(self, task: Task, top: TeacherScores) -> list[Finding]:
+    def _findings(self, ranking: Ranking, top: TeacherScores) -> list[Finding]:
         """What a reader of the table would not see: that it is no cross-encoder, and what it was never shown."""
         findings: list[Finding] = []
         if callable(getattr(self._model, "encode_query", None)):
@@ -158,7 +236,7 @@ class SecondStage:
         if self._source.first_stage is None:  # all systems rank the same candidates
             return findings
         shown = {str(row.query_id): set(map(str, row.document_ids)) for row in top}
-        judged = task.evaluation_set.qrels.items()
+        judged = ranking.evaluation_set.qrels.items()
         relevant = [(query, document) for query, grades in judged for document, grade in grades.items() if grade > 0]
         missed = [f"{query} {document}" for query, document in relevant if document not in shown.get(query, ())]
         effect = (
@@ -181,39 +259,41 @@ def _re_ranked(first: ScoredList, scored: ScoredList) -> ScoredList:
     return best._replace(document_ids=[*best.document_ids, *rest], scores=[*best.scores, *below])
 
 
-class RunReader:
+class RunReader(Ranker):
     """A ranking from a file, or the one that a set comes with."""
 
     kind = "run"
 
     def __init__(self, source: GivenRun, name: str) -> None:
-        self._path, self._name = None if source.path is None else str(source.path), name
-        self.description: dict[str, Any] = {"file": None if self._path is None else Path(self._path).name}
+        self._source, self._name = source, name
+        self.description = {"file": None if source.path is None else Path(source.path).name}
 
-    def inputs(self, task: Task) -> dict[str, Any]:
+    def inputs(self, ranking: Ranking) -> dict[str, Any]:
         """The contents of the file; a run that the set comes with is part of the set."""
-        if self._path is None:
+        if self._source.path is None:
             return {}
-        path = self._file(task)
-        digest = blake2b(digest_size=16)
-        for file in parts_of(path):
-            with file.open("rb") as stream:
-                while block := stream.read(1 << 20):
-                    digest.update(block)
-        return {"contents": digest.hexdigest()}
+        files = parts_of(self._source.file(ranking.evaluation_set.name))
+        return {"contents": " ".join(map(digest, files))}
 
-    def rank(self, task: Task) -> None:
+    def rank(self, ranking: Ranking) -> None:
         """Copy the lists of the evaluated queries, with all of their documents, best first."""
-        if self._path is None:
-            if task.evaluation_set.candidates is None:
-                raise ValueError(f"the set {task.evaluation_set.name} comes with no run.")
-            task.write(map(best_first, task.evaluation_set.candidates), self.description)
+        if self._source.path is None:
+            if ranking.evaluation_set.candidates is None:
+                raise ValueError(f"the set {ranking.evaluation_set.name} comes with no run.")
+            ranking.write(map(best_first, ranking.evaluation_set.candidates), self.description)
             return
-        with scratch_folder(task.folder / "given-run") as scratch:
+        with scratch_folder(ranking.folder / "given-run") as scratch:
             # Documents that the corpus lacks stay: trec_eval counts them too, as not relevant.
-            run, findings = open_candidates(self._file(task), task.evaluation_set.query_ids, None, scratch)
-            task.findings += [finding._replace(kind=f"{self._name}: {finding.kind}") for finding in findings]
-            task.write(run, self.description)
+            run, findings = open_candidates(
+                self._source.file(ranking.evaluation_set.name), ranking.evaluation_set.query_ids, None, scratch
+            )
+            ranking.findings += [finding._replace(kind=f"{self._name}: {finding.kind}") for finding in findings]
+            ranking.write(run, self.description)
 
-    def _file(self, task: Task) -> Path:
-        return Path(str(self._path).replace("{set}", task.evaluation_set.name))
+
+def best_first(row: ScoredList) -> ScoredList:
+    """A list by falling score, equal scores in their order."""
+    order = np.argsort(-np.asarray(row.scores, dtype=np.float32), kind="stable").tolist()
+    return row._replace(
+        document_ids=[row.document_ids[place] for place in order], scores=[row.scores[place] for place in order]
+    )

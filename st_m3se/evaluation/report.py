@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import re
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -10,15 +9,15 @@ from typing import TYPE_CHECKING, Any
 
 from st_m3se.core.files import atomic_file
 from st_m3se.evaluation.html import Section, write_html
-from st_m3se.evaluation.plots import image
 from st_m3se.evaluation.plots import plots as draw
+from st_m3se.evaluation.plots import save_figure
 from st_m3se.evaluation.results import FILE
 from st_m3se.evaluation.tables import render_latex, render_markdown
 
 if TYPE_CHECKING:
     from st_m3se.evaluation.results import Results
 
-__all__ = ["write_per_query", "write_report"]
+__all__ = ["write_report"]
 
 
 def write_report(
@@ -50,7 +49,7 @@ def write_report(
         ImportError: If ``plots`` and matplotlib is missing.
     """
     folder = Path(folder)
-    written = [results.save(folder / FILE), write_per_query(results, folder / "per_query.jsonl")]
+    written = [results.save(folder / FILE), _write_per_query(results, folder / "per_query.jsonl")]
     for name, text in (("report.md", render_markdown(results)), ("report.tex", render_latex(results))):
         with atomic_file(folder / name, overwrite=True) as temporary:
             temporary.write_text(text, encoding="utf-8")
@@ -58,27 +57,17 @@ def write_report(
     drawn = list(draw(results)) if plots else []
     taken: set[str] = set()
     for plot in drawn:
-        (folder / "plots").mkdir(exist_ok=True)
-        name = _file_name(plot.name, taken)
-        for form, content in (("png", image(plot.figure, "png")), ("svg", plot.svg)):
-            file = folder / "plots" / f"{name}.{form}"
-            with atomic_file(file, overwrite=True) as temporary:
-                temporary.write_bytes(content)
-            written.append(file)
+        written += save_figure(plot.figure, folder / "plots" / _file_name(plot.name, taken), svg=plot.svg)
     page = folder / "report.html"
     return [*written, write_html(results, page, plots=drawn, sections=sections, title=title, texts=texts)]
 
 
-def write_per_query(results: Results, path: str | Path) -> Path:
-    """Write one JSON line per set, system and query: {"set", "system", "query_id", and each measure's value}."""
-    path = Path(path)
-    with atomic_file(path, overwrite=True) as temporary, temporary.open("w", encoding="utf-8") as file:
-        for name, systems in results.values.items():
-            for system, measures in systems.items():
-                columns = [values.tolist() for values in measures.values()]
-                for query, row in zip(results.sets[name].query_ids, zip(*columns, strict=True), strict=False):
-                    line = {"set": name, "system": system, "query_id": query, **dict(zip(measures, row, strict=True))}
-                    file.write(json.dumps(line, ensure_ascii=False) + "\n")
+def _write_per_query(results: Results, path: Path) -> Path:
+    """One JSON line per set, system and query: {"set", "system", "query_id", and each measure's value}."""
+    keys = ["set", "system", "query_id", "measure"]
+    wide = results.to_frame().set_index(keys)["value"].unstack("measure", sort=False).reset_index()
+    with atomic_file(path, overwrite=True) as temporary:
+        wide.to_json(temporary, orient="records", lines=True, force_ascii=False, double_precision=15)
     return path
 
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from itertools import combinations
 
@@ -10,7 +10,7 @@ import numpy as np
 
 from st_m3se.core.extras import require
 
-__all__ = ["Comparison", "compare", "confidence_interval", "confidence_intervals"]
+__all__ = ["Comparison", "compare", "confidence_interval", "confidence_intervals", "resamples"]
 
 BLOCK_NUMBERS = 1 << 21  # drawn at once: 16 MiB of float64
 
@@ -65,25 +65,13 @@ def confidence_interval(
 def confidence_intervals(
     values: Mapping[str, np.ndarray], *, level: float = 0.95, n_resamples: int = 9999, seed: int = 0
 ) -> dict[str, tuple[float, float]]:
-    """:func:`confidence_interval` of each of several systems on the same queries, which share the draws.
+    """:func:`confidence_interval` of several systems on the same queries.
 
-    The intervals are those that each system would get by itself; drawing is what takes the time.
-
-    Args:
-        values: System name to float64 ``[queries]``.
-        level: As there.
-        n_resamples: As there.
-        seed: As there.
-
-    Raises:
-        ValueError: As there, or if the systems have different numbers of queries.
+    They share the draws, which take most of the time; each interval is the one that the system would get alone.
     """
     if not 0 < level < 1:
         raise ValueError(f"level must lie between 0 and 1, got {level}.")
-    _check_resamples(n_resamples)
-    columns = [_checked(name, column) for name, column in values.items()]
-    if len(lengths := {len(column) for column in columns}) > 1:
-        raise ValueError(f"the systems have {sorted(lengths)} queries, and share draws only if they have the same.")
+    columns = _checked(values)
     return dict(zip(values, _intervals(np.stack(columns, axis=1), level, n_resamples, seed), strict=True))
 
 
@@ -127,12 +115,7 @@ def compare(
     if not 0 < alpha < 1:
         raise ValueError(f"alpha must lie between 0 and 1, got {alpha}.")
     _check_resamples(n_resamples)
-    columns = {name: _checked(name, column) for name, column in values.items()}
-    if len(lengths := {len(column) for column in columns.values()}) > 1:
-        raise ValueError(
-            f"the systems have {sorted(lengths)} queries: a paired test needs the same ones for all, with 0 where a "
-            "system found nothing."
-        )
+    columns = dict(zip(values, _checked(values), strict=True))
     if baseline is None:
         pairs = list(combinations(columns, 2))
     else:
@@ -159,13 +142,42 @@ def compare(
     ]
 
 
-def _checked(name: str, values: np.ndarray) -> np.ndarray:
-    column = np.asarray(values, dtype=np.float64)
-    if column.ndim != 1 or not len(column):
-        raise ValueError(f"{name} must have one value for each query, got an array of shape {column.shape}.")
-    if not np.isfinite(column).all():
-        raise ValueError(f"{name} has a value that is not finite, first at place {int(np.isfinite(column).argmin())}.")
-    return column
+def _checked(values: Mapping[str, np.ndarray]) -> list[np.ndarray]:
+    columns = [np.asarray(column, dtype=np.float64) for column in values.values()]
+    for name, column in zip(values, columns, strict=True):
+        if column.ndim != 1 or not len(column):
+            raise ValueError(f"{name} must have one value for each query, got an array of shape {column.shape}.")
+        if not np.isfinite(column).all():
+            place = int(np.isfinite(column).argmin())
+            raise ValueError(f"{name} has a value that is not finite, first at place {place}.")
+    if len(lengths := {len(column) for column in columns}) > 1:
+        raise ValueError(
+            f"the systems have {sorted(lengths)} queries: they are compared on the same ones, with 0 where a system "
+            "found nothing."
+        )
+    return columns
+
+
+def resamples(queries: int, n_resamples: int, seed: int, size: int = 0) -> Iterator[np.ndarray]:
+    """The draws of every bootstrap here: how often each query is drawn, with replacement.
+
+    Args:
+        queries: How many there are, and how many each sample draws.
+        n_resamples: Samples in all.
+        seed: The same one gives the same samples, in whatever blocks they come.
+        size: Numbers that the caller needs for each sample, if more than ``queries``: blocks are so small that these
+            fit in memory.
+
+    Yields:
+        float64 ``[samples, queries]``, a block at a time.
+    """
+    _check_resamples(n_resamples)
+    rng = np.random.default_rng(seed)
+    step = max(1, BLOCK_NUMBERS // max(queries, size))
+    for start in range(0, n_resamples, step):
+        rows = min(step, n_resamples - start)
+        drawn = rng.integers(0, queries, size=(rows, queries)) + np.arange(rows)[:, None] * queries
+        yield np.bincount(drawn.ravel(), minlength=rows * queries).reshape(rows, queries).astype(np.float64)
 
 
 def _check_resamples(n_resamples: int) -> None:
@@ -207,19 +219,11 @@ def _holm(p: np.ndarray) -> np.ndarray:
 
 def _intervals(columns: np.ndarray, level: float, n_resamples: int, seed: int) -> list[tuple[float, float]]:
     """Percentile intervals of the mean of each column of ``[queries, series]``."""
-    queries, series = columns.shape
     # Around the first query's value: the mean of equal values is then exactly that value.
     shift = columns[0]
     centred = columns - shift
-    rng = np.random.default_rng(seed)
-    means = np.empty((n_resamples, series))
-    step = max(1, BLOCK_NUMBERS // queries)
-    for start in range(0, n_resamples, step):
-        rows = min(step, n_resamples - start)
-        drawn = rng.integers(0, queries, size=(rows, queries)) + np.arange(rows)[:, None] * queries
-        times = np.bincount(drawn.ravel(), minlength=rows * queries).reshape(rows, queries)
-        means[start : start + rows] = times.astype(np.float64) @ centred / queries
-    ends = np.quantile(means, [(1 - level) / 2, (1 + level) / 2], axis=0) + shift
+    means = [times @ centred / len(columns) for times in resamples(len(columns), n_resamples, seed)]
+    ends = np.quantile(np.concatenate(means), [(1 - level) / 2, (1 + level) / 2], axis=0) + shift
     return [(float(low), float(high)) for low, high in ends.T]
 
 

@@ -8,8 +8,9 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple, TypeAlias
 
+from st_m3se.encoding.positions import check_length
 from st_m3se.retrieval.bm25 import BM25
-from st_m3se.retrieval.models import EncoderKind, detect_kind, model_configuration
+from st_m3se.retrieval.models import EncoderKind, detect_kind, load_encoder, model_configuration, model_kind
 from st_m3se.retrieval.teacher import Backend, Precision
 
 if TYPE_CHECKING:
@@ -57,6 +58,47 @@ class Encoder:
     dtype: Precision | None = None
     revision: str | None = None
     trust_remote_code: bool = False
+
+    def load(self, device: str | None = None) -> Any:
+        """The model on a device, in evaluation mode, with these options.
+
+        Raises:
+            ValueError: If an option does not go with it.
+        """
+        import torch
+
+        if isinstance(self.model, (str, Path)):
+            model = load_encoder(
+                str(self.model),
+                kind=self.kind,
+                device=device,
+                revision=self.revision,
+                trust_remote_code=self.trust_remote_code,
+            )
+        else:
+            model = self.model
+            changes = (self.kind, self.query_prompt, self.document_prompt, self.max_length, self.dtype)
+            if any(change is not None for change in changes):
+                raise ValueError(
+                    "kind, prompts, max_length and dtype are for an encoder by name or folder; this one is loaded "
+                    "already: set them on the model."
+                )
+            if device is not None:
+                model.to(device)
+        if self.max_length is not None:
+            if model_kind(model) == "multi-vector":
+                raise ValueError(
+                    "a multi-vector encoder has a query_length and a document_length, so max_length does not say "
+                    "which: load it with the lengths you want, and pass the model."
+                )
+            check_length(model, self.max_length, "max_length")
+            model.max_seq_length = self.max_length
+        for task, prompt in (("query", self.query_prompt), ("document", self.document_prompt)):
+            if prompt is not None:
+                model.prompts = {**model.prompts, task: prompt}
+        if self.dtype is not None:
+            model.to(getattr(torch, self.dtype))
+        return model.eval()
 
 
 @dataclass(frozen=True)
@@ -109,6 +151,10 @@ class GivenRun:
     """
 
     path: str | Path | None = None
+
+    def file(self, set_name: str) -> Path:
+        """The file for a set."""
+        return Path(str(self.path).replace("{set}", set_name))
 
 
 Source: TypeAlias = "BM25 | Encoder | ReRanker | GivenRun | Model"

@@ -275,7 +275,7 @@ def as_teacher(
     if callable(getattr(teacher, "encode_query", None)):  # which are functions, too, but of features
         raise TypeError(
             f"a {type(teacher).__name__} has no scores of pairs of its own. Pass the function that compares its "
-            "embeddings: st_m3se.evaluation.encoders.pair_scorer(model, batch_size=32), with a name."
+            "embeddings: st_m3se.evaluation.rankers.pair_scorer(model, batch_size=32), with a name."
         )
     if isinstance(teacher, Mapping) or not callable(teacher):
         raise TypeError(

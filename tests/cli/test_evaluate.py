@@ -33,7 +33,7 @@ def run(*arguments: object, code: int = 0) -> tuple[str, str]:
 @pytest.fixture(autouse=True)
 def no_collection(monkeypatch: pytest.MonkeyPatch) -> None:
     """Models this small need not be collected one by one, which takes longer than what they do."""
-    monkeypatch.setattr("st_m3se.evaluation.harness._free", lambda: None)
+    monkeypatch.setattr("st_m3se.evaluation.evaluation._free", lambda: None)
 
 
 @pytest.fixture(scope="module")

@@ -226,7 +226,7 @@ def test_blocks_of_resamples_make_no_difference(monkeypatch: pytest.MonkeyPatch)
     lists = random_lists(13)
     scores = random_scores(lists)
     whole = look(lists, scores, n_resamples=50).numbers
-    monkeypatch.setattr("st_m3se.diagnostics.separation.BLOCK", 1)
+    monkeypatch.setattr("st_m3se.evaluation.significance.BLOCK_NUMBERS", 1)
     parted = look(lists, scores, n_resamples=50).numbers
     for number, estimate in whole.items():
         assert parted[number] == pytest.approx(estimate, abs=1e-12)

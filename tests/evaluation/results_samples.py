@@ -72,7 +72,7 @@ def results_of(values, *, groups=None, baseline=None, measure="nDCG@10", sets=No
 def sample(*, baseline="bm25", sets=("scifact", "nfcorpus", "fiqa"), queries=60, rename=()):
     """BM25, a bi-encoder with three seeds that is better, and a re-ranker that is a little worse than BM25.
 
-    The same object each time, so that its summary is computed once.
+    The same object each time, so that its means and tests are computed once.
     """
     rng = np.random.default_rng(7)
     rename = dict(rename)

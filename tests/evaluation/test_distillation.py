@@ -18,7 +18,7 @@ from sentence_transformers import SentenceTransformer, SentenceTransformerTraine
 from students import multi_vector_student, sparse_student
 
 from st_m3se import DistillationCollator, DistillationEvaluator, M3SELoss, build_distillation_dataset
-from st_m3se.evaluation.distillation import list_metrics
+from st_m3se.evaluation.evaluators import list_metrics
 from st_m3se.scores import TeacherScores
 
 Rows = list[dict[str, Any]]

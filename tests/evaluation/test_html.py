@@ -12,11 +12,12 @@ import pytest
 
 from evaluation.results_samples import HOSTILE, hostile, results_of, sample
 from st_m3se.evaluation import html
-from st_m3se.evaluation.grids import grids, plain
+from st_m3se.evaluation.comparison import merge_results
 from st_m3se.evaluation.html import write_html
 from st_m3se.evaluation.plots import plots
 from st_m3se.evaluation.report import write_report
 from st_m3se.evaluation.results import Results
+from st_m3se.evaluation.tables import grids, plain
 
 VOID = {"area", "base", "br", "col", "embed", "hr", "img", "input", "link", "meta", "source", "track", "wbr"}
 
@@ -188,7 +189,7 @@ class TestCases:
             lambda: sample(baseline=None),
             lambda: sample(sets=("x", "y")),
             lambda: results_of({"x": {"a": [1]}, "y": {"b": [1]}}),
-            lambda: Results.merge([results_of({"x": {"a": [1]}}), results_of({"y": {"a": [1, 0]}}, measure="AP")]),
+            lambda: merge_results([results_of({"x": {"a": [1]}}), results_of({"y": {"a": [1, 0]}}, measure="AP")]),
         ],
     )
     def test_small_and_odd_results_make_a_page(self, make, tmp_path):

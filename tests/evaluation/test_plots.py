@@ -27,15 +27,14 @@ class TestBars:
         results = sample()
         heights = bars_of(plot_bars(results, "AP"))
         for group, found in zip(results.groups, heights, strict=True):
-            cells = [results.summary.cells["AP"][name][group].mean for name in results.sets]
-            np.testing.assert_allclose(found, [*cells, results.summary.averages["AP"][group].mean])
+            np.testing.assert_allclose(found, results.means["mean"].loc["AP", :, group])
 
     def test_whiskers_are_the_intervals(self):
         results = results_of({"toy": {"a": np.random.default_rng(0).uniform(size=30)}})
         figure = plot_bars(results)
         (whiskers,) = [c for panel in figure.axes for c in panel.containers if not hasattr(c, "patches")]
         (segment,) = whiskers[2][0].get_segments()
-        np.testing.assert_allclose(segment[:, 1], results.summary.cells["nDCG@10"]["toy"]["a"].interval)
+        np.testing.assert_allclose(segment[:, 1], results.means.loc["nDCG@10", "toy", "a"][["low", "high"]].tolist())
 
     def test_what_was_not_measured_has_no_bar(self):
         figure = plot_bars(results_of({"x": {"a": [1, 0], "b": [1, 1]}, "y": {"b": [0, 1]}}))
@@ -66,11 +65,14 @@ class TestDifferences:
         for panel, system in zip(figure.axes, others, strict=True):
             drawn = panel.lines
             for place, name in enumerate(results.sets):
-                tests = results.summary.comparisons[name]["AP"]
-                (test,) = [test for test in tests if {test.first, test.second} == {against, system}]
+                (test,) = [
+                    test
+                    for test in results.tests.itertuples()
+                    if (test.set, test.measure) == (name, "AP") and {test.first, test.second} == {against, system}
+                ]
                 sign = 1 if test.first == against else -1
                 whisker, point = drawn[2 * place : 2 * place + 2]
-                assert sorted(whisker.get_xdata()) == sorted(sign * bound for bound in test.interval)
+                assert sorted(whisker.get_xdata()) == sorted([sign * test.low, sign * test.high])
                 assert float(point.get_xdata()[0]) == sign * test.difference
                 assert (point.get_markerfacecolor() != "white") == test.significant
                 assert point.get_ydata()[0] == len(results.sets) - 1 - place

@@ -13,7 +13,6 @@ from sentence_transformers import CrossEncoder, SentenceTransformer
 from evaluation.beir_folder import save_encoder
 from st_m3se import BM25
 from st_m3se.evaluation import Encoder, GivenRun, ReRanker
-from st_m3se.evaluation.encoders import load_encoder
 from st_m3se.evaluation.systems import file_stem, systems_of
 from st_m3se.retrieval.models import detect_kind
 
@@ -50,9 +49,9 @@ def test_models_of_other_libraries_are_known(checkpoint: Path, tmp_path: Path) -
 def test_a_length_beyond_the_positions_is_refused_before_the_search(checkpoint: Path, tmp_path: Path) -> None:
     """Prevents an index error in the middle of a corpus, at the first text that is long enough."""
     folder = str(save_encoder("dense", checkpoint, tmp_path / "model"))
-    assert load_encoder(Encoder(folder, max_length=64), "cpu").max_seq_length == 64
+    assert Encoder(folder, max_length=64).load("cpu").max_seq_length == 64
     with pytest.raises(ValueError, match=r"max_length=65 is beyond the model's 64 positions"):
-        load_encoder(Encoder(folder, max_length=65), "cpu")
+        Encoder(folder, max_length=65).load("cpu")
 
 
 def test_a_cross_encoder_cannot_search(checkpoint: Path, tmp_path: Path) -> None:

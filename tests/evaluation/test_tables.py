@@ -7,16 +7,19 @@ from markdown_it import MarkdownIt
 from rich.console import Console
 
 from evaluation.results_samples import HOSTILE, hostile, provenance, results_of, sample
-from st_m3se.evaluation.grids import NOTHING, grids, headline, legend, plain
-from st_m3se.evaluation.listings import (
-    comparisons_listing,
-    provenance_listing,
-    seeds_listing,
-    speeds_listing,
-    systems_listing,
-)
+from st_m3se.evaluation.comparison import merge_results
 from st_m3se.evaluation.results import Results
-from st_m3se.evaluation.tables import render_latex, render_markdown, render_terminal
+from st_m3se.evaluation.tables import (
+    NOTHING,
+    grids,
+    headline,
+    legend,
+    plain,
+    render_latex,
+    render_markdown,
+    render_terminal,
+    text_tables,
+)
 
 
 def printed(results, width=120):
@@ -25,9 +28,13 @@ def printed(results, width=120):
     return console.file.getvalue()
 
 
+def rows_of(results, title):
+    return text_tables(results)[title].to_numpy().tolist()
+
+
 def means(results, measure):
     return {
-        (group, name): float(np.mean([values.mean() for values in results.seeds(name, group, measure).values()]))
+        (group, name): float(results.per_query(name, group, measure).mean())
         for group in results.groups
         for name in results.sets
     }
@@ -48,7 +55,7 @@ class TestGrids:
             assert turned.by_set
             for row in range(len(straight.rows)):
                 for column in range(len(straight.columns)):
-                    assert turned.figures[column][row] == straight.figures[row][column]
+                    assert str(turned.figures[column][row]) == str(straight.figures[row][column])  # NaN is not itself
 
     def test_one_set_has_one_table_of_all_measures(self):
         (grid,) = grids(sample(sets=("x",)))
@@ -67,9 +74,8 @@ class TestGrids:
         assert (grid.title, grid.columns) == ("bm25", ("nDCG@10", "R@100", "AP"))
         assert grid.rows == ("scifact", "nfcorpus", "fiqa", "average")
         for column, measure in enumerate(grid.columns):
-            expected = [whole.summary.cells[measure][name]["bm25"].mean for name in whole.sets]
-            expected.append(whole.summary.averages[measure]["bm25"].mean)
-            assert [row[column].cell.mean for row in grid.figures] == expected
+            expected = [whole.means.loc[measure, name, "bm25"]["mean"] for name in (*whole.sets, "average")]
+            assert [row[column].value for row in grid.figures] == expected
         (straight,) = grids(alone, turn=False)
         assert straight.rows == grid.columns
 
@@ -159,40 +165,41 @@ class TestHeadline:
         assert "No system has nDCG@10 on every set" in headline(results)
 
 
-class TestListings:
+class TestTexts:
     def test_tests_count_wins_ties_and_losses_of_the_system(self):
         results = results_of({"toy": {"base": [0, 0.5, 0.5, 1], "new": [1, 0.5, 0.6, 0.5]}}, baseline="base")
-        (row,) = comparisons_listing(results, "nDCG@10").rows
-        assert row[:3] == ("new", "base", f"{(1 + 0.5 + 0.6 + 0.5 - 2) / 4:+.3f}")
+        (row,) = rows_of(results, "Significance: nDCG@10")
+        assert row[:3] == ["new", "base", f"{(1 + 0.5 + 0.6 + 0.5 - 2) / 4:+.3f}"]
         assert row[4] == "no"
-        assert row[-3:] == ("2", "1", "1")
+        assert row[-3:] == ["2", "1", "1"]
 
     def test_rates_are_per_document_and_per_query(self):
         results = sample(sets=("x",), queries=60)
-        rows = {row[2]: row[3:] for row in speeds_listing(results).rows if row[1] == "bm25"}
-        assert rows["encode corpus"] == ("12.50", f"{1000 / 12.5:,.1f} documents/s")
-        assert rows["search"] == ("0.25", f"{60 / 0.25:,.1f} queries/s")
+        rows = {row[2]: row[3:] for row in rows_of(results, "Seconds") if row[1] == "bm25"}
+        assert rows["encode corpus"] == ["12.50", f"{1000 / 12.5:,.1f} documents/s"]
+        assert rows["search"] == ["0.25", f"{60 / 0.25:,.1f} queries/s"]
 
     def test_seeds_are_listed_one_by_one(self):
         results = sample(sets=("x",))
-        rows = seeds_listing(results).rows
+        rows = rows_of(results, "Seeds")
         assert [row[2] for row in rows] == ["minilm-seed1", "minilm-seed2", "minilm-seed3"]
         assert rows[1][3] == f"{results.values['x']['minilm-seed2']['nDCG@10'].mean():.3f}"
-        assert seeds_listing(results_of({"toy": {"a": [0, 1]}})).rows == []
+        assert rows_of(results_of({"toy": {"a": [0, 1]}}), "Seeds") == []
 
     def test_groups_are_a_column_only_where_there_are_any(self):
-        assert systems_listing(results_of({"toy": {"a": [0, 1]}})).columns == ("system", "kind", "description")
-        assert systems_listing(sample()).columns == ("system", "group", "kind", "description")
-        assert "prompts" not in systems_listing(sample()).rows[0][-1]
+        alone = text_tables(results_of({"toy": {"a": [0, 1]}}))["Systems"]
+        assert list(alone.columns) == ["system", "kind", "description"]
+        assert list(text_tables(sample())["Systems"].columns) == ["system", "group", "kind", "description"]
+        assert "prompts" not in rows_of(sample(), "Systems")[0][-1]
 
     def test_each_evaluation_has_a_column_of_provenance(self):
         parts = [results_of({name: {"a": [1]}}, provenance=provenance(name)) for name in ("x", "y")]
-        listing = provenance_listing(Results.merge(parts))
-        assert listing.columns == ("what", "evaluation 1", "evaluation 2")
-        rows = {row[0]: row[1:] for row in listing.rows}
-        assert rows["date"] == ("x", "y")
+        frame = text_tables(merge_results(parts))["Provenance"]
+        assert list(frame.columns) == ["what", "evaluation 1", "evaluation 2"]
+        rows = {row[0]: row[1:] for row in frame.to_numpy().tolist()}
+        assert rows["date"] == ["x", "y"]
         assert rows["packages"][0] == "torch 2.13.0, ir_measures 0.4.3"
-        assert rows["exclude_same_id"] == ("yes", "yes")
+        assert rows["exclude_same_id"] == ["yes", "yes"]
 
 
 class TestTerminal:

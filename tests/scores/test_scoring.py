@@ -20,7 +20,7 @@ from students import multi_vector_student, sparse_student
 from st_m3se import APITeacher, score_candidates
 from st_m3se.core.errors import FormatError
 from st_m3se.core.files import checked_json
-from st_m3se.evaluation.encoders import pair_scorer
+from st_m3se.evaluation.rankers import pair_scorer
 from st_m3se.retrieval.candidate_lists import CandidateLists
 from st_m3se.retrieval.int8 import Int8Linear
 from st_m3se.scores import TeacherScores

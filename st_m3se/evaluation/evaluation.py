@@ -8,7 +8,6 @@ from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-import numpy as np
 from tqdm.auto import tqdm
 
 from st_m3se.core.extras import require
@@ -19,11 +18,10 @@ from st_m3se.evaluation.html import Section
 from st_m3se.evaluation.measures import DEFAULT_MEASURES, check_grades, parse_measures, per_query
 from st_m3se.evaluation.provenance import provenance
 from st_m3se.evaluation.rankers import load_ranker
-from st_m3se.evaluation.records import make_ranking
+from st_m3se.evaluation.rankings import Ranking, make_ranking
 from st_m3se.evaluation.report import write_report
-from st_m3se.evaluation.results import EvaluatedSet, Results
+from st_m3se.evaluation.results import EvaluatedSet, Results, Values
 from st_m3se.evaluation.systems import NAME, Encoder, GivenRun, ReRanker, System, check_model, systems_of
-from st_m3se.evaluation.tasks import Task
 from st_m3se.retrieval.bm25 import BM25
 from st_m3se.scores.teacher_scores import TeacherScores
 
@@ -124,8 +122,9 @@ def evaluate(
             load_ranker(source, name, device)
             _free()
     output = Path(output)
+    cache = Path(cache_dir or output / "embeddings")
     descriptions: dict[str, dict[str, Any]] = {}
-    records: dict[tuple[str, str], dict[str, Any]] = {}
+    rankings: dict[tuple[str, str], Ranking] = {}
     with tqdm(total=len(named) * len(opened), desc="Rankings", unit="", disable=not show_progress_bar) as bar:
         for name, group, source in named:
             bar.set_postfix_str(name)
@@ -133,18 +132,17 @@ def evaluate(
             descriptions[name] = {"kind": ranker.kind, "group": group, **ranker.description}
             stage = source.first_stage if isinstance(source, ReRanker) else None
             for set_name, evaluation_set in opened.items():
-                task = Task(
+                ranking = rankings[set_name, name] = Ranking(
                     evaluation_set,
                     output / set_name / name,
                     depth,
                     exclude_same_id,
                     batch_size,
-                    Path(cache_dir or output / "embeddings"),
+                    cache,
                     show_progress_bar,
-                    first=None if stage is None else TeacherScores.open(output / set_name / stage / "run"),
+                    first=None if stage is None else rankings[set_name, stage],
                 )
-                first = {} if stage is None else records[set_name, stage]["settings"]
-                records[set_name, name] = make_ranking(ranker, task, name, first)
+                make_ranking(ranker, ranking, name)
                 bar.update()
             del ranker
             if not isinstance(source, (BM25, GivenRun)):
@@ -157,7 +155,7 @@ def evaluate(
         "confidence": confidence,
         "baseline": baseline,
     }
-    results = _results(opened, descriptions, records, output, settings, provenance(device))
+    results = _measured(opened, descriptions, rankings, settings, provenance(device))
     texts = {name: each.queries for name, each in opened.items() if each.queries is not None}
     write_report(results, output, plots=plots, sections=sections, texts=texts)
     return results
@@ -205,7 +203,7 @@ def _check(opened: Mapping[str, EvaluationSet], systems: Sequence[System]) -> No
         for system in systems:
             source = system.source
             if isinstance(source, GivenRun) and source.path is not None:
-                file = Path(str(source.path).replace("{set}", name))
+                file = source.file(name)
                 if not file.exists():
                     raise FileNotFoundError(
                         f"the run {system.name} for {name} should be {file}: there is no such file."
@@ -224,43 +222,36 @@ def _check(opened: Mapping[str, EvaluationSet], systems: Sequence[System]) -> No
                 )
 
 
-def _results(
+def _measured(
     opened: Mapping[str, EvaluationSet],
     descriptions: dict[str, dict[str, Any]],
-    records: Mapping[tuple[str, str], Mapping[str, Any]],
-    output: Path,
+    rankings: Mapping[tuple[str, str], Ranking],
     settings: dict[str, Any],
     origin: dict[str, Any],
 ) -> Results:
-    """Measure the rankings."""
+    """The results of rankings that are all made."""
     sets: dict[str, EvaluatedSet] = {}
-    values: dict[str, dict[str, dict[str, np.ndarray]]] = {}
+    values: Values = {name: {} for name in opened}
+    seconds: dict[str, dict[str, dict[str, float]]] = {name: {} for name in opened}
+    options: dict[str, Any] = {"exclude_same_id": settings["exclude_same_id"]}
     for name, evaluation_set in opened.items():
         findings: list[Finding] = []
-        values[name] = {}
         for system, description in descriptions.items():
-            run = TeacherScores.open(output / name / system / "run")
-            findings += [
-                Finding(kind, count, tuple(examples), effect)
-                for kind, count, examples, effect in records[name, system]["findings"]
-            ]
+            ranking = rankings[name, system]
+            run = TeacherScores.open(ranking.store)
             own, there = _own_documents(run, evaluation_set)
+            findings += ranking.findings
             if settings["exclude_same_id"]:
                 effect = "no results: exclude_same_id leaves out what has the query's own id and is not judged for it"
                 findings += found(f"{system}: documents with the id of their query", own, effect)
             if description["kind"] not in ("run", "re-ranker"):  # what they lack is told of the run or first stage
                 missing = [query for query in evaluation_set.query_ids if query not in there]
                 findings += found(f"{system}: queries without a result", missing, "they count 0 in every measure")
-            values[name][system] = per_query(
-                run,
-                evaluation_set.qrels,
-                settings["measures"],
-                exclude_same_id=settings["exclude_same_id"],
-                query_ids=evaluation_set.query_ids,
-            )
+            options["query_ids"] = evaluation_set.query_ids
+            values[name][system] = per_query(run, evaluation_set.qrels, settings["measures"], **options)
+            seconds[name][system] = ranking.seconds
         described = EvaluatedSet.of(evaluation_set)
         sets[name] = replace(described, findings=(*described.findings, *findings))
-    seconds = {name: {system: dict(records[name, system]["seconds"]) for system in descriptions} for name in opened}
     return Results(origin, settings, sets, descriptions, values, seconds)
 
 
@@ -268,13 +259,13 @@ def _own_documents(run: TeacherScores, evaluation_set: EvaluationSet) -> tuple[l
     """The queries whose list has their own document, not judged for them, and those that have a list at all."""
     own: list[str] = []
     there: set[str] = set()
-    for query, documents, *_ in run:
-        if not len(documents):
-            continue
-        there.add(str(query))
-        judged = evaluation_set.qrels.get(str(query), ())
-        if any(is_own_document(query, document, judged) for document in documents):
-            own.append(str(query))
+    for row in run:
+        query = str(row.query_id)
+        judged = evaluation_set.qrels.get(query, ())
+        if len(row.document_ids):
+            there.add(query)
+        if any(is_own_document(query, document, judged) for document in row.document_ids):
+            own.append(query)
     return own, there
 
 

@@ -1,26 +1,54 @@
-"""Put the results of several evaluations beside each other, where that is fair."""
+"""Several evaluations beside each other, where that is fair."""
 
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-
 from st_m3se.core.errors import FormatError
-from st_m3se.core.findings import Finding
+from st_m3se.core.findings import EXAMPLES, Finding
 from st_m3se.evaluation.results import FILE, EvaluatedSet, Results, Values
 
-__all__ = ["labels", "merge"]
+__all__ = ["compare_files", "merge_results"]
 
-REPORTING = ("measures", "confidence", "baseline", "strict")  # what does not change a value
-SHOWN = 3
+REPORTING = {"measures", "confidence", "baseline", "strict"}  # what does not change a value
 
 
-def merge(parts: Mapping[str, Results] | Sequence[Results], *, common_queries: bool = False) -> Results:
+def compare_files(
+    paths: Iterable[str | Path],
+    *,
+    common_queries: bool = False,
+    baseline: str | None = None,
+    confidence: float | None = None,
+) -> Results:
+    """Load several results files and put them beside each other.
+
+    Systems of the same name that were described or measured differently are told apart by their file: "model (a)" and
+    "model (b)".
+
+    Args:
+        paths: ``results.json`` files, or folders that hold one.
+        common_queries: See :func:`merge_results`.
+        baseline: Test every other system against this one; by default what the first file with a baseline says.
+        confidence: By default what the first file says.
+
+    Raises:
+        FormatError: If a file is no results file, or files cannot be compared; it says what differs.
+        OSError: If a file cannot be read.
+    """
+    files = [Path(path) for path in paths]
+    loaded = dict(zip(_labels(files), map(Results.load, files), strict=True))
+    merged = merge_results(loaded, common_queries=common_queries)
+    changes = {"baseline": baseline, "confidence": confidence}
+    return replace(
+        merged, settings=merged.settings | {name: value for name, value in changes.items() if value is not None}
+    )
+
+
+def merge_results(parts: Mapping[str, Results] | Sequence[Results], *, common_queries: bool = False) -> Results:
     """Put the results of several evaluations beside each other.
 
     Sets, systems and measures are those of all parts; what was not measured stays empty. The same system with the same
@@ -39,7 +67,7 @@ def merge(parts: Mapping[str, Results] | Sequence[Results], *, common_queries: b
     if not named:
         raise FormatError("there are no results to merge.")
     settings = _settings(named, common_queries)
-    sets = {name: None for part in named.values() for name in part.sets}
+    sets = dict.fromkeys(name for part in named.values() for name in part.sets)
     merged = {name: _common_set(name, named, common_queries) for name in sets}
     renamed = _renamed(named, labelled=isinstance(parts, Mapping))
     systems: dict[str, dict[str, Any]] = {}
@@ -47,12 +75,12 @@ def merge(parts: Mapping[str, Results] | Sequence[Results], *, common_queries: b
     seconds: dict[str, dict[str, dict[str, float]]] = {}
     for label, part in named.items():
         for system, description in part.systems.items():
-            new = renamed[label].get(system, system)
-            group = renamed[label].get(part.group_of(system), part.group_of(system))
+            new, group = (renamed[label].get(name, name) for name in (system, part.group_of(system)))
             systems.setdefault(new, {**description, "group": group})
             for name, measured in part.values.items():
                 if system in measured:
-                    rows = _rows(part.sets[name], merged[name])
+                    places = {query: row for row, query in enumerate(part.sets[name].query_ids)}
+                    rows = [places[query] for query in merged[name].query_ids]
                     kept = {key: array[rows] for key, array in measured[system].items() if key in settings["measures"]}
                     values[name][new] = {**kept, **values[name].get(new, {})}
             for name, steps in part.seconds.items():
@@ -61,23 +89,18 @@ def merge(parts: Mapping[str, Results] | Sequence[Results], *, common_queries: b
     every = [source for part in named.values() for source in part.parts]
     distinct = [source for row, source in enumerate(every) if source not in every[:row]]
     provenance = distinct[0] if len(distinct) == 1 else {"merged": distinct}
-    baseline = settings["baseline"]
-    if baseline is not None and baseline not in systems:  # it was renamed: the one of the part that named it
-        label = next(label for label, part in named.items() if part.settings["baseline"] == baseline)
-        settings["baseline"] = renamed[label].get(baseline, baseline)
+    label, baseline = next(
+        ((label, part.settings["baseline"]) for label, part in named.items() if part.settings["baseline"]), ("", None)
+    )
+    settings["baseline"] = baseline and renamed[label].get(baseline, baseline)
     return Results(provenance, settings, merged, systems, values, seconds)
 
 
-def labels(files: Sequence[Path]) -> list[str]:
-    """A short name for each results file that no other one has: the last folders of its path that tell it apart.
-
-    Raises:
-        FormatError: If a file is given twice.
-    """
+def _labels(files: Sequence[Path]) -> list[str]:
+    """A short name for each results file that no other one has: the last folders of its path that tell it apart."""
     places = [(file / FILE if file.is_dir() else file).resolve() for file in files]
-    for place in places:
-        if places.count(place) > 1:
-            raise FormatError(f"{place} is given twice.")
+    if twice := next((place for place in places if places.count(place) > 1), None):
+        raise FormatError(f"{twice} is given twice.")
     names = [place.parent.parts[1:] if place.name == FILE else place.with_suffix("").parts[1:] for place in places]
     for length in range(1, max(map(len, names), default=0) + 1):
         short = ["/".join(parts[-length:]) for parts in names]
@@ -87,12 +110,12 @@ def labels(files: Sequence[Path]) -> list[str]:
 
 
 def _settings(parts: Mapping[str, Results], common_queries: bool) -> dict[str, Any]:
-    """One set of settings, if the parts' allow it."""
+    """One set of settings, if the parts' allow it; the baseline is still to be chosen."""
     (first, one), *others = parts.items()
     settings = dict(one.settings)
     measures = list(dict.fromkeys(measure for part in parts.values() for measure in part.measures))
     for label, other in others:
-        for name in sorted((one.settings.keys() | other.settings.keys()) - set(REPORTING)):
+        for name in sorted((one.settings.keys() | other.settings.keys()) - REPORTING):
             ours, theirs = one.settings.get(name), other.settings.get(name)
             if ours == theirs:
                 continue
@@ -112,9 +135,7 @@ def _settings(parts: Mapping[str, Results], common_queries: bool) -> dict[str, A
             )
     if not measures:
         raise FormatError(f"no measure looks only at the {settings['depth']:,} documents that all parts searched.")
-    baseline = next((part.settings["baseline"] for part in parts.values() if part.settings["baseline"]), None)
-    strict = all(part.settings["strict"] for part in parts.values())
-    return {**settings, "measures": measures, "baseline": baseline, "strict": strict}
+    return {**settings, "measures": measures, "strict": all(part.settings["strict"] for part in parts.values())}
 
 
 def _looks_at(measure: str) -> float:
@@ -140,40 +161,32 @@ def _common_set(name: str, parts: Mapping[str, Results], common_queries: bool) -
     if not common:
         raise FormatError(f"the sets {name!r} have no query in common, so nothing can be compared. {found}.")
     dropped = sorted({query for other in having.values() for query in other.query_ids} - common)
-    findings = dict.fromkeys(finding for other in having.values() for finding in other.findings)
     note = Finding(
         "differs between the compared files",
         len(dropped),
-        tuple(dropped[:SHOWN]),
+        tuple(dropped[:EXAMPLES]),
         f"compared on the {len(common):,} queries that all files have; {found}",
     )
-    return replace(
-        one, query_ids=tuple(query for query in one.query_ids if query in common), findings=(note, *findings)
-    )
+    findings = dict.fromkeys(finding for other in having.values() for finding in other.findings)
+    query_ids = tuple(query for query in one.query_ids if query in common)
+    return replace(one, query_ids=query_ids, findings=(note, *findings))
 
 
 def _difference(one: EvaluatedSet, other: EvaluatedSet) -> str:
     """What differs between two descriptions of a set, in words; "" for the same set."""
-    found = []
-    for name in ("split", "form", "documents", "judgements", "queries"):
-        ours, theirs = getattr(one, name), getattr(other, name)
-        if ours != theirs:
-            found.append(f"{name} {ours} and {theirs}")
-    if one.query_ids != other.query_ids:
-        for which, left, right in (("first", one, other), ("second", other, one)):
-            having = set(right.query_ids)
-            if only := [query for query in left.query_ids if query not in having]:
-                more = ", ..." if len(only) > SHOWN else ""
-                found.append(f"only the {which} has {len(only):,} queries ({', '.join(only[:SHOWN])}{more})")
+    found = [
+        f"{name} {getattr(one, name)} and {getattr(other, name)}"
+        for name in ("split", "form", "documents", "judgements", "queries")
+        if getattr(one, name) != getattr(other, name)
+    ]
+    for which, left, right in (("first", one, other), ("second", other, one)):
+        having = set(right.query_ids)
+        if only := [query for query in left.query_ids if query not in having]:
+            more = ", ..." if len(only) > EXAMPLES else ""
+            found.append(f"only the {which} has {len(only):,} queries ({', '.join(only[:EXAMPLES])}{more})")
     if one.fingerprint != other.fingerprint:
         found.append(f"other contents (fingerprints {one.fingerprint[:12]} and {other.fingerprint[:12]})")
     return ", ".join(found)
-
-
-def _rows(before: EvaluatedSet, after: EvaluatedSet) -> np.ndarray:
-    """Where the values of the queries that are left stand."""
-    places = {query: row for row, query in enumerate(before.query_ids)}
-    return np.array([places[query] for query in after.query_ids], dtype=np.int64)
 
 
 def _renamed(parts: Mapping[str, Results], *, labelled: bool) -> dict[str, dict[str, str]]:
@@ -181,34 +194,33 @@ def _renamed(parts: Mapping[str, Results], *, labelled: bool) -> dict[str, dict[
     renamed: dict[str, dict[str, str]] = {label: {} for label in parts}
     for label, part in parts.items():
         for other_label, other in parts.items():
-            if other is part:
-                continue
             for system in part.systems.keys() & other.systems.keys():
-                if not (difference := _system_difference(system, part, other)):
+                if other is part or not (difference := _system_difference(system, part, other)):
                     continue
                 if not labelled:
                     raise FormatError(
                         f"two systems are named {system!r}, and {difference}: {label} and {other_label}. Give the "
                         "results labels (a mapping), which tell the two apart."
                     )
-                for name in (part.group_of(system), *part.groups[part.group_of(system)]):
-                    renamed[label][name] = f"{name} ({label})"
+                group = part.group_of(system)
+                renamed[label] |= {name: f"{name} ({label})" for name in (group, *part.groups[group])}
     return renamed
 
 
 def _system_difference(system: str, one: Results, other: Results) -> str:
-    if _description(system, one) != _description(system, other):
+    ours, theirs = ({**part.systems[system], "group": part.group_of(system)} for part in (one, other))
+    if ours != theirs:
         return "their descriptions differ"
     for name in one.values.keys() & other.values.keys():
-        ours, theirs = one.values[name].get(system, {}), other.values[name].get(system, {})
-        queries = {query: row for row, query in enumerate(other.sets[name].query_ids)}
-        shared = [(row, queries[query]) for row, query in enumerate(one.sets[name].query_ids) if query in queries]
-        left, right = np.array(shared, dtype=np.int64).reshape(-1, 2).T
-        for measure in ours.keys() & theirs.keys():
-            if not np.array_equal(ours[measure][left], theirs[measure][right]):
+        left, right = (
+            {
+                measure: dict(zip(part.sets[name].query_ids, values.tolist(), strict=True))
+                for measure, values in part.values[name].get(system, {}).items()
+            }
+            for part in (one, other)
+        )
+        for measure in left.keys() & right.keys():
+            ours, theirs = left[measure], right[measure]
+            if any(ours[query] != theirs[query] for query in ours.keys() & theirs.keys()):
                 return f"their {measure} on {name} differ"
     return ""
-
-
-def _description(system: str, results: Results) -> dict[str, Any]:
-    return {**results.systems[system], "group": results.group_of(system)}

@@ -23,7 +23,6 @@ from st_m3se.core.errors import FormatError
 from st_m3se.diagnostics import JudgedLists
 from st_m3se.evaluation import Encoder, GivenRun, ReRanker, Results, RetrievalEvaluator, open_set, qrels_set
 from st_m3se.evaluation import evaluate as evaluate_systems
-from st_m3se.evaluation.encoders import load_encoder
 from st_m3se.scores import ScoredList, TeacherScores
 
 MEASURES = ("nDCG@10", "RR@10", "R@100", "AP")
@@ -38,7 +37,7 @@ def evaluate(*arguments: Any, **options: Any) -> Results:
 @pytest.fixture(autouse=True)
 def no_collection(monkeypatch: pytest.MonkeyPatch) -> None:
     """Models this small need not be collected one by one, which takes longer than what they do."""
-    monkeypatch.setattr("st_m3se.evaluation.harness._free", lambda: None)
+    monkeypatch.setattr("st_m3se.evaluation.evaluation._free", lambda: None)
 
 
 @pytest.fixture
@@ -78,7 +77,7 @@ def test_an_encoder_ranks_by_the_hosts_own_similarity(
     kind: str, models: dict[str, Path], folder: Path, tmp_path: Path
 ) -> None:
     results = evaluate(folder, {"model": models[kind]}, tmp_path / "out")
-    model = load_encoder(Encoder(models[kind]), "cpu")
+    model = Encoder(models[kind]).load("cpu")
     scores = model.similarity(model.encode_query(list(QUERIES.values())), model.encode_document(list(CORPUS.values())))
     scores = scores.detach().numpy()
     run = trec(tmp_path / "out" / "small" / "model" / "run.trec")
@@ -405,13 +404,12 @@ def test_seeds_are_one_system_in_the_report(models: dict[str, Path], folder: Pat
     }
     results = evaluate(folder, systems, tmp_path / "out", baseline="bm25")
     assert results.groups == {"ours": ("ours-1", "ours-2"), "bm25": ("bm25",), "re": ("re-1", "re-2")}
-    cell = results.summary.set_cell("nDCG@10", "small", "ours")
+    cell = results.means.loc["nDCG@10", "small", "ours"]
     means = [results.values["small"][f"ours-{seed}"]["nDCG@10"].mean() for seed in (1, 2)]
-    assert cell is not None
-    assert cell.mean == pytest.approx(np.mean(means))
-    assert cell.deviation == pytest.approx(np.std(means, ddof=1))
+    assert cell["mean"] == pytest.approx(np.mean(means))
+    assert cell["deviation"] == pytest.approx(np.std(means, ddof=1))
     assert means[0] != means[1]
-    assert {test.first for test in results.summary.comparisons["small"]["nDCG@10"]} == {"bm25"}
+    assert set(results.tests["first"]) == {"bm25"}
 
 
 def test_given_runs_are_measured_as_they_are(folder: Path, tmp_path: Path) -> None:
@@ -494,7 +492,7 @@ def test_a_set_with_a_run_is_re_ranked_and_not_searched(models: dict[str, Path],
         assert sorted(runs["dense+ce"][query][:3]) == sorted(runs["dense"][query][:3])
     assert results.values["small"]["given"]["RR@10"].tolist() == [1 / 3] * 16
     for kind in KINDS:
-        model = load_encoder(Encoder(models[kind]), "cpu")
+        model = Encoder(models[kind]).load("cpu")
         for query in list(QUERIES)[:4]:
             documents = runs["given"][query]
             texts = [CORPUS[document] for document in documents]
@@ -559,24 +557,23 @@ def test_options_of_a_loaded_model_are_refused(
     make_model: Callable[..., SentenceTransformer], checkpoint: Path
 ) -> None:
     model = make_model()
-    assert load_encoder(Encoder(model), None) is model
+    assert Encoder(model).load(None) is model
     for options in ({"max_length": 8}, {"dtype": "float16"}, {"query_prompt": "q"}, {"kind": "bi-encoder"}):
         with pytest.raises(ValueError, match="loaded already"):
-            load_encoder(Encoder(model, **options), None)  # type: ignore[arg-type]
+            Encoder(model, **options).load(None)  # type: ignore[arg-type]
 
 
 def test_options_of_an_encoder_reach_the_model(models: dict[str, Path], checkpoint: Path) -> None:
-    model = load_encoder(
-        Encoder(models["dense"], query_prompt="q: ", document_prompt="d: ", max_length=9, dtype="bfloat16"), "cpu"
-    )
+    options: dict[str, Any] = {"query_prompt": "q: ", "document_prompt": "d: ", "max_length": 9, "dtype": "bfloat16"}
+    model = Encoder(models["dense"], **options).load("cpu")
     assert model.prompts["query"] == "q: "
     assert model.prompts["document"] == "d: "
     assert model.max_seq_length == 9
     assert next(model.parameters()).dtype == torch.bfloat16
     with pytest.raises(ValueError, match="query_length"):
-        load_encoder(Encoder(models["multi-vector"], max_length=9), "cpu")
-    assert type(load_encoder(Encoder(checkpoint), "cpu")).__name__ == "SentenceTransformer"
-    assert type(load_encoder(Encoder(checkpoint, kind="sparse encoder"), "cpu")).__name__ == "SparseEncoder"
+        Encoder(models["multi-vector"], max_length=9).load("cpu")
+    assert type(Encoder(checkpoint).load("cpu")).__name__ == "SentenceTransformer"
+    assert type(Encoder(checkpoint, kind="sparse encoder").load("cpu")).__name__ == "SparseEncoder"
 
 
 def test_loaded_models_of_each_kind_are_taken(checkpoint: Path, folder: Path, tmp_path: Path) -> None:
