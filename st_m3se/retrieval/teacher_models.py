@@ -5,7 +5,7 @@ from __future__ import annotations
 import copy
 import json
 import logging
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from hashlib import blake2b
 from itertools import chain
@@ -18,6 +18,7 @@ from sentence_transformers import CrossEncoder, MultiVectorEncoder, SentenceTran
 from sentence_transformers.base.modules import Transformer
 from sentence_transformers.cross_encoder.modules import LogitScore
 from sentence_transformers.util import batch_to_device, load_file_path
+from torch import Tensor
 
 from st_m3se.encoding.host import training_arguments
 from st_m3se.encoding.positions import check_length, positions
@@ -30,6 +31,7 @@ TEACHERS: tuple[Any, ...] = (CrossEncoder, SentenceTransformer, SparseEncoder, M
 logger = logging.getLogger(__name__)
 
 BATCH_TOKENS = {"cpu": 2_048, "gpu": 32_768}  # a CPU's caches are small; a GPU has to be filled
+KEPT = 2**28  # numbers of embeddings that a teacher keeps from shard to shard: 1 GiB
 TOKENISED = 512  # pairs in one call of the tokenizer
 UNBOUNDED = 1_000_000  # tokenizers without a maximum length say 1e30
 SAMPLE = 1_024  # values of each weight tensor in its fingerprint
@@ -376,6 +378,29 @@ class CrossEncoderTeacher:
         return features | prepared.common
 
 
+class _Embedded:
+    """Embeddings of texts, each made once and kept for the shards to come, until there is no more room."""
+
+    def __init__(self, encode: Callable[..., Any], options: dict[str, Any]) -> None:
+        self._encode, self._options = encode, options
+        self._places: dict[str, int] = {}
+        self._kept: Any = None
+
+    def __call__(self, texts: Sequence[str]) -> tuple[Any, np.ndarray]:
+        """All that are kept, in single precision, and at which place of them each of these texts is."""
+        if self._places and _numbers(self._kept) > KEPT:
+            self._places, self._kept = {}, None
+        new = [text for text in dict.fromkeys(texts) if text not in self._places]
+        if new:
+            made = _float(self._encode(new, **self._options))
+            if not self._places:
+                self._kept = made
+            else:
+                self._kept = self._kept + made if isinstance(made, list) else torch.cat([self._kept, made])
+            self._places.update(zip(new, range(len(self._places), len(self._places) + len(new)), strict=True))
+        return self._kept, np.array([self._places[text] for text in texts])
+
+
 class BiEncoderTeacher:
     """The model's own similarity of dense, sparse or multi-vector embeddings; each distinct text is encoded once."""
 
@@ -389,7 +414,9 @@ class BiEncoderTeacher:
         options["batch_size"] = max(1, batch_tokens // known["max_length"])
         if max_length is not None:
             options["processing_kwargs"] = {"text": {"max_length": max_length}}
-        self._options = options
+        prompt = {} if known["prompt"] is None else {"prompt": known["prompt"]}
+        self._queries = _Embedded(model.encode_query, options | prompt)
+        self._documents = _Embedded(model.encode_document, options)
 
     def prepare(self, pairs: Pairs) -> Pairs:
         """Nothing: ``encode`` sorts and tokenises."""
@@ -401,22 +428,23 @@ class BiEncoderTeacher:
         scores = np.zeros(len(prepared), dtype=np.float32)
         if not len(prepared):
             return scores
-        prompt = {} if self.settings["prompt"] is None else {"prompt": self.settings["prompt"]}
-        queries = _float(self._model.encode_query(list(prepared.queries), **prompt, **self._options))
-        documents = _float(self._model.encode_document(list(prepared.documents), **self._options))
+        queries, of_query = self._queries(prepared.queries)
+        documents, of_document = self._documents(prepared.documents)
         for start in range(0, len(prepared), 1 << 14):
             part = slice(start, start + (1 << 14))
-            left, right = (
-                _take(embeddings, index[part])
-                for embeddings, index in (
-                    (queries, prepared.query_index),
-                    (documents, prepared.document_index),
-                )
-            )
+            left = _take(queries, of_query[prepared.query_index[part]])
+            right = _take(documents, of_document[prepared.document_index[part]])
             compared = self._model.similarity_pairwise(left, right).float().cpu().numpy()
             scores[part] = compared
             advance(len(compared))
         return scores
+
+
+def _numbers(embeddings: Any) -> int:
+    """How many numbers embeddings hold."""
+    if isinstance(embeddings, list):
+        return sum(map(Tensor.numel, embeddings))
+    return int(embeddings._nnz() if embeddings.is_sparse else embeddings.numel())
 
 
 def _float(embeddings: Any) -> Any:
