@@ -6,6 +6,7 @@ import copy
 import json
 import logging
 import time
+from collections.abc import Callable, Sequence
 from contextlib import nullcontext
 from dataclasses import dataclass
 from hashlib import blake2b
@@ -20,6 +21,7 @@ from sentence_transformers import CrossEncoder, MultiVectorEncoder, SentenceTran
 from sentence_transformers.base.modules import Transformer
 from sentence_transformers.cross_encoder.modules import LogitScore
 from sentence_transformers.util import batch_to_device
+from torch import Tensor
 
 from st_m3se.encoding.host import training_arguments
 from st_m3se.encoding.packing import Packed as PackedRows
@@ -37,6 +39,7 @@ logger = logging.getLogger(__name__)
 BATCH_TOKENS = {"cpu": 1_024, "gpu": 32_768}  # a CPU's caches are small; a GPU has to be filled
 FETCH_SECONDS = 2.0  # between two looks at what a device has done: each lets it run dry for a moment
 ENCODED = 512  # documents of a bi-encoder between two such looks
+KEPT = 2**28  # numbers of embeddings that a teacher keeps from shard to shard: 1 GiB
 TOKENISED = 512  # pairs in one call of the tokenizer
 UNBOUNDED = 1_000_000  # tokenizers without a maximum length say 1e30
 SAMPLE = 1_024  # values of each weight tensor in its fingerprint
@@ -429,6 +432,29 @@ class CrossEncoderTeacher:
         return features | prepared.common
 
 
+class _Embedded:
+    """Embeddings of texts, each made once and kept for the shards to come, until there is no more room."""
+
+    def __init__(self, encode: Callable[..., Any], options: dict[str, Any]) -> None:
+        self._encode, self._options = encode, options
+        self._places: dict[str, int] = {}
+        self._kept: Any = None
+
+    def __call__(self, texts: Sequence[str]) -> tuple[Any, np.ndarray]:
+        """All that are kept, in single precision, and at which place of them each of these texts is."""
+        if self._places and _numbers(self._kept) > KEPT:
+            self._places, self._kept = {}, None
+        new = [text for text in dict.fromkeys(texts) if text not in self._places]
+        if new:
+            made = _float(self._encode(new, **self._options))
+            if not self._places:
+                self._kept = made
+            else:
+                self._kept = self._kept + made if isinstance(made, list) else torch.cat([self._kept, made])
+            self._places.update(zip(new, range(len(self._places), len(self._places) + len(new)), strict=True))
+        return self._kept, np.array([self._places[text] for text in texts])
+
+
 class BiEncoderTeacher:
     """The model's own similarity of dense, sparse or multi-vector embeddings; each distinct text is encoded once."""
 
@@ -442,27 +468,36 @@ class BiEncoderTeacher:
         options["batch_size"] = max(1, batch_tokens // known["max_length"])
         if max_length is not None:
             options["processing_kwargs"] = {"text": {"max_length": max_length}}
-        self._options = options
+        prompt = {} if known["prompt"] is None else {"prompt": known["prompt"]}
+        self._queries = _Embedded(model.encode_query, options | prompt)
+        self._documents = _Embedded(model.encode_document, options)
 
     def prepare(self, pairs: Pairs) -> Pairs:
         """Nothing: ``encode`` sorts and tokenises."""
         return pairs
 
     def score(self, prepared: Pairs) -> Scored:
-        """Encode the distinct texts, a few hundred documents at a time, and compare them pair by pair."""
-        prompt = {} if self.settings["prompt"] is None else {"prompt": self.settings["prompt"]}
+        """Encode what is not encoded yet, a few hundred documents at a time, and compare texts pair by pair."""
         if not len(prepared):
             return
-        queries = _float(self._model.encode_query(list(prepared.queries), **prompt, **self._options))
+        with torch.inference_mode():
+            queries, of_query = self._queries(prepared.queries)
         for start in range(0, len(prepared.documents), ENCODED):
             index = prepared.document_index - start
             places = np.flatnonzero((index >= 0) & (index < ENCODED))
-            texts = list(prepared.documents[start : start + ENCODED])
             with torch.inference_mode():
-                documents = _float(self._model.encode_document(texts, **self._options))
-                pairs = _take(queries, prepared.query_index[places]), _take(documents, index[places])
-                scores = self._model.similarity_pairwise(*pairs).float().cpu().numpy()
+                documents, of_document = self._documents(prepared.documents[start : start + ENCODED])
+                left = _take(queries, of_query[prepared.query_index[places]])
+                right = _take(documents, of_document[index[places]])
+                scores = self._model.similarity_pairwise(left, right).float().cpu().numpy()
             yield places, scores
+
+
+def _numbers(embeddings: Any) -> int:
+    """How many numbers embeddings hold."""
+    if isinstance(embeddings, list):
+        return sum(map(Tensor.numel, embeddings))
+    return int(embeddings._nnz() if embeddings.is_sparse else embeddings.numel())
 
 
 def _float(embeddings: Any) -> Any:

@@ -62,8 +62,8 @@ def score(teacher: Any, output: Path, **options: Any) -> np.ndarray:
     given = {"candidates": CANDIDATES, "queries": QUERIES, "corpus": CORPUS} | options
     store = score_candidates(teacher, output=output, show_progress_bar=False, **given)
     store.validate()
-    assert [row.query_id for row in store] == list(CANDIDATES)
-    assert [list(row.document_ids) for row in store] == list(CANDIDATES.values())
+    assert [row.query_id for row in store] == list(given["candidates"])
+    assert [list(row.document_ids) for row in store] == list(given["candidates"].values())
     return np.concatenate([np.asarray(row.scores, dtype=np.float32) for row in store])
 
 
@@ -222,31 +222,48 @@ def test_a_name_loads_what_it_names(
         score_candidates(str(checkpoint), CANDIDATES, QUERIES, CORPUS, tmp_path / "x")
 
 
-def test_a_bi_encoder_encodes_each_text_once(
-    make_model: Callable[..., SentenceTransformer], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+def encoder(kind: str, checkpoint: Path, make_model: Callable[..., SentenceTransformer]) -> Any:
+    if kind == "sparse":
+        return sparse_student(checkpoint).eval()
+    if kind == "multi-vector":
+        return multi_vector_student(checkpoint, {"strategy": "fixed", "attend": False, "length": 14}).eval()
+    return make_model()
+
+
+@pytest.mark.parametrize("kind", ["dense", "sparse", "multi-vector"])
+def test_an_encoder_encodes_each_text_once(
+    make_model: Callable[..., SentenceTransformer],
+    checkpoint: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    kind: str,
 ) -> None:
-    model = make_model()
+    """In all shards together: a document stands in many lists. Without room for more than a shard the scores stay."""
+    model = encoder(kind, checkpoint, make_model)
     seen: list[str] = []
-    encode = model.encode_document
-
-    def spy(texts: list[str], **options: Any) -> Any:
-        seen.extend(texts)
-        return encode(texts, **options)
-
-    monkeypatch.setattr(model, "encode_document", spy)
-    score(model, tmp_path / "store", shard_queries=100)
+    for name in ("encode_query", "encode_document"):
+        encode = getattr(model, name)
+        monkeypatch.setattr(
+            model, name, lambda texts, encode=encode, **options: (seen.extend(texts), encode(texts, **options))[1]
+        )
+    corpus = CORPUS | dict.fromkeys([100, 101], next(iter(CORPUS.values())))
+    lists = {query: [*documents, 100, 101] for query, documents in CANDIDATES.items()}
+    found = score(model, tmp_path / "store", shard_queries=1, candidates=lists, corpus=corpus)
     assert len(seen) == len(set(seen)) < len(TEXTS)
+    once = len(seen)
+    monkeypatch.setattr("st_m3se.retrieval.teacher_models.KEPT", 0)
+    again = score(model, tmp_path / "again", shard_queries=1, candidates=lists, corpus=corpus)
+    assert len(seen) > 2 * once
+    np.testing.assert_allclose(again, found, rtol=1e-5, atol=1e-5)
 
 
 @pytest.mark.parametrize("by", ["name", "model"])
 @pytest.mark.parametrize("kind", ["sparse", "multi-vector"])
-def test_an_encoder_of_any_kind_is_a_teacher(checkpoint: Path, tmp_path: Path, kind: str, by: str) -> None:
+def test_an_encoder_of_any_kind_is_a_teacher(
+    checkpoint: Path, make_model: Callable[..., SentenceTransformer], tmp_path: Path, kind: str, by: str
+) -> None:
     """Its own similarity of each pair; queries are expanded and documents lose their punctuation."""
-    if kind == "sparse":
-        model = sparse_student(checkpoint).eval()
-    else:
-        model = multi_vector_student(checkpoint, {"strategy": "fixed", "attend": False, "length": 14}).eval()
-    teacher = model
+    model = teacher = encoder(kind, checkpoint, make_model)
     if by == "name":
         model.save_pretrained(str(tmp_path / "teacher"))
         teacher = str(tmp_path / "teacher")
