@@ -66,6 +66,17 @@ def cut(data: DistillationData, args: argparse.Namespace) -> DistillationData:
     return data
 
 
+ELSEWHERE = ("data", "folder", "losses", "seeds", "work", "output", "tables_only")
+"""Options that a ranking does not depend on."""
+
+
+def ranking_name(row: str, seed: int, args: argparse.Namespace) -> str:
+    """The file of a ranking: another one where an option differs that it depends on."""
+    key = {name: str(value) for name, value in vars(args).items() if name not in ELSEWHERE}
+    stem = hashlib.sha256(json.dumps([row, seed, sorted(key.items())]).encode()).hexdigest()[:10]
+    return f"{row.replace(' ', '-')}-{seed}-{stem}.json"
+
+
 class Comparison:
     """One set: its candidates, teacher scores and lists, and the ranking of each row and seed."""
 
@@ -101,11 +112,7 @@ class Comparison:
     def rankings(self, row: str, seed: int) -> dict[str, Any]:
         """The ranking of the test queries and the CPU seconds of the training, from disk or made now."""
         args = self.args
-        key = {
-            name: str(value) for name, value in vars(args).items() if name not in ("data", "losses", "seeds", "work")
-        }
-        stem = hashlib.sha256(json.dumps([row, seed, sorted(key.items())]).encode()).hexdigest()[:10]
-        path = self.folder / "runs" / f"{row.replace(' ', '-')}-{seed}-{stem}.json"
+        path = self.folder / "runs" / ranking_name(row, seed, args)
         if path.is_file():
             return dict(json.loads(path.read_text(encoding="utf-8")))
         if args.tables_only:
