@@ -279,7 +279,7 @@ def test_two_processes_evaluate_once(make_model: Callable[..., SentenceTransform
     first, second = (json.loads((root / f"{rank}.json").read_text()) for rank in range(2))
     assert (first["calls"], second["calls"]) == (2, 0)
     assert [entry["step"] for entry in first["logged"]] == [1, 2]
-    with (root / "run" / "eval" / "RetrievalEvaluator_small_results.csv").open() as file:
+    with (root / "run" / "eval" / "Counted_small_results.csv").open() as file:
         assert [row["steps"] for row in csv.DictReader(file)] == ["1", "2"]
     alone = RetrievalEvaluator(folder, measures=MEASURES)(SentenceTransformer(str(root / "after"), device="cpu"))
     assert {name: first["logged"][-1][f"eval_{name}"] for name in alone} == pytest.approx(alone)

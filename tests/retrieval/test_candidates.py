@@ -17,6 +17,7 @@ import numpy as np
 import pytest
 import torch
 from bm25s.stopwords import STOPWORDS_EN
+from command_help import help_of
 from conftest import ANSWERS, PAIRS
 from evaluation.beir_folder import save_encoder
 from evaluation.encoders import KINDS, make_encoder
@@ -26,6 +27,7 @@ from typer.testing import CliRunner
 
 from st_m3se import BM25, build_distillation_dataset, find_candidates, score_candidates
 from st_m3se.cli import app
+from st_m3se.cli.candidates import candidates
 from st_m3se.core.errors import FormatError
 from st_m3se.data.texts import Texts
 from st_m3se.retrieval.bm25 import _best, bigrams
@@ -546,7 +548,7 @@ def run(*arguments: object, code: int = 0) -> tuple[str, str]:
 
 
 def test_the_help_says_what_it_does() -> None:
-    out = " ".join(run("--help")[0].split())
+    out = help_of(candidates)
     for option in ("data", "queries", "corpus", "source", "depth", "split", "qrels", "include-positives", "exclude"):
         assert f"--{option}" in out
     assert "bm25, or the name or folder of a bi-encoder" in out
