@@ -11,7 +11,7 @@ The output folder holds
   to measure to "difference", that of the student after training minus it, "interval", "p", "holm_p"), "lead_closed",
   "taught_by", "judged_by" (see ``lists.JUDGES``), "check_on_dev",
   "trainings" (system to one entry a seed: "curve", "kept" (the step whose state is the model, 0 is the start), "steps",
-  "lists", "seconds"), "kept_start", "per_query" (system to measure to values, in the order of "query_ids"), "relevant"
+  "lists"), "kept_start", "per_query" (system to measure to values, in the order of "query_ids"), "relevant"
   (query to grades), "queries", "documents", "notes", "seconds" by stage, "teacher_pairs", "teacher_pairs_per_second",
   "student_queries_per_second", "config", "command", "provenance", and "stages": the name of each stage to its folder;
 - ``dev_curve.json``: "curves" (system to one list a seed of {"step", "share", "value"}) and "teacher", its own figure;
