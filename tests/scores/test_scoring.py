@@ -62,8 +62,9 @@ def score(teacher: Any, output: Path, **options: Any) -> np.ndarray:
     given = {"candidates": CANDIDATES, "queries": QUERIES, "corpus": CORPUS} | options
     store = score_candidates(teacher, output=output, show_progress_bar=False, **given)
     store.validate()
-    assert [row.query_id for row in store] == list(given["candidates"])
-    assert [list(row.document_ids) for row in store] == list(given["candidates"].values())
+    lists = given["candidates"] if isinstance(given["candidates"], dict) else CANDIDATES
+    assert [row.query_id for row in store] == list(lists)
+    assert [list(row.document_ids) for row in store] == [list(documents) for documents in lists.values()]
     return np.concatenate([np.asarray(row.scores, dtype=np.float32) for row in store])
 
 
