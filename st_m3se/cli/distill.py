@@ -80,7 +80,7 @@ def _parameters() -> list[inspect.Parameter]:
     """The flags: those of the command, then one for each option."""
     own: list[tuple[str, Any, Any, Any]] = [
         ("demo", bool, False, typer.Option("--demo", help="Real texts and models from PyPI packages, no hub.")),
-        ("quick", bool, False, typer.Option("--quick", help="With --demo: a small run, some 2 minutes.")),
+        ("quick", bool, False, typer.Option("--quick", help="With --demo: a small run, some 3 minutes.")),
         ("config", Path | None, None, typer.Option("--config", help="A TOML file of options; flags win.")),
         ("write_config", Path | None, None, typer.Option("--write-config", help="Write all options there, and stop.")),
         ("dry_run", bool, False, typer.Option("--dry-run", help="Say what would be done, and about how long.")),
