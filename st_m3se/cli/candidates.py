@@ -9,7 +9,7 @@ import pyarrow.compute as pc
 import typer
 
 from st_m3se.cli.convert import IdsChoice
-from st_m3se.scores.formats import IdType
+from st_m3se.core.reading import IdType
 
 __all__ = ["candidates"]
 

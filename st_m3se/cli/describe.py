@@ -8,8 +8,8 @@ from typing import Annotated, Any
 
 import typer
 
+from st_m3se.core.reading import IdType
 from st_m3se.data.qrels import Qrels, read_qrels
-from st_m3se.scores.formats import IdType
 from st_m3se.scores.teacher_scores import TeacherScores
 
 __all__ = ["describe"]

@@ -13,7 +13,7 @@ import pyarrow.compute as pc
 
 from st_m3se.core.errors import FormatError
 
-__all__ = ["Id", "SortedIds", "check_id", "first_duplicate", "short"]
+__all__ = ["Id", "SortedIds", "check_id", "check_text", "first_duplicate", "short"]
 
 Id = str | int
 
@@ -42,17 +42,23 @@ def check_id(value: Any, name: str) -> Id:
     if kind is str:
         if not value:
             raise FormatError(f"{name} is empty.")
-        if not value.isascii():
-            try:
-                value.encode()
-            except UnicodeEncodeError:
-                raise FormatError(f"{name} {value!r:.80} holds half of a surrogate pair and is not text.") from None
-        return str(value)
+        return check_text(value, name)
     if kind is int:
-        if not -(1 << 63) <= value < 1 << 63:
+        if not _storable(value):
             raise FormatError(f"{name} {short(value)} does not fit into 64 bits. Make it a string.")
         return int(value)
     raise FormatError(f"{name} must be a string or an integer, got {short(value)} ({kind.__name__}).")
+
+
+def check_text(value: str, name: str) -> str:
+    """Return ``value``.
+
+    Raises:
+        FormatError: If it holds half of a surrogate pair, which no file can.
+    """
+    if not _storable(value):
+        raise FormatError(f"{name} {value!r:.80} holds half of a surrogate pair and is not text.")
+    return value
 
 
 def first_duplicate(ids: Sequence[Id]) -> Id | None:
@@ -91,9 +97,7 @@ class SortedIds:
     def find(self, wanted: object) -> int | None:
         """The row of one id, or None."""
         if self.is_int:
-            if isinstance(wanted, bool) or not isinstance(wanted, (int, np.integer)):
-                return None
-            if not -(1 << 63) <= wanted < 1 << 63:
+            if isinstance(wanted, bool) or not isinstance(wanted, (int, np.integer)) or not _storable(int(wanted)):
                 return None
             place = int(np.searchsorted(self._integers, wanted))
             return int(self._order[place]) if place < len(self) and self._integers[place] == wanted else None
@@ -165,12 +169,10 @@ class SortedIds:
 
 
 def _storable(value: Id) -> bool:
+    """Whether a file can hold it: integers of 64 bits, and text without halves of surrogate pairs."""
     if isinstance(value, int):
         return -(1 << 63) <= value < 1 << 63
-    if value.isascii():
-        return True
     try:
-        value.encode()
+        return value.isascii() or bool(value.encode())
     except UnicodeEncodeError:
         return False
-    return True

@@ -5,7 +5,7 @@ from __future__ import annotations
 import io
 import json
 import re
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from hashlib import blake2b
@@ -15,11 +15,24 @@ from typing import Any, Literal, Protocol, TypeVar
 import pyarrow as pa
 
 from st_m3se.core.errors import FormatError
-from st_m3se.core.ids import Id, check_id, first_duplicate, short
+from st_m3se.core.ids import Id, check_id, check_text, first_duplicate, short
 from st_m3se.core.limits import LINE, RATIO, VALUES
 from st_m3se.core.scored_list import ScoredList, check_score
 
-__all__ = ["IdType", "OnError", "Reading", "TextSink", "open_binary", "text_id"]
+__all__ = [
+    "INTEGER",
+    "WHOLE",
+    "IdType",
+    "OnError",
+    "Reading",
+    "check_keys",
+    "open_binary",
+    "parse_json",
+    "parse_list",
+    "parse_object",
+    "parse_text",
+    "text_id",
+]
 
 OnError = Literal["raise", "skip"]
 IdType = Literal["str", "int"]
@@ -45,10 +58,7 @@ class TextSink(Protocol):
 
 def text_id(text: str) -> str:
     """The id of a text that comes without one: 24 hexadecimal digits of its BLAKE2b hash, the same in every file."""
-    try:
-        return blake2b(text.encode(), digest_size=12).hexdigest()
-    except UnicodeEncodeError:
-        raise FormatError(f"the text {text!r:.80} holds half of a surrogate pair.") from None
+    return blake2b(check_text(text, "the text").encode(), digest_size=12).hexdigest()
 
 
 @contextmanager
@@ -158,11 +168,16 @@ class Reading:
             raise FormatError(LINE.error("the line is too long").message, file=str(self.path), line=number)
         return raw
 
-    def parsed(self, parse: Callable[[str, int], Parsed]) -> Iterator[Parsed]:
-        """What ``parse`` makes of each line; it raises FormatError, without a place, on a bad one."""
-        for number, line in self.lines():
+    def parsed(
+        self, parse: Callable[[Any, int], Parsed], items: Iterable[tuple[int, Any]] | None = None
+    ) -> Iterator[Parsed]:
+        """What ``parse`` makes of each line, or of each of other numbered items.
+
+        It raises FormatError, without a place, on a bad one.
+        """
+        for number, item in self.lines() if items is None else items:
             try:
-                row = parse(line, number)
+                row = parse(item, number)
             except FormatError as error:
                 self.reject(number, error)
                 continue
@@ -224,9 +239,14 @@ def parse_object(line: str, required: Sequence[str]) -> dict[str, Any]:
     value = parse_json(line)
     if not isinstance(value, dict):
         raise FormatError(f"expected a JSON object on each line, got {type(value).__name__}.")
-    if missing := [key for key in required if key not in value]:
-        raise FormatError(f"the object lacks {missing}; it has {list(value)!r:.200}.")
+    check_keys(value, required)
     return value
+
+
+def check_keys(record: Mapping[str, Any], required: Sequence[str]) -> None:
+    """Refuse an object without one of these keys."""
+    if missing := [key for key in required if key not in record]:
+        raise FormatError(f"the object lacks {missing}; it has {list(record)!r:.200}.")
 
 
 def parse_list(value: Any, name: str) -> list[Any]:
@@ -242,9 +262,4 @@ def parse_text(value: Any, name: str) -> str:
     """``value`` if it is a text."""
     if not isinstance(value, str):
         raise FormatError(f"{name} must be a text, got {short(value)}.")
-    if not value.isascii():
-        try:
-            value.encode()
-        except UnicodeEncodeError:
-            raise FormatError(f"{name} {value!r:.80} holds half of a surrogate pair and is not text.") from None
-    return value
+    return check_text(value, name)

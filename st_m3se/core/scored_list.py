@@ -10,7 +10,7 @@ from typing import Any, NamedTuple
 from st_m3se.core.errors import FormatError
 from st_m3se.core.ids import Id, short
 
-__all__ = ["ScoredList", "check_score"]
+__all__ = ["ScoredList", "check_score", "is_score"]
 
 FLOAT32 = struct.Struct("f")
 
@@ -55,3 +55,12 @@ def check_score(value: Any, name: str = "score") -> float:
     if not math.isfinite(single):
         raise FormatError(f"{name} must be finite and fit into float32, got {short(value)}.")
     return single
+
+
+def is_score(text: str) -> bool:
+    """Whether a text is a score that :func:`check_score` lets pass."""
+    try:
+        check_score(text)
+    except FormatError:
+        return False
+    return True

@@ -8,14 +8,15 @@ from __future__ import annotations
 import csv
 import math
 from collections.abc import Callable, Container, Iterable, Iterator, Mapping, Sequence
+from itertools import chain
 from pathlib import Path
 from typing import Any
 
-from st_m3se.core.errors import FormatError
+from st_m3se.core.errors import FormatError, errors_in
 from st_m3se.core.findings import Finding, found, report
 from st_m3se.core.ids import Id, short
-from st_m3se.core.parquet import UNREADABLE, batches, open_parquet
-from st_m3se.core.reading import INTEGER, WHOLE, IdType, Reading, open_binary, parse_object
+from st_m3se.core.reading import INTEGER, WHOLE, IdType, Reading, parse_object
+from st_m3se.core.records import Record, column_names, is_table, parts_of, records
 
 __all__ = [
     "Judgements",
@@ -23,7 +24,6 @@ __all__ = [
     "check_judgements",
     "header_columns",
     "is_own_document",
-    "is_parquet",
     "read_judgements",
     "read_qrels",
     "typed_id",
@@ -79,9 +79,8 @@ def read_judgements(
     path = Path(path)
     findings: list[Finding] = []
     rows: Iterator[Judgement]
-    if path.is_dir() or is_parquet(path):
-        files = sorted(path.glob("*.parquet")) if path.is_dir() else [path]
-        rows = (row for file in files for row in _parquet(file))
+    if is_table(path):
+        rows = chain.from_iterable(map(_table, parts_of(path)))
     else:
         rows = _text_rows(Reading(path, id_type="str"), findings)
     qrels: Qrels = {}
@@ -168,12 +167,6 @@ def typed_id(value: Id, kind: IdType, path: str | Path) -> Id:
         'would match none. Open those with str ids (id_type="str", --ids str).',
         file=str(path),
     )
-
-
-def is_parquet(path: Path) -> bool:
-    """Whether a file is Parquet, by its content."""
-    with open_binary(path) as file:
-        return file.read(4) == b"PAR1"
 
 
 def header_columns(fields: Sequence[str]) -> tuple[int, int, int] | None:
@@ -264,21 +257,15 @@ def _by_csv(line: str, delimiter: str) -> list[str]:
         raise FormatError(f"this is not quoted as CSV is ({error}): {line!r:.100}.") from None
 
 
-def _parquet(file: Path) -> Iterator[Judgement]:
-    number = 0
+def _table(file: Path) -> Iterator[Judgement]:
     reading = Reading(file, id_type="str")
-    try:
-        with open_parquet(file) as source:
-            names = _columns(source.schema_arrow.names)
-            for batch in batches(source, [name for name in names if name]):
-                columns = [batch.column(name).to_pylist() if name else [1] * len(batch) for name in names]
-                for values in zip(*columns, strict=True):
-                    number += 1
-                    yield from _judgements(reading, *values)
-    except FormatError as error:
-        raise FormatError(error.message, file=str(file), line=number or None) from None
-    except UNREADABLE as error:
-        raise FormatError(f"this is not a Parquet file that can be read: {error}", file=str(file)) from error
+    with errors_in(file):
+        names = _columns(column_names(file))
+
+    def parse(record: Record, number: int) -> list[Judgement]:
+        return _judgements(reading, *(record[name] if name else 1 for name in names))
+
+    return chain.from_iterable(reading.parsed(parse, records(reading, [name for name in names if name])))
 
 
 def _columns(names: Iterable[str]) -> tuple[str, str, str]:

@@ -9,10 +9,10 @@ from typing import TYPE_CHECKING, Any
 
 import pyarrow as pa
 
-from st_m3se.core.errors import FormatError
+from st_m3se.core.errors import FormatError, errors_in
 from st_m3se.core.ids import Id, short
-from st_m3se.core.parquet import UNREADABLE, batches, open_parquet
 from st_m3se.core.reading import IdType, Reading, parse_object, parse_text
+from st_m3se.core.records import Record, column_names, records
 
 if TYPE_CHECKING:
     from datasets import Dataset
@@ -160,28 +160,14 @@ def _read_tsv(reading: Reading, check: Callable[[Any], Id]) -> Iterator[Row]:
 
 
 def _read_parquet(reading: Reading, check: Callable[[Any], Id]) -> Iterator[Row]:
-    try:
-        file = open_parquet(reading.path)
-        try:
-            text_id, text, title = _columns(file.schema_arrow.names)
-        except FormatError as error:
-            raise FormatError(error.message, file=str(reading.path)) from None
-        names = [name for name in (text_id, text, title) if name is not None]
-        number = 0
-        for batch in batches(file, names):
-            columns = [batch.column(name).to_pylist() for name in names]
-            for values in zip(*columns, strict=True):
-                number += 1
-                try:
-                    value = parse_text(values[1], text) if title is None else _joined(values[2], values[1])
-                    row = number, check(values[0]), value
-                except FormatError as error:
-                    raise FormatError(error.message, file=str(reading.path), line=number) from None
-                yield row
-    except FormatError as error:
-        raise error if error.file else FormatError(error.message, file=str(reading.path)) from None
-    except UNREADABLE as error:
-        raise FormatError(f"this is not a readable Parquet file: {error}", file=str(reading.path)) from error
+    with errors_in(reading.path):
+        text_id, text, title = _columns(column_names(reading.path))
+
+    def parse(record: Record, number: int) -> Row:
+        value = parse_text(record[text], text) if title is None else _joined(record[title], record[text])
+        return number, check(record[text_id]), value
+
+    return reading.parsed(parse, records(reading, [name for name in (text_id, text, title) if name]))
 
 
 def from_mapping(texts: Mapping[Any, Any], name: str, id_type: IdType | None) -> Iterator[Row]:

@@ -24,13 +24,14 @@ from st_m3se.core.files import (
 )
 from st_m3se.core.findings import EXAMPLES, Finding, found
 from st_m3se.core.reading import INTEGER, Reading, open_binary
-from st_m3se.core.scored_list import ScoredList, check_score
+from st_m3se.core.records import parts_of
+from st_m3se.core.scored_list import ScoredList, is_score
 from st_m3se.data.texts import Texts
 from st_m3se.scores.convert import read_rows
+from st_m3se.scores.formats import sniff
+from st_m3se.scores.formats.format import HEAD, head_lines
 from st_m3se.scores.formats.grouping import Pair, TextStore, group_pairs
-from st_m3se.scores.formats.records import parts_of
-from st_m3se.scores.formats.sniffing import HEAD, head_lines, sniff
-from st_m3se.scores.formats.trec import is_ranking
+from st_m3se.scores.formats.runs import is_ranking
 from st_m3se.scores.teacher_scores import TeacherScores
 from st_m3se.scores.writer import MANIFEST, UNFINISHED, TeacherScoresWriter
 
@@ -183,11 +184,11 @@ def _kind(path: Path) -> str:
             with open_binary(path) as file:
                 head = file.read(HEAD)
         if head and not head.startswith(b"PAR1"):
-            with suppress(FormatError):
+            with suppress(FormatError, UnicodeDecodeError):
                 rows = [line.split("\t") for line in head_lines(head)]
                 if is_ranking(rows) or _is_ranks(rows):  # GPL's margins, which these could be by form, are no run
                     return "ranking"
-                if 2 * sum(len(row) == 4 and not _is_number(row[3]) for row in rows) > len(rows):
+                if 2 * sum(len(row) == 4 and not is_score(row[3]) for row in rows) > len(rows):
                     return PASSAGES
         kind = sniff(path)
     except FormatError as error:
@@ -206,14 +207,6 @@ def _is_ranks(rows: Sequence[Sequence[str]]) -> bool:
     if not all(len(row) == 3 and INTEGER.fullmatch(row[2]) and len(row[2]) < 9 for row in rows):
         return False
     return len({(row[0], row[2]) for row in rows}) == len(rows)
-
-
-def _is_number(text: str) -> bool:
-    try:
-        check_score(text)
-    except FormatError:
-        return False
-    return True
 
 
 def _read(path: Path) -> Iterator[ScoredList]:

@@ -12,6 +12,7 @@ import pyarrow as pa
 from st_m3se.core.files import digest, scratch_folder
 from st_m3se.core.findings import Finding, found
 from st_m3se.core.ids import Id
+from st_m3se.core.records import parts_of
 from st_m3se.core.scored_list import ScoredList
 from st_m3se.data.texts import Texts
 from st_m3se.evaluation.candidate_runs import open_candidates
@@ -25,7 +26,6 @@ from st_m3se.retrieval.models import embed_documents, embed_queries, encoder_kin
 from st_m3se.retrieval.scoring import as_teacher
 from st_m3se.retrieval.search import search
 from st_m3se.retrieval.sources import Pairs
-from st_m3se.scores.formats.records import parts_of
 from st_m3se.scores.teacher_scores import TeacherScores
 
 __all__ = ["bm25_scores", "load_ranker", "pair_scorer"]

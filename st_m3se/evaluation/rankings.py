@@ -20,7 +20,7 @@ from st_m3se.core.scored_list import ScoredList
 from st_m3se.data.texts import Texts
 from st_m3se.evaluation.data import EvaluationSet
 from st_m3se.retrieval.scoring import score_candidates
-from st_m3se.scores.formats.writing import write_run
+from st_m3se.scores.formats.runs import write_run
 from st_m3se.scores.teacher_scores import TeacherScores
 from st_m3se.scores.writer import MANIFEST
 

@@ -8,7 +8,8 @@ from pathlib import Path
 from st_m3se.core.errors import FormatError
 from st_m3se.core.ids import Id
 from st_m3se.core.reading import Reading
-from st_m3se.data.qrels import is_parquet, read_judgements, typed_id
+from st_m3se.core.records import is_table
+from st_m3se.data.qrels import read_judgements, typed_id
 from st_m3se.data.texts import Texts
 
 __all__ = ["read_exclusions"]
@@ -27,7 +28,7 @@ def read_exclusions(paths: Sequence[str | Path], queries: Texts, corpus: Texts) 
     documents: list[Id] = []
     for path in map(Path, paths):
         first = None
-        if not path.is_dir() and not is_parquet(path):
+        if not is_table(path):
             first = next(Reading(path).lines(), None)
             if first is None:
                 raise FormatError("the file excludes nothing.", file=str(path))

@@ -16,9 +16,10 @@ import numpy as np
 from st_m3se.core.errors import FormatError
 from st_m3se.core.files import scratch_folder, sweep
 from st_m3se.core.ids import Id
+from st_m3se.core.reading import IdType, OnError, Reading
 from st_m3se.core.scored_list import ScoredList
 from st_m3se.data.qrels import Qrels, read_qrels
-from st_m3se.scores.formats import READERS, WRITERS, IdType, OnError, Reading, sniff
+from st_m3se.scores.formats import FORMATS, sniff
 from st_m3se.scores.formats.grouping import TextStore
 from st_m3se.scores.sigmoid import ScoreRange
 from st_m3se.scores.store import ScoredLists
@@ -27,14 +28,13 @@ from st_m3se.scores.writer import MANIFEST, MANIFEST_FIELDS, UNFINISHED, Teacher
 __all__ = ["DESTINATIONS", "SOURCES", "Conversion", "convert", "read_rows", "run_tag"]
 
 STORE = "store"
-TABLES = ("csv", "parquet", "pylate")
-SOURCES = (STORE, *READERS)
+SOURCES = (STORE, *FORMATS)
+DESTINATIONS = (STORE, *(name for name, each in FORMATS.items() if each.write))
+SUFFIXES = {"": STORE, **{suffix: name for name, each in FORMATS.items() for suffix in each.suffixes}}
 NOTES = {
     "margin": "the file has margins: each query's first positive is 0, and only differences count.",
     "rank": "the file has ranks and no scores: each score is minus the rank, and only the order means anything.",
 }
-DESTINATIONS = (STORE, *WRITERS)
-SUFFIXES = {".run": "trec", ".trec": "trec", ".jsonl": "pylate", ".csv": "csv", ".tsv": "marginmse", "": STORE}
 
 
 @dataclass
@@ -113,10 +113,10 @@ def convert(
     to = _destination_format(destination, destination_format)
     if qrels is not None and to != "marginmse":
         raise ValueError("qrels is only for writing MarginMSE pairs; scores of other formats need none.")
-    if scores is not None and kind != "hard-negatives":
-        raise ValueError(f"scores belongs to hard-negatives, and {source} is {kind}.")
-    if columns and kind not in TABLES:
-        raise ValueError(f"columns belongs to {', '.join(TABLES)}, and {source} is {kind}.")
+    for option, given in (("columns", columns), ("scores", scores)):
+        takers = [name for name, each in FORMATS.items() if each.option == option]
+        if given and kind not in takers:
+            raise ValueError(f"{option} belongs to {', '.join(takers)}, and {source} is {kind}.")
     if tag is not None and to != "trec":
         raise ValueError("tag is for writing a TREC run.")
     if to != STORE and manifest:
@@ -126,8 +126,7 @@ def convert(
         raise FileExistsError(f"{destination} exists. Choose another name, or overwrite=True to replace it.")
 
     result, span = Conversion(kind, to), ScoreRange()
-    scores_path = None if scores is None else Path(scores)
-    with closing(TextStore()) as texts, _scores_of(scores_path, destination, id_type) as known:
+    with closing(TextStore()) as texts, _scores_of(scores, destination, id_type) as known:
         reading = Reading(source, on_error=on_error, id_type=id_type, texts=texts if to == STORE else None)
         rows = _counted(read_rows(reading, kind, columns, known), reading, result, span)
         rows = chain([next(rows)], rows)  # with the first row the reader knows what kind of scores these are
@@ -137,20 +136,17 @@ def convert(
             ) as writer:
                 positives = _write_rows(rows, writer)
                 result.files = texts.write(writer.folder) + (["qrels/train.tsv"] if positives else [])
-        elif to == "marginmse":
-            pairs = _Positives(rows, None if qrels is None else read_qrels(qrels), source)
-            WRITERS[to](pairs, destination, qrels=pairs.qrels, overwrite=overwrite)
-        elif to == "trec":
-            WRITERS[to](rows, destination, tag=tag or run_tag(destination), overwrite=overwrite)
         else:
-            WRITERS[to](rows, destination, overwrite=overwrite)
+            if to == "marginmse":
+                rows = _with_positives(rows, None if qrels is None else read_qrels(qrels), source)
+            options = {"tag": tag or run_tag(destination)} if to == "trec" else {}
+            write = FORMATS[to].write
+            assert write is not None
+            write(rows, destination, overwrite=overwrite, **options)
     result.skipped, result.messages = reading.skipped, reading.messages
-    if reading.scale in NOTES:
-        result.notes.append(NOTES[reading.scale])
-    if kind == "tuples":
-        result.notes.append("mine_hard_negatives gives a bi-encoder's scores, unless it was given a cross-encoder.")
-    if (warning := span.warning(_manifest(manifest, kind, source, reading.scale))) is not None:
-        result.notes.append(warning)
+    warning = span.warning(_manifest(manifest, kind, source, reading.scale))
+    notes = (NOTES.get(reading.scale or ""), FORMATS[kind].note if kind in FORMATS else None, warning)
+    result.notes = [note for note in notes if note]
     return result
 
 
@@ -188,22 +184,14 @@ def read_rows(
 ) -> Iterator[ScoredList]:
     """The rows of a file in one of :data:`SOURCES`; see :func:`convert`."""
     if kind == STORE:
-        return _store_rows(reading)
-    if kind == "hard-negatives":
-        return READERS[kind](reading, scores)
-    if kind in TABLES:
-        return READERS[kind](reading, columns)
-    return READERS[kind](reading)
 
+        def parse(row: ScoredList, number: int) -> ScoredList:
+            return reading.row(row.query_id, row.document_ids, row.scores, (), number)
 
-def _store_rows(reading: Reading) -> Iterator[ScoredList]:
-    for number, row in enumerate(ScoredLists.open(reading.path), start=1):
-        try:
-            checked = reading.row(row.query_id, row.document_ids, row.scores, (), number)
-        except FormatError as error:
-            reading.reject(number, error)
-            continue
-        yield checked
+        store = enumerate(ScoredLists.open(reading.path), start=1)
+        return reading.parsed(parse, store)
+    option = {"columns": columns, "scores": scores}.get(FORMATS[kind].option)
+    return FORMATS[kind].read(reading) if option is None else FORMATS[kind].read(reading, option)
 
 
 def _counted(
@@ -225,9 +213,9 @@ def _counted(
 
 
 @contextmanager
-def _scores_of(path: Path | None, destination: Path, id_type: IdType | None) -> Iterator[ScoredLists | None]:
+def _scores_of(path: str | Path | None, destination: Path, id_type: IdType | None) -> Iterator[ScoredLists | None]:
     """The store beside a hard-negatives file; a pickle becomes one first, in a temporary folder."""
-    if path is None or path.is_dir():
+    if path is None or Path(path).is_dir():
         yield None if path is None else ScoredLists.open(path)
         return
     with scratch_folder(destination) as folder:
@@ -265,27 +253,19 @@ def _write_rows(rows: Iterator[ScoredList], writer: TeacherScoresWriter) -> int:
     return count
 
 
-class _Positives:
-    """Rows on their way to a writer of pairs, and the positives of the one that is passing: given, or the row's own."""
-
-    def __init__(self, rows: Iterator[ScoredList], judged: Qrels | None, source: Path) -> None:
-        self._rows, self._judged, self._source = rows, judged, source
-        self.qrels: dict[Id, dict[Id, int]] = {}
-
-    def __iter__(self) -> Iterator[ScoredList]:
-        pairs = False
-        for row in self._rows:
-            positives = set(row.positives)
-            if self._judged is not None:  # read as strings, whatever the ids of the source are
-                grades = self._judged.get(str(row.query_id), {})
-                positives = {document for document in row.document_ids if grades.get(str(document), 0) > 0}
-            self.qrels.clear()
-            self.qrels[row.query_id] = dict.fromkeys(positives, 1)
-            pairs = pairs or 0 < len(positives) < len(row.document_ids)
-            yield row
-        if not pairs:
-            raise FormatError(
-                "no query has a scored positive and a scored negative, so there is no pair to write. Name the "
-                "positives (qrels=...).",
-                file=str(self._source),
-            )
+def _with_positives(rows: Iterator[ScoredList], judged: Qrels | None, source: Path) -> Iterator[ScoredList]:
+    """The rows with the positives that the judgements name; without judgements with their own."""
+    pairs = False
+    for row in rows:
+        if judged is not None:  # read as strings, whatever the ids of the source are
+            grades = judged.get(str(row.query_id), {})
+            relevant = [document for document in row.document_ids if grades.get(str(document), 0) > 0]
+            row = row._replace(positives=relevant)
+        pairs = pairs or 0 < len(row.positives) < len(row.document_ids)
+        yield row
+    if not pairs:
+        raise FormatError(
+            "no query has a scored positive and a scored negative, so there is no pair to write. Name the "
+            "positives (qrels=...).",
+            file=str(source),
+        )

@@ -21,7 +21,7 @@ from st_m3se.core.errors import FormatError
 from st_m3se.core.files import checked_json, digest, scratch_folder
 from st_m3se.core.ids import short
 from st_m3se.core.markdown import markdown
-from st_m3se.core.parquet import UNREADABLE
+from st_m3se.core.records import UNREADABLE
 from st_m3se.scores.convert import convert
 from st_m3se.scores.shard import Shard
 from st_m3se.scores.store import ScoredLists

@@ -15,7 +15,7 @@ import xxhash
 
 from st_m3se.core.errors import FormatError
 from st_m3se.core.ids import short
-from st_m3se.core.parquet import check_footer, check_groups, check_values, dictionaries
+from st_m3se.core.records import check_footer, check_groups, check_values, dictionaries
 from st_m3se.core.scored_list import ScoredList
 
 __all__ = ["COLUMNS", "Shard", "check_complete", "list_lengths", "problems"]

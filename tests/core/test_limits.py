@@ -16,14 +16,15 @@ import pytest
 from st_m3se.core import reading as reading_module
 from st_m3se.core.errors import FormatError
 from st_m3se.core.limits import HELD, LINE, RATIO, VALUES, Limit
+from st_m3se.core.reading import Reading
+from st_m3se.core.records import records
 from st_m3se.data.texts import Texts
 from st_m3se.scores import TeacherScores
-from st_m3se.scores.formats import READERS, Reading
-from st_m3se.scores.formats.records import records
+from st_m3se.scores.formats import FORMATS
 
 
 def read(name: str, path: Path) -> list[object]:
-    return list(READERS[name](Reading(path)))
+    return list(FORMATS[name].read(Reading(path)))
 
 
 def line(documents: int) -> str:
@@ -103,7 +104,7 @@ def test_groups_that_a_few_bytes_stand_for_are_not_decoded(
     column: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """The limit is looked at before anything is unpacked: in the file's end, and in the dictionary of a text."""
-    monkeypatch.setattr("st_m3se.core.parquet.EXPANSION", 1)
+    monkeypatch.setattr("st_m3se.core.records.EXPANSION", 1)
     path = tmp_path / "x.parquet"
     if column == "text":
         pq.write_table(pa.table({"_id": [f"d{n}" for n in range(100)], "text": ["x" * 500] * 100}), path)
@@ -136,7 +137,7 @@ def test_arrow_batches_that_a_few_bytes_stand_for_are_not_decoded(
         patch.delenv(LINE.variable)
         patch.delenv(VALUES.variable)
         assert list(records(Reading(tmp_path / "x.arrow")))[-1] == (len(table), table.to_pylist()[-1])
-    monkeypatch.setattr("st_m3se.core.arrow.EXPANSION", 1)
+    monkeypatch.setattr("st_m3se.core.records.EXPANSION", 1)
     if compression:
         monkeypatch.setenv(VALUES.variable, "10000")
     monkeypatch.setattr("pyarrow.ipc.open_stream", lambda _: pytest.fail("a batch could be decoded"))

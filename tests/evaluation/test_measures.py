@@ -15,11 +15,12 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from st_m3se.core.errors import FormatError
+from st_m3se.core.reading import Reading
 from st_m3se.data.qrels import read_qrels
 from st_m3se.evaluation import DEFAULT_MEASURES, parse_measures, per_query
 from st_m3se.evaluation import measures as module
 from st_m3se.scores import ScoredList, TeacherScores
-from st_m3se.scores.formats import Reading, read_run
+from st_m3se.scores.formats.runs import read_run
 
 pytrec_eval = pytest.importorskip("pytrec_eval", reason='the oracle comes with pip install -e ".[test]"')
 

@@ -29,13 +29,14 @@ from st_m3se import BM25, build_distillation_dataset, find_candidates, score_can
 from st_m3se.cli import app
 from st_m3se.cli.candidates import candidates
 from st_m3se.core.errors import FormatError
+from st_m3se.core.reading import Reading
 from st_m3se.data.texts import Texts
 from st_m3se.retrieval.bm25 import _best, bigrams
 from st_m3se.retrieval.candidates import _merged
 from st_m3se.retrieval.search import search
 from st_m3se.retrieval.sources import Found, Job, Pairs
 from st_m3se.scores import TeacherScores
-from st_m3se.scores.formats import Reading, read_run
+from st_m3se.scores.formats.runs import read_run
 
 if TYPE_CHECKING:
     from sentence_transformers import SentenceTransformer

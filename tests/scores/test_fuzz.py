@@ -16,9 +16,10 @@ import zstandard
 
 from scores.score_samples import SAMPLES
 from st_m3se.core.errors import FormatError
+from st_m3se.core.reading import Reading
 from st_m3se.data.qrels import read_qrels
 from st_m3se.scores import convert, sniff
-from st_m3se.scores.formats import READERS, Reading
+from st_m3se.scores.formats import FORMATS
 
 COUNT = 10_000
 TOKENS = [
@@ -80,7 +81,7 @@ def read(name: str, path: Path, source: random.Random) -> int:
     reading = Reading(
         path, on_error=source.choice(["raise", "skip"]), id_type=source.choice([None, None, "str", "int"])
     )
-    for row in READERS[name](reading):
+    for row in FORMATS[name].read(reading):
         assert len(row.document_ids) == len(row.scores) == len(set(row.document_ids))
         assert all(math.isfinite(score) for score in row.scores)
         assert {type(value) for value in (row.query_id, *row.document_ids)} <= {int, str}
@@ -115,7 +116,7 @@ def test_damaged_qrels_and_unknown_files(damaged: Damaged) -> None:
             read_qrels(path, id_type=source.choice(["str", "int"]))
         path = damaged.fill(mutate(SAMPLES[names[turn % len(names)]], source))
         with suppress(FormatError):
-            assert sniff(path) in READERS
+            assert sniff(path) in FORMATS
 
 
 @pytest.mark.parametrize("pack", [gzip.compress, zstandard.compress])

@@ -11,8 +11,9 @@ import numpy as np
 import pytest
 
 from st_m3se.core.errors import FormatError
+from st_m3se.core.reading import Reading
 from st_m3se.scores import TeacherScores, convert, sniff
-from st_m3se.scores.formats import Reading, read_score_pickle
+from st_m3se.scores.formats.pickled import read_score_pickle
 
 SCORES = {7: {1: 9.5, 2: -1.25, 300: 1e10}, 2**40: {2**33: 0.125}, -5: {1: 3}}
 

@@ -4,21 +4,20 @@ from __future__ import annotations
 
 import json
 import sqlite3
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import closing
 from pathlib import Path
 from typing import NamedTuple
 
-from st_m3se.core.errors import FormatError
+from st_m3se.core.errors import errors_in
 from st_m3se.core.ids import Id, short
 from st_m3se.core.limits import VALUES
 from st_m3se.core.reading import Reading
 from st_m3se.core.scored_list import ScoredList
 
-__all__ = ["SCORE_TOLERANCE", "Grouper", "Pair", "TextStore", "agree", "group_pairs"]
+__all__ = ["Pair", "TextStore", "agree", "group_pairs", "grouped"]
 
 SCORE_TOLERANCE = 1e-3
-BATCH = 10_000
 CACHE_KIB = 64 * 1024
 
 
@@ -38,110 +37,86 @@ def agree(one: float, other: float) -> bool:
     return abs(one - other) <= SCORE_TOLERANCE * max(1.0, abs(one), abs(other))
 
 
-class _Spill:
+def _spill(schema: str) -> sqlite3.Connection:
     """A private SQLite database that is in memory while it is small and in a temporary file beyond."""
-
-    def __init__(self, schema: str) -> None:
-        # No name: SQLite makes the file when the cache is full, where SQLITE_TMPDIR or TMPDIR says, and removes it.
-        self._database = sqlite3.connect("", isolation_level=None)
-        self._database.execute(f"PRAGMA cache_size = -{CACHE_KIB}")
-        self._database.execute("PRAGMA synchronous = OFF")
-        self._database.execute("PRAGMA journal_mode = OFF")
-        self._database.executescript(schema)
-        self._database.execute("BEGIN")
-
-    def close(self) -> None:
-        """Drop the database and its temporary file."""
-        self._database.close()
+    # No name: SQLite makes the file when the cache is full, where SQLITE_TMPDIR or TMPDIR says, and removes it.
+    database = sqlite3.connect("", isolation_level=None)
+    database.executescript(
+        f"PRAGMA cache_size = -{CACHE_KIB}; PRAGMA synchronous = OFF; PRAGMA journal_mode = OFF; {schema}; BEGIN"
+    )
+    return database
 
 
-class Grouper(_Spill):
-    """Takes pairs in any order and gives them back query by query, each query's in the order they came."""
+def grouped(pairs: Iterable[Pair], reading: Reading) -> Iterator[list[Pair]]:
+    """The pairs of each query, in the order they came; the queries in the order of their ids.
 
-    def __init__(self, reading: Reading) -> None:
-        self._file = str(reading.path)
-        self._last: Id | None = None
-        self._in_a_row = 0
-        # Columns without a type keep an int an int and a str a str.
-        super().__init__("CREATE TABLE pair (q, d, o, s REAL, p INTEGER, line INTEGER)")
-        self._batch: list[Pair] = []
+    Raises:
+        FormatError: If one query has more of them than a list may have.
+    """
 
-    def add(self, pair: Pair) -> None:
-        """Take a pair.
+    def checked() -> Iterator[Pair]:
+        last, in_a_row = None, 0
+        for pair in pairs:
+            in_a_row = in_a_row + 1 if pair.query_id == last else 1
+            last = pair.query_id
+            check(in_a_row, last)
+            yield pair
 
-        Raises:
-            FormatError: If one query has more of them in a row than a list may have.
-        """
-        self._in_a_row = self._in_a_row + 1 if pair.query_id == self._last else 1
-        self._last = pair.query_id
-        if self._in_a_row > VALUES.value:
-            raise self._too_many(pair.query_id)
-        self._batch.append(pair)
-        if len(self._batch) == BATCH:
-            self._flush()
+    def check(count: int, query_id: Id) -> None:
+        if count > VALUES.value:
+            raise VALUES.error(f"query {short(query_id)} has ever more lines")
 
-    def _too_many(self, query_id: Id) -> FormatError:
-        return FormatError(VALUES.error(f"query {short(query_id)} has ever more lines").message, file=self._file)
-
-    def _flush(self) -> None:
-        self._database.executemany("INSERT INTO pair VALUES (?, ?, ?, ?, ?, ?)", self._batch)
-        self._batch.clear()
-
-    def __iter__(self) -> Iterator[list[Pair]]:
-        """The pairs of each query; the queries in the order of their ids."""
-        self._flush()
+    # Columns without a type keep an int an int and a str a str.
+    schema = "CREATE TABLE pair (q, d, o, s REAL, p INTEGER, line INTEGER)"
+    with closing(_spill(schema)) as database, errors_in(reading.path):
+        database.executemany("INSERT INTO pair VALUES (?, ?, ?, ?, ?, ?)", checked())
         group: list[Pair] = []
-        for row in self._database.execute("SELECT q, d, o, s, p, line FROM pair ORDER BY q, rowid"):
-            pair = Pair(row[0], row[1], row[2], row[3], bool(row[4]), row[5])
+        for row in database.execute("SELECT q, d, o, s, p, line FROM pair ORDER BY q, rowid"):
+            pair = Pair(*row)
             if group and group[0].query_id != pair.query_id:
                 yield group
                 group = []
             group.append(pair)
-            if len(group) > VALUES.value:
-                raise self._too_many(pair.query_id)
+            check(len(group), pair.query_id)
         if group:
             yield group
 
 
-def group_pairs(pairs: Iterator[Pair], reading: Reading) -> Iterator[ScoredList]:
+def group_pairs(pairs: Iterable[Pair], reading: Reading) -> Iterator[ScoredList]:
     """One row per query: positives first, then the order of the file; a pair that recurs counts once.
 
     A pair with two scores that do not agree is rejected, and under "skip" keeps the first.
     """
-    with closing(Grouper(reading)) as grouper:
-        for pair in pairs:
-            grouper.add(pair)
-        for group in grouper:
-            scores: dict[Id, float] = {}
-            positives: dict[Id, None] = {}
-            for pair in group:
-                known = scores.setdefault(pair.document_id, pair.score)
-                if not agree(known, pair.score):
-                    reading.reject(
-                        pair.line,
-                        f"query {pair.query_id!r:.80} and document {pair.document_id!r:.80} have the score "
-                        f"{pair.score!r} here and {known!r} on an earlier line.",
-                    )
-                elif pair.positive:
-                    positives[pair.document_id] = None
-            documents = [*positives, *(document for document in scores if document not in positives)]
-            yield ScoredList(
-                group[0].query_id,
-                documents,
-                [scores[document] for document in documents],
-                tuple(positives),
-                group[0].line,
-            )
+    for group in grouped(pairs, reading):
+        scores: dict[Id, float] = {}
+        positives: dict[Id, None] = {}
+        for pair in group:
+            known = scores.setdefault(pair.document_id, pair.score)
+            if not agree(known, pair.score):
+                reading.reject(
+                    pair.line,
+                    f"query {pair.query_id!r:.80} and document {pair.document_id!r:.80} have the score "
+                    f"{pair.score!r} here and {known!r} on an earlier line.",
+                )
+            elif pair.positive:
+                positives[pair.document_id] = None
+        documents = list({**positives, **scores})
+        values = [scores[document] for document in documents]
+        yield ScoredList(group[0].query_id, documents, values, tuple(positives), group[0].line)
 
 
-class TextStore(_Spill):
+class TextStore:
     """Collects texts by id, each id once (its first text), for ``queries.jsonl`` and ``corpus.jsonl``."""
 
     def __init__(self) -> None:
-        super().__init__(
+        self._database = _spill(
             "CREATE TABLE query (id PRIMARY KEY, title TEXT, text TEXT);"
             "CREATE TABLE document (id PRIMARY KEY, title TEXT, text TEXT)"
         )
+
+    def close(self) -> None:
+        """Drop the database and its temporary file."""
+        self._database.close()
 
     def query(self, query_id: Id, text: str) -> None:
         """Take a query's text."""
@@ -151,9 +126,6 @@ class TextStore(_Spill):
         """Take a document's text."""
         self._database.execute("INSERT OR IGNORE INTO document VALUES (?, ?, ?)", (document_id, title, text))
 
-    def _rows(self, table: str) -> Iterator[tuple[Id, str, str]]:
-        yield from self._database.execute(f"SELECT id, title, text FROM {table} ORDER BY rowid")
-
     def write(self, folder: Path) -> list[str]:
         """Write those of the two BEIR files that have content, and return their names."""
         written = []
@@ -161,10 +133,8 @@ class TextStore(_Spill):
             if not self._database.execute(f"SELECT count(*) FROM {table}").fetchone()[0]:
                 continue
             with (folder / name).open("w", encoding="utf-8") as file:
-                for identity, title, text in self._rows(table):
-                    record = {"_id": identity, "title": title, "text": text}
-                    if table == "query":
-                        del record["title"]
-                    file.write(json.dumps(record, ensure_ascii=False) + "\n")
+                for identity, title, text in self._database.execute(f"SELECT * FROM {table} ORDER BY rowid"):
+                    titled = {"title": title} if table == "document" else {}
+                    file.write(json.dumps({"_id": identity, **titled, "text": text}, ensure_ascii=False) + "\n")
             written.append(name)
         return written

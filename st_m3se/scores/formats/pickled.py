@@ -16,13 +16,14 @@ from typing import Any, BinaryIO, NamedTuple
 
 import pyarrow as pa
 
-from st_m3se.core.errors import FormatError
+from st_m3se.core.errors import FormatError, errors_in
 from st_m3se.core.ids import short
 from st_m3se.core.limits import HELD, LINE
 from st_m3se.core.reading import Reading, open_binary
 from st_m3se.core.scored_list import ScoredList
+from st_m3se.scores.formats.format import Format
 
-__all__ = ["read_score_pickle"]
+__all__ = ["SCORE_PICKLE", "read_score_pickle"]
 
 CONSTANTS = {"NONE": None, "NEWTRUE": True, "NEWFALSE": False}
 NUMBERS = {"INT", "BININT", "BININT1", "BININT2", "LONG", "LONG1", "LONG4", "FLOAT", "BINFLOAT"}
@@ -162,10 +163,11 @@ class _Machine:
                 if not isinstance(attribute, str) or not isinstance(module, str):
                     raise FormatError("the pickle names something by what is no text: refused.")
                 argument = f"{module} {attribute}"
-            wanted = argument
-            if wanted not in NUMPY:
-                raise FormatError(f"the pickle names {wanted!r:.80}, which is code and not a score: refused, not run.")
-            stack.append(_Name(NUMPY[wanted]))
+            if argument not in NUMPY:
+                raise FormatError(
+                    f"the pickle names {argument!r:.80}, which is code and not a score: refused, not run."
+                )
+            stack.append(_Name(NUMPY[argument]))
         elif name == "REDUCE":
             arguments = stack.pop()
             stack.append(_call(stack.pop(), arguments))
@@ -222,40 +224,6 @@ class _Bounded:
         return line
 
 
-def read_score_pickle(reading: Reading) -> Iterator[ScoredList]:
-    """Read ``{query_id: {document_id: score}}``; the entries count as lines in messages."""
-    file_name = str(reading.path)
-    entry = 0
-    with open_binary(reading.path) as file:
-        machine = _Machine()
-        try:
-            stream: Any = _Bounded(file)
-            for opcode, argument, _ in pickletools.genops(stream):
-                items = machine.step(opcode.name, argument)
-                if items:
-                    machine.held = 0
-                for place in range(0, len(items or ()), 2):
-                    assert items is not None
-                    entry += 1
-                    key, value = items[place], items[place + 1]
-                    try:
-                        if not isinstance(value, dict):
-                            raise FormatError(f"expected {{document_id: score}} for {short(key)}, got {short(value)}.")
-                        row = reading.row(key, list(value), list(value.values()), (), entry)
-                    except FormatError as error:
-                        reading.reject(entry, error)
-                        continue
-                    yield row
-            if len(machine.stack) != 1 or not isinstance(machine.stack[0], dict):
-                raise FormatError("expected a pickled dict {query_id: {document_id: score}}.")
-        except FormatError as error:
-            if error.file is not None:
-                raise
-            raise FormatError(error.message, file=file_name) from None
-        except RECOVERABLE as error:
-            raise FormatError(f"this is not a whole pickle of scores ({error!r:.200}).", file=file_name) from error
-
-
 # What damaged bytes lead to in pickletools and in the machine above; nothing of the file has been run.
 RECOVERABLE = (
     ValueError,
@@ -269,4 +237,37 @@ RECOVERABLE = (
     OSError,
     struct.error,
     pa.ArrowException,
+)
+
+
+def read_score_pickle(reading: Reading) -> Iterator[ScoredList]:
+    """Read ``{query_id: {document_id: score}}``; the entries count as lines in messages."""
+
+    def entries() -> Iterator[tuple[int, tuple[Any, Any]]]:
+        machine, entry = _Machine(), 0
+        with open_binary(reading.path) as file:
+            stream: Any = _Bounded(file)
+            for opcode, argument, _ in pickletools.genops(stream):
+                items = machine.step(opcode.name, argument) or ()
+                if items:
+                    machine.held = 0
+                for pair in zip(items[::2], items[1::2], strict=True):
+                    entry += 1
+                    yield entry, pair
+        if len(machine.stack) != 1 or not isinstance(machine.stack[0], dict):
+            raise FormatError("expected a pickled dict {query_id: {document_id: score}}.")
+
+    def parse(item: tuple[Any, Any], number: int) -> ScoredList:
+        key, value = item
+        if not isinstance(value, dict):
+            raise FormatError(f"expected {{document_id: score}} for {short(key)}, got {short(value)}.")
+        return reading.row(key, list(value), list(value.values()), (), number)
+
+    with errors_in(reading.path, RECOVERABLE, "this is not a whole pickle of scores"):
+        yield from reading.parsed(parse, entries())
+
+
+STARTS = (b"\x80\x02", b"\x80\x03", b"\x80\x04", b"\x80\x05", b"(dp", b"}q", b"(d.")
+SCORE_PICKLE = Format(
+    "score-pickle", read_score_pickle, lambda head: max(len(head.lines), 1) if head.start.startswith(STARTS) else 0
 )
