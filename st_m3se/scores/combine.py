@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 import math
 from collections.abc import Iterator, Sequence
+from functools import reduce
 from pathlib import Path
 from typing import Any, Literal, get_args
 
@@ -14,16 +15,17 @@ import pyarrow.compute as pc
 from tqdm import tqdm
 
 from st_m3se.core.errors import FormatError
-from st_m3se.scores.calibration import Calibration, calibrate, deviation
+from st_m3se.core.ragged import list_array, list_values, offsets, owners
 from st_m3se.scores.shard import problems
 from st_m3se.scores.sigmoid import ScoreRange
 from st_m3se.scores.teacher_scores import TeacherScores
 from st_m3se.scores.writer import MANIFEST_FIELDS, TeacherScoresWriter
 
-__all__ = ["Aggregation", "Missing", "combine"]
+__all__ = ["Aggregation", "Calibration", "Missing", "calibrate", "combine"]
 
 logger = logging.getLogger(__name__)
 
+Calibration = Literal["none", "z-norm", "min-max", "rank"]
 Aggregation = Literal["mean", "median", "min"]
 Missing = Literal["raise", "drop"]
 
@@ -49,10 +51,8 @@ def combine(
     all stores share, and then aggregated document by document. Queries and documents come in the first store's order;
     it is fastest when the others have the same one.
 
-    The manifest of the result names its ``parents`` with what their own manifests say, and under ``source`` the
-    method, the mean disagreement, and what was dropped: scores by ``max_disagreement``, and queries that have no
-    document left. Scores that were calibrated have no common zero any more,
-    so its ``scale`` is then "margin".
+    The manifest of the result names its ``parents``, and under ``source`` the method, the mean disagreement, and what
+    was dropped. Scores that were calibrated have no common zero any more, so its ``scale`` is then "margin".
 
     Args:
         stores: Two or more, open or as paths. Their ids must be of the same types.
@@ -62,12 +62,11 @@ def combine(
         aggregation: "mean", "median", or "min" (a document is as good as its harshest teacher says).
         spread: With "z-norm": what one standard deviation becomes. Students learn margins from these numbers, and a
             margin of z-scores is some five times smaller than one of logits; so None takes the mean standard
-            deviation of the first store's lists (over the shared documents, and leaving out constant lists), one
-            number for the whole store, and the result has the first teacher's units. 1.0 gives plain z-scores.
+            deviation of the first store's lists, without constant ones: the result has the first teacher's units. 1.0
+            gives plain z-scores.
         missing: What happens with a query or a document that one of the stores lacks: "raise", or "drop" it.
         max_disagreement: Drop the documents whose calibrated scores have a standard deviation over the teachers above
-            this. It is in calibrated units, for "z-norm" in standard deviations of a list, before ``spread``; two
-            teachers that are one apart have 0.5. Mind that this may drop a positive.
+            this, before ``spread``; two teachers that are one apart have 0.5. Mind that this may drop a positive.
         overwrite: Replace a store that is at ``output``.
         show_progress_bar: Show one, on standard error.
 
@@ -134,30 +133,48 @@ def combine(
         "mean_disagreement": None,
         "dropped": {"queries": 0, "scores": 0},
     }
-    parents = [_parent(store, name, int(shared.sum())) for store, name in zip(opened, names, strict=True)]
+    parents: list[dict[str, Any]] = [
+        {
+            "name": name,
+            "queries": len(store),
+            **{field: value for field in MANIFEST_FIELDS if (value := store.manifest.get(field)) is not None},
+            "unused": {"queries": len(store) - int(shared.sum()), "scores": 0},
+        }
+        for store, name in zip(opened, names, strict=True)
+    ]
     manifest = _manifest(opened, parents, source, calibration)
     spans = [ScoreRange() for _ in opened]
     # source and parents are filled in as the rows pass: the writer takes the manifest down at the end.
-    with TeacherScoresWriter(output, manifest=manifest, overwrite=overwrite) as writer:
-        total, pairs = 0.0, 0
-        for tables in _progress(_shared_tables(opened, names, shared), int(shared.sum()), show_progress_bar):
+    with (
+        TeacherScoresWriter(output, manifest=manifest, overwrite=overwrite) as writer,
+        tqdm(total=shared.sum(), unit=" queries", desc="Combining", disable=None if show_progress_bar else True) as bar,
+    ):
+        total, pairs, dropped = 0.0, 0, source["dropped"]
+        for tables in _shared_tables(opened, names, shared):
             lengths, documents, values, unused = _align(tables, names, missing)
-            for parent, count in zip(parents, unused, strict=True):
+            for parent, count, span, row in zip(parents, unused, spans, values, strict=True):
                 parent["unused"]["scores"] += count
-            for span, row in zip(spans, values, strict=True):
-                span.add(np.asarray(row))
+                span.add(row)
             scores = np.stack([calibrate(row, lengths, calibration) for row in values])
             disagreement = scores.std(axis=0)
             total, pairs = total + float(disagreement.sum()), pairs + len(disagreement)
             combined = AGGREGATIONS[aggregation](scores, axis=0) * (1.0 if spread is None else spread)
             kept = np.ones(len(combined), bool) if max_disagreement is None else disagreement <= max_disagreement
-            source["dropped"]["scores"] += int(len(kept) - kept.sum())
-            source["dropped"]["queries"] += _write(writer, tables[0], lengths, documents, combined, kept)
-        if pairs == source["dropped"]["scores"]:
+            counts = np.bincount(owners(lengths)[kept], minlength=len(lengths))
+            dropped["scores"] += int((~kept).sum())
+            dropped["queries"] += int((counts == 0).sum())
+            if kept.any():
+                columns = {
+                    "query_id": tables[0].column("query_id").filter(pa.array(counts > 0)),
+                    "document_ids": list_array(documents.filter(pa.array(kept)), counts[counts > 0]),
+                    "scores": list_array(combined[kept].astype(np.float32), counts[counts > 0]),
+                }
+                writer.write_table(pa.table(columns))
+            bar.update(len(tables[0]))
+        if pairs == dropped["scores"]:
             raise FormatError(
                 f"no document is left: {pairs:,} are in all of {', '.join(names)}, and max_disagreement="
-                f"{max_disagreement} dropped {source['dropped']['scores']:,}. The mean disagreement is "
-                f"{total / max(pairs, 1):.3f}."
+                f"{max_disagreement} dropped {dropped['scores']:,}. The mean disagreement is {total / max(pairs, 1):.3f}."
             )
         source["mean_disagreement"] = total / pairs
     for name, span, store in zip(names, spans, opened, strict=True):
@@ -177,11 +194,6 @@ def _is_search(store: TeacherScores) -> bool:
     return store.manifest.get("teacher") is None and isinstance(source, dict) and "candidates" in source
 
 
-def _parent(store: TeacherScores, name: str, shared: int) -> dict[str, Any]:
-    facts = {field: value for field in MANIFEST_FIELDS if (value := store.manifest.get(field)) is not None}
-    return {"name": name, "queries": len(store), **facts, "unused": {"queries": len(store) - shared, "scores": 0}}
-
-
 def _manifest(
     stores: Sequence[TeacherScores], parents: list[dict[str, Any]], source: dict[str, Any], calibration: Calibration
 ) -> dict[str, Any]:
@@ -195,13 +207,6 @@ def _manifest(
         "source": source,
         "parents": parents,
     }
-
-
-def _progress(stretches: Iterator[list[pa.Table]], queries: int, show: bool) -> Iterator[list[pa.Table]]:
-    with tqdm(total=queries, unit=" queries", desc="Combining", disable=None if show else True) as bar:
-        for tables in stretches:
-            yield tables
-            bar.update(len(tables[0]))
 
 
 def _shared_queries(stores: Sequence[TeacherScores], names: Sequence[str], missing: Missing) -> np.ndarray:
@@ -246,7 +251,7 @@ def _mean_deviation(stretches: Iterator[list[pa.Table]], names: Sequence[str]) -
     total, count = 0.0, 0
     for tables in stretches:
         lengths, _, values, _ = _align(tables, names, "drop")
-        deviations = deviation(values[0], lengths)
+        deviations = _deviations(values[0], lengths)
         total, count = total + float(deviations.sum()), count + int((deviations > 0).sum())
     if not count:
         raise FormatError(
@@ -268,20 +273,9 @@ def _shared_tables(stores: Sequence[TeacherScores], names: Sequence[str], shared
             query_ids = part.column("query_id").to_pylist()
             tables = [part, *(pa.concat_tables(list(store.select(query_ids).tables())) for store in stores[1:])]
             for each, name in zip(tables, names, strict=True):
-                _check(each, name)
+                if found := problems(each):
+                    raise FormatError(f"{name} is not valid: {'; '.join(found)}.")
             yield tables
-
-
-def _check(table: pa.Table, name: str) -> None:
-    if found := problems(table):
-        raise FormatError(f"{name} is not valid: {'; '.join(found)}.")
-
-
-def _flat(table: pa.Table) -> tuple[np.ndarray, np.ndarray]:
-    """All scores of a table in double precision, and the lists' lengths."""
-    lists = table.column("scores").combine_chunks()
-    lengths = lists.value_lengths().to_numpy(zero_copy_only=False)
-    return lists.flatten().to_numpy(zero_copy_only=False).astype(np.float64), lengths
 
 
 def _align(
@@ -293,60 +287,84 @@ def _align(
         Lengths [Q] and document ids [N] of the shared lists, scores [S, N], and how many scores of each are not used.
     """
     documents = [table.column("document_ids").combine_chunks().flatten() for table in tables]
-    flats = [_flat(table) for table in tables]
-    values, lengths = [flat[0] for flat in flats], flats[0][1]
-    if all(
-        np.array_equal(flat[1], lengths) and each.equals(documents[0])
-        for flat, each in zip(flats[1:], documents[1:], strict=True)
+    values, lengths = zip(*(list_values(table, "scores") for table in tables), strict=True)
+    wide = [each.astype(np.float64) for each in values]
+    if all(np.array_equal(each, lengths[0]) for each in lengths) and all(
+        each.equals(documents[0]) for each in documents
     ):
-        return lengths, documents[0], np.stack(values), [0] * len(tables)
+        return lengths[0], documents[0], np.stack(wide), [0] * len(tables)
     codes = pa.concat_arrays(documents).dictionary_encode().indices.to_numpy().astype(np.int64)
-    codes = np.split(codes, np.cumsum([len(each) for each in documents])[:-1])
-    owners = [np.repeat(np.arange(len(lengths)), flat[1]) for flat in flats]
-    keys = [owner * (1 << 32) + code for owner, code in zip(owners, codes, strict=True)]  # a pair of query and document
-    places, shared = [np.arange(len(keys[0]))], np.ones(len(keys[0]), dtype=bool)
-    for number, key in enumerate(keys[1:], start=1):
-        order = np.argsort(key)
-        found = np.searchsorted(key, keys[0], sorter=order)
-        place = order[np.minimum(found, len(key) - 1)] if len(key) else np.zeros(len(keys[0]), dtype=np.int64)
-        here = key[place] == keys[0] if len(key) else np.zeros(len(keys[0]), dtype=bool)
-        if missing == "raise":
-            extra = np.setdiff1d(np.arange(len(key)), place[here])
-            for absent, holder, lacking in ((np.flatnonzero(~here), 0, number), (extra, number, 0)):
-                if len(absent):
-                    query = tables[0].column("query_id")[int(owners[holder][absent[0]])].as_py()
-                    document = documents[holder][int(absent[0])].as_py()
-                    raise FormatError(
-                        f"{names[lacking]} has no score for document {document!r:.80} of query {query!r:.80}, which "
-                        f"{names[holder]} has. Score the same candidates with each teacher, or "
-                        'missing="drop" leaves such documents out.'
-                    )
-        places.append(place)
-        shared &= here
-    kept = np.flatnonzero(shared)
-    aligned = np.stack([value[place[kept]] for value, place in zip(values, places, strict=True)])
-    unused = [len(value) - len(kept) for value in values]
-    return np.bincount(owners[0][kept], minlength=len(lengths)), documents[0].take(pa.array(kept)), aligned, unused
+    codes = np.split(codes, offsets([len(each) for each in documents])[1:-1])
+    keys = [owners(each) * (1 << 32) + code for each, code in zip(lengths, codes, strict=True)]  # query and document
+    shared = reduce(np.intersect1d, keys)
+    for holder, key in enumerate(keys if missing == "raise" else ()):
+        if len(absent := np.flatnonzero(~np.isin(key, shared))):
+            place = int(absent[0])
+            lacking = next(name for name, other in zip(names, keys, strict=True) if key[place] not in other)
+            raise FormatError(
+                f"{lacking} has no score for document {documents[holder][place].as_py()!r:.80} of query "
+                f"{tables[0].column('query_id')[int(key[place] >> 32)].as_py()!r:.80}, which {names[holder]} has. Score "
+                'the same candidates with each teacher, or missing="drop" leaves such documents out.'
+            )
+    kept = np.flatnonzero(np.isin(keys[0], shared))
+    orders = [np.argsort(key) for key in keys]
+    places = [order[np.searchsorted(key, keys[0][kept], sorter=order)] for key, order in zip(keys, orders, strict=True)]
+    aligned = np.stack([each[place] for each, place in zip(wide, places, strict=True)])
+    counts = np.bincount(owners(lengths[0])[kept], minlength=len(lengths[0]))
+    return counts, documents[0].take(pa.array(kept)), aligned, [len(each) - len(kept) for each in values]
 
 
-def _write(
-    writer: TeacherScoresWriter,
-    table: pa.Table,
-    lengths: np.ndarray,
-    documents: pa.Array,
-    scores: np.ndarray,
-    kept: np.ndarray,
-) -> int:
-    """Write the documents that are kept; returns how many queries have none left."""
-    counts = np.bincount(np.repeat(np.arange(len(lengths)), lengths)[kept], minlength=len(lengths))
-    filled = counts > 0
-    if filled.any():
-        offsets = pa.array(np.concatenate([[0], np.cumsum(counts[filled])]), pa.int32())
-        documents = documents if kept.all() else documents.filter(pa.array(kept))
-        columns = {
-            "query_id": table.column("query_id").filter(pa.array(filled)),
-            "document_ids": pa.ListArray.from_arrays(offsets, documents),
-            "scores": pa.ListArray.from_arrays(offsets, pa.array(scores[kept].astype(np.float32))),
-        }
-        writer.write_table(pa.table(columns))
-    return int(len(filled) - filled.sum())
+def calibrate(scores: np.ndarray, lengths: np.ndarray, calibration: Calibration) -> np.ndarray:
+    """Bring each query's scores to a scale that teachers share.
+
+    * "none": as they are.
+    * "z-norm": minus their mean, divided by their standard deviation (the population's).
+    * "min-max": the lowest becomes 0, the highest 1.
+    * "rank": the ranks, evenly spaced from 0 for the lowest to 1 for the highest; equal scores share the mean of their
+      ranks.
+
+    A list whose scores are all equal, as in a list of one, says nothing about its documents; they get the middle of
+    the scale: 0 for "z-norm", 0.5 for "min-max" and "rank".
+
+    Args:
+        scores: All queries' scores, one list after the other, shape [N].
+        lengths: The lists' lengths, shape [Q]; they sum to N.
+        calibration: The scale.
+
+    Returns:
+        Shape [N], float64.
+    """
+    values = np.asarray(scores, dtype=np.float64)
+    lengths = np.asarray(lengths)
+    lengths = lengths[lengths > 0]
+    if calibration == "none" or not len(lengths):
+        return values
+    owner, starts = owners(lengths), offsets(lengths)[:-1]
+    low, high = np.minimum.reduceat(values, starts), np.maximum.reduceat(values, starts)
+    constant = (low == high)[owner]
+    if calibration == "z-norm":
+        mean, spread = _moments(values, lengths, owner)
+        return np.where(constant, 0.0, (values - mean[owner]) / np.where(constant, 1.0, spread[owner]))
+    if calibration == "min-max":
+        return np.where(constant, 0.5, (values - low[owner]) / np.where(constant, 1.0, (high - low)[owner]))
+    order = np.lexsort((values, owner))
+    ordered = values[order]  # by owner first, so the owner of each is still `owner`
+    new = np.append(True, (ordered[1:] != ordered[:-1]) | (owner[1:] != owner[:-1]))
+    first = np.flatnonzero(new)
+    last = np.append(first[1:], len(values)) - 1
+    places = ((first + last) / 2)[np.cumsum(new) - 1] - starts[owner]
+    ranks = np.empty(len(values))
+    ranks[order] = places / np.maximum(lengths - 1, 1)[owner]
+    return np.where(constant, 0.5, ranks)
+
+
+def _deviations(scores: np.ndarray, lengths: np.ndarray) -> np.ndarray:
+    """The standard deviation (the population's) of each list that is not empty, in order."""
+    lengths = lengths[lengths > 0]
+    return _moments(scores, lengths, owners(lengths))[1]
+
+
+def _moments(values: np.ndarray, lengths: np.ndarray, owner: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Mean and standard deviation of each list; none is empty."""
+    mean = np.bincount(owner, values, len(lengths)) / lengths
+    return mean, np.sqrt(np.bincount(owner, (values - mean[owner]) ** 2, len(lengths)) / lengths)

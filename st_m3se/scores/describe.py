@@ -4,13 +4,14 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
+from itertools import pairwise
 from typing import Any
 
 import numpy as np
 import pyarrow as pa
 from tqdm import tqdm
 
-from st_m3se.scores.shard import list_lengths
+from st_m3se.core.ragged import list_values, offsets, owners
 from st_m3se.scores.sigmoid import ScoreRange
 from st_m3se.scores.store import ScoredLists
 
@@ -79,25 +80,19 @@ class _Tally:
 
     def __init__(self) -> None:
         self.count, self.low, self.high, self.sum, self.squares = 0, np.inf, -np.inf, 0.0, 0.0
-        self.edges = np.zeros(0)
-        self.counts = np.zeros(0, dtype=np.int64)
+        self.edges, self.counts = np.zeros(0), np.zeros(0, dtype=np.int64)
 
     def measure(self, values: np.ndarray) -> None:
         if len(values):
             wide = values.astype(np.float64)
             self.count += len(wide)
             self.low, self.high = min(self.low, wide.min()), max(self.high, wide.max())
-            self.sum += wide.sum()
-            self.squares += np.square(wide).sum()
+            self.sum, self.squares = self.sum + wide.sum(), self.squares + np.square(wide).sum()
 
-    def start(self, bins: int) -> None:
-        if self.count:
-            self.edges = np.histogram_bin_edges(np.array([self.low, self.high]), bins=bins)
-            self.counts = np.zeros(bins, dtype=np.int64)
-
-    def add(self, values: np.ndarray) -> None:
-        if self.count and len(values):
-            self.counts += np.histogram(values.astype(np.float64), bins=self.edges)[0]
+    def add(self, values: np.ndarray, bins: int) -> None:
+        if len(values):
+            counts, self.edges = np.histogram(values.astype(np.float64), bins, (self.low, self.high))
+            self.counts = counts + self.counts if len(self.counts) else counts
 
     def histogram(self) -> Histogram | None:
         if not self.count:
@@ -124,77 +119,61 @@ def describe(
     """
     if bins < 1:
         raise ValueError(f"bins must be at least 1, got {bins}.")
-    summary = ScoreSummary(positives=None if qrels is None else 0, covered=None if qrels is None else 0)
-    scores, margins, lengths = _Tally(), _Tally(), _Tally()
-    bar = tqdm(total=2 * len(store), desc="Describing", unit=" rows", disable=None if show_progress_bar else True)
-    for table in store.tables():
-        values, counts = _scores(table)
-        bar.update(len(counts))
-        summary.queries += len(counts)
-        finite = values[np.isfinite(values)]
-        scores.measure(finite)
-        lengths.measure(counts)
-        margins.measure(_margins(table, values, counts, qrels, summary))
-    scores.start(bins)
-    margins.start(bins)
-    for table in store.tables():
-        values, counts = _scores(table)
-        bar.update(len(counts))
-        scores.add(values[np.isfinite(values)])
-        margins.add(_margins(table, values, counts, qrels, None))
-    bar.close()
-    summary.scores = int(lengths.sum)
+    scores, margins, lengths, positives, covered = _Tally(), _Tally(), _Tally(), 0, 0
+    with tqdm(
+        total=2 * len(store), desc="Describing", unit=" rows", disable=None if show_progress_bar else True
+    ) as bar:
+        for table in store.tables():
+            values, counts = list_values(table, "scores")
+            scores.measure(values[np.isfinite(values)])
+            lengths.measure(counts)
+            found = _margins(table, qrels)
+            margins.measure(found[0])
+            positives, covered = positives + found[1], covered + found[2]
+            bar.update(len(table))
+        for table in store.tables():
+            values, _ = list_values(table, "scores")
+            scores.add(values[np.isfinite(values)], bins)
+            margins.add(_margins(table, qrels)[0], bins)
+            bar.update(len(table))
+    summary = ScoreSummary(lengths.count, int(lengths.sum), {}, scores.histogram(), margins.histogram())
     if lengths.count:
         summary.list_lengths = {"min": lengths.low, "mean": lengths.sum / lengths.count, "max": lengths.high}
-    summary.score_histogram, summary.margin_histogram = scores.histogram(), margins.histogram()
     if (warning := ScoreRange(scores.low, scores.high).warning(store.manifest)) is not None:
         summary.warnings.append(warning)
     if summary.scores > scores.count:
         summary.warnings.append(f"{summary.scores - scores.count:,} scores are missing or not finite.")
-    if summary.positives and not summary.covered:
-        summary.warnings.append("no positive has a score: are the ids of the qrels strings and the store's integers?")
+    if qrels is not None:
+        summary.positives, summary.covered = positives, covered
+        if positives and not covered:
+            summary.warnings.append(
+                "no positive has a score: are the ids of the qrels strings and the store's integers?"
+            )
     return summary
 
 
-def _scores(table: pa.Table) -> tuple[np.ndarray, np.ndarray]:
-    lists = table.column("scores").combine_chunks()
-    return lists.flatten().to_numpy(zero_copy_only=False), list_lengths(lists)
-
-
-def _margins(
-    table: pa.Table,
-    values: np.ndarray,
-    counts: np.ndarray,
-    qrels: Mapping[Any, Mapping[Any, int]] | None,
-    summary: ScoreSummary | None,
-) -> np.ndarray:
-    starts = np.concatenate([[0], np.cumsum(counts)])
+def _margins(table: pa.Table, qrels: Mapping[Any, Mapping[Any, int]] | None) -> tuple[np.ndarray, int, int]:
+    """The margins, see :class:`ScoreSummary`, and how many documents are relevant, and have a score."""
+    values, counts = list_values(table, "scores")
     if qrels is None:
-        kept = np.flatnonzero(counts > 1)
-        if not len(kept):
-            return np.zeros(0, dtype=np.float32)
-        filled = np.where(np.isfinite(values), values, -np.inf)
-        parts = []
-        for row in kept:
-            scores = filled[starts[row] : starts[row + 1]]
-            best = int(scores.argmax())
-            parts.append(np.delete(scores[best] - scores, best))
-        margins = np.concatenate(parts)
-        return np.asarray(margins[np.isfinite(margins)])
-    parts = [np.zeros(0, dtype=np.float32)]
-    queries = table.column("query_id").to_pylist()
-    documents = table.column("document_ids").combine_chunks()
-    for place, query_id in enumerate(queries):
+        counts = counts[counts > 0]
+        if not len(counts):
+            return values[:0], 0, 0
+        filled, owner = np.where(np.isfinite(values), values, -np.inf), owners(counts)
+        best = np.maximum.reduceat(filled, offsets(counts)[:-1])[owner]
+        highest = np.flatnonzero(filled == best)
+        first = highest[np.unique(owner[highest], return_index=True)[1]]
+        with np.errstate(invalid="ignore"):  # of a list without a finite score
+            margins = np.delete(best - filled, first)
+        return margins[np.isfinite(margins)], 0, 0
+    parts, relevant_count, covered = [values[:0]], 0, 0
+    queries, documents = table.column("query_id").to_pylist(), table.column("document_ids").to_pylist()
+    for query_id, listed, (start, stop) in zip(queries, documents, pairwise(offsets(counts).tolist()), strict=True):
+        scores = values[start:stop]
         relevant = {document for document, grade in qrels.get(query_id, {}).items() if grade > 0}
-        if not relevant:
-            continue
-        listed = documents[place].as_py() or []  # a row without a list has no document
-        flags = np.fromiter((document in relevant for document in listed), dtype=bool)
-        if summary is not None and summary.positives is not None and summary.covered is not None:
-            summary.positives += len(relevant)
-            summary.covered += int(flags.sum())
-        scores = values[starts[place] : starts[place + 1]]
+        flags = np.array([document in relevant for document in listed or []], dtype=bool)  # a row may lack its list
+        relevant_count, covered = relevant_count + len(relevant), covered + int(flags.sum())
         if len(flags) == len(scores):
             margins = np.subtract.outer(scores[flags], scores[~flags]).ravel()
             parts.append(margins[np.isfinite(margins)])
-    return np.concatenate(parts)
+    return np.concatenate(parts), relevant_count, covered

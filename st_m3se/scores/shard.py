@@ -13,16 +13,23 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import xxhash
 
-from st_m3se.core.errors import FormatError
+from st_m3se.core.errors import FormatError, errors_in
 from st_m3se.core.ids import short
+from st_m3se.core.ragged import list_lengths, list_values, offsets, owners
 from st_m3se.core.records import check_footer, check_groups, check_values, dictionaries
 from st_m3se.core.scored_list import ScoredList
 
-__all__ = ["COLUMNS", "Shard", "check_complete", "list_lengths", "problems"]
+__all__ = ["COLUMNS", "Shard", "check_complete", "problems", "store_schema"]
 
 COLUMNS = ["query_id", "document_ids", "scores"]
 KEPT_GROUPS = 8
 BLOCK = 1 << 20
+
+
+def store_schema(query: pa.DataType, document: pa.DataType) -> pa.Schema:
+    """The columns of a store, whose ids have these types."""
+    lists = pa.list_(document), pa.list_(pa.float32())
+    return pa.schema(list(zip(COLUMNS, (query, *lists), strict=True)))
 
 
 class Shard:
@@ -35,6 +42,10 @@ class Shard:
         path: The file.
         facts: What the manifest says of it: "queries" and, from the second version of stores on, "bytes" and "xxh3".
 
+    Attributes:
+        id_types: Arrow's types of the query and document ids: int64 or string.
+        starts: The row at which each group starts, and at the end their number.
+
     Raises:
         FormatError: If the file is missing, damaged, has other columns, or is not the one of the manifest.
     """
@@ -42,13 +53,15 @@ class Shard:
     def __init__(self, path: Path, facts: Mapping[str, Any] | None = None) -> None:
         self.path, self.facts = path, dict(facts or {})
         self._lock = Lock()
-        self._verified = "xxh3" not in self.facts
+        self._foreign = "xxh3" not in self.facts  # of an unknown writer, or of one that could not say what it wrote
+        self._verified = self._foreign
         try:
             # Plain reads: the packed pages are unpacked in any case, and mapped ones would stay in the process as well.
             self._source = pa.OSFile(str(path))
-            self._check_size()
-            foreign = "xxh3" not in self.facts
-            if foreign:
+            size = self._source.size()
+            if not self._foreign and size != self.facts.get("bytes"):
+                raise self._damaged(f"it has {size} bytes and the manifest says {self.facts.get('bytes')}")
+            if self._foreign:
                 check_footer(path)
             metadata = pq.read_metadata(self._source)
             self._file = pq.ParquetFile(
@@ -57,7 +70,7 @@ class Shard:
                 memory_map=False,
                 pre_buffer=False,
                 page_checksum_verification=True,
-                read_dictionary=dictionaries(metadata) if foreign else None,
+                read_dictionary=dictionaries(metadata) if self._foreign else None,
             )
             schema = metadata.schema.to_arrow_schema()
         except FileNotFoundError as error:
@@ -76,38 +89,11 @@ class Shard:
                 f"format, such as a TREC run, make a store of it: st-m3se convert {path} STORE",
                 file=str(path),
             ) from error
-        if missing := [name for name in COLUMNS if name not in schema.names]:
-            raise FormatError(f"the file lacks the columns {missing}; it has {schema.names!r:.200}.", file=str(path))
-        query, documents, scores = (schema.field(name).type for name in COLUMNS)
-        if not (_is_list(documents) and _is_list(scores) and pa.types.is_floating(scores.value_type)):
-            raise FormatError(
-                f"document_ids and scores must be lists, and scores of floats; got {documents} and {scores}. Lists "
-                "that are encoded as texts are read by convert.",
-                file=str(path),
-            )
-        for kind in (query, documents.value_type):
-            if not (pa.types.is_signed_integer(kind) or pa.types.is_string(kind) or pa.types.is_large_string(kind)):
-                raise FormatError(f"ids must be strings or integers, got {kind}.", file=str(path))
-        self.id_types = tuple(
-            pa.int64() if pa.types.is_integer(kind) else pa.string() for kind in (query, documents.value_type)
-        )
-        self._schema = pa.schema(
-            {
-                "query_id": self.id_types[0],
-                "document_ids": pa.list_(self.id_types[1]),
-                "scores": pa.list_(pa.float32()),
-            }
-        )
-        if foreign:
-            try:
+        with errors_in(path, (UnicodeDecodeError,), "this is not a readable Parquet file"):  # the name of a column
+            self.id_types = _id_types(schema)
+            if self._foreign:
                 check_groups(metadata, COLUMNS)
-            except FormatError as error:
-                raise FormatError(error.message, file=str(path)) from None
-            except UnicodeDecodeError as error:  # the name of a column, where its values are
-                raise FormatError(f"this is not a readable Parquet file: {error}", file=str(path)) from error
-        self.groups = metadata.num_row_groups
-        sizes = [metadata.row_group(group).num_rows for group in range(self.groups)]
-        self.starts = np.concatenate([[0], np.cumsum(sizes, dtype=np.int64)])
+        self.starts = offsets([metadata.row_group(group).num_rows for group in range(metadata.num_row_groups)])
         if len(self) != self.facts.get("queries", len(self)):
             raise self._damaged(f"it has {len(self)} queries and the manifest says {self.facts['queries']}")
         self._tables: dict[int, pa.Table] = {}
@@ -125,11 +111,7 @@ class Shard:
         Raises:
             FormatError: If so.
         """
-        try:
-            there = _identity(self.path)
-        except OSError:
-            there = None
-        if there != _identity(self._source.fileno()):
+        if not self.path.exists() or _identity(self.path) != _identity(self._source.fileno()):
             raise FormatError("the store was replaced since it was opened. Open it again.", file=str(self.path))
 
     def verify(self) -> None:
@@ -139,10 +121,11 @@ class Shard:
             FormatError: If they are not those that were written.
         """
         with self._lock:
-            self._verify(again=True)
+            self._verified = self._foreign
+            self._verify()
 
-    def _verify(self, again: bool = False) -> None:
-        if self._verified and not (again and "xxh3" in self.facts):
+    def _verify(self) -> None:
+        if self._verified:
             return
         whole, place = xxhash.xxh3_128(), 0
         try:
@@ -155,11 +138,6 @@ class Shard:
             raise self._damaged("its content has another checksum than the manifest says")
         self._verified = True
 
-    def _check_size(self) -> None:
-        size, expected = self._source.size(), self.facts.get("bytes")
-        if "xxh3" in self.facts and size != expected:
-            raise self._damaged(f"it has {size} bytes and the manifest says {expected}")
-
     def _damaged(self, why: str) -> FormatError:
         return FormatError(
             f"the shard is damaged, or belongs to another store: {why}. It was changed after it was written, and its "
@@ -167,32 +145,15 @@ class Shard:
             file=str(self.path),
         )
 
-    def locate(self, row: int) -> tuple[int, int]:
-        """The group of a row, and its place in it."""
-        group = int(np.searchsorted(self.starts, row, side="right")) - 1
-        return group, row - int(self.starts[group])
-
     def table(self, group: int) -> pa.Table:
         """The decoded rows of one group."""
         with self._lock:  # threads share what is kept
             if group not in self._tables:
-                table = self._read(lambda: self._decoded(group))
+                table = self._read(lambda: self._file.read_row_group(group, columns=COLUMNS, use_threads=False))
                 while len(self._tables) >= KEPT_GROUPS:
                     self._tables.pop(next(iter(self._tables)))
                 self._tables[group] = table
             return self._tables[group]
-
-    def _decoded(self, group: int) -> pa.Table:
-        table = self._file.read_row_group(group, columns=COLUMNS, use_threads=False)
-        if "xxh3" in self.facts:
-            return table.select(COLUMNS).cast(self._schema)
-        # Of an unknown writer: its strings may be no UTF-8, and one of them may be repeated a million times.
-        for name in COLUMNS:
-            for chunk in table.column(name).chunks:
-                check_values(chunk, name)
-        table = table.select(COLUMNS).cast(self._schema)
-        table.validate(full=True)
-        return table
 
     def row(self, group: int, place: int) -> ScoredList:
         """One row."""
@@ -203,23 +164,46 @@ class Shard:
     def query_ids(self) -> pa.ChunkedArray:
         """The column of query ids alone."""
         with self._lock:
-            return self._read(self._query_ids)
+            return self._read(lambda: self._file.read(columns=COLUMNS[:1], use_threads=False)).column(0)
 
-    def _query_ids(self) -> pa.ChunkedArray:
-        ids = self._file.read(columns=["query_id"], use_threads=False).column(0)
-        for chunk in ids.chunks:
-            check_values(chunk, "query_id")
-        ids = ids.cast(self.id_types[0])
-        if "xxh3" not in self.facts:
-            ids.validate(full=True)
-        return ids
-
-    def _read(self, read: Callable[[], Any]) -> Any:
+    def _read(self, read: Callable[[], pa.Table]) -> pa.Table:
         self._verify()
         try:
-            return read()
+            table = read()
+            if self._foreign:  # its strings may be no UTF-8, and one of them may be repeated a million times
+                for name in table.column_names:
+                    for chunk in table.column(name).chunks:
+                        check_values(chunk, name)
+            columns = [name for name in COLUMNS if name in table.column_names]
+            schema = store_schema(*self.id_types)
+            table = table.select(columns).cast(pa.schema([schema.field(name) for name in columns]))
+            if self._foreign:
+                table.validate(full=True)
         except (pa.ArrowException, OSError) as error:
             raise self._damaged(str(error)) from error
+        return table
+
+
+def _id_types(schema: pa.Schema) -> tuple[pa.DataType, pa.DataType]:
+    """The types that the ids of a file will have.
+
+    Raises:
+        FormatError: If its columns are not those of a store.
+    """
+    if missing := [name for name in COLUMNS if name not in schema.names]:
+        raise FormatError(f"the file lacks the columns {missing}; it has {schema.names!r:.200}.")
+    query, documents, scores = (schema.field(name).type for name in COLUMNS)
+    lists = all(pa.types.is_list(kind) or pa.types.is_large_list(kind) for kind in (documents, scores))
+    if not lists or not pa.types.is_floating(scores.value_type):
+        raise FormatError(
+            f"document_ids and scores must be lists, and scores of floats; got {documents} and {scores}. Lists "
+            "that are encoded as texts are read by convert."
+        )
+    for kind in (query, documents.value_type):
+        if not (pa.types.is_signed_integer(kind) or pa.types.is_string(kind) or pa.types.is_large_string(kind)):
+            raise FormatError(f"ids must be strings or integers, got {kind}.")
+    first, second = (pa.int64() if pa.types.is_integer(kind) else pa.string() for kind in (query, documents.value_type))
+    return first, second
 
 
 def _identity(file: Path | int) -> tuple[int, int, int, int]:
@@ -241,62 +225,43 @@ def check_complete(table: pa.Table) -> None:
         FormatError: Naming the query.
     """
     for name in COLUMNS:
-        start = 0
         for chunk in table.column(name).chunks:
-            values = chunk if name == "query_id" else chunk.flatten()
-            if not (chunk.null_count or values.null_count):
-                start += len(chunk)
+            if not (chunk.null_count or (name != "query_id" and chunk.flatten().null_count)):
                 continue
-            gaps = chunk.is_null().to_numpy(zero_copy_only=False)
-            if not gaps.any():
-                gaps = np.array([not row.is_valid or None in row.as_py() for row in chunk])
-            place = start + int(np.argmax(gaps))
-            query = table.column("query_id")[place].as_py()
+            rows = enumerate(table.column(name).to_pylist())
+            place = next(row for row, value in rows if value is None or (isinstance(value, list) and None in value))
             raise FormatError(
-                f"query {short(query)} has a gap in {name}. scores.validate() names all such rows; st-m3se convert "
-                "--on-error skip makes a store without them."
+                f"query {short(table.column('query_id')[place].as_py())} has a gap in {name}. scores.validate() names "
+                "all such rows; st-m3se convert --on-error skip makes a store without them."
             )
-
-
-def _is_list(kind: pa.DataType) -> bool:
-    return bool(pa.types.is_list(kind) or pa.types.is_large_list(kind))
 
 
 def problems(table: pa.Table) -> list[str]:
     """What is wrong with the rows of a table, one message each, at most ten."""
     found: list[str] = []
     queries = table.column("query_id").combine_chunks()
-    documents, scores = (table.column(name).combine_chunks() for name in ("document_ids", "scores"))
+    documents = table.column("document_ids").combine_chunks()
+    counts, (values, score_counts) = list_lengths(documents), list_values(table, "scores")
+
+    def query(row: int) -> str:
+        return f"query {queries[int(row)].as_py()!r:.80}"
+
     if queries.null_count:
         found.append(f"{queries.null_count} rows have no query id")
-    if missing := max(documents.null_count, scores.null_count):
+    if missing := max(documents.null_count, table.column("scores").null_count):
         found.append(f"{missing} rows have no list")
-    document_counts, score_counts = list_lengths(documents), list_lengths(scores)
-    for row in np.flatnonzero(document_counts != score_counts)[:10]:
-        found.append(
-            f"query {queries[row].as_py()!r:.80} has {document_counts[row]} documents and {score_counts[row]} scores"
-        )
-    flat = documents.flatten()
+    for row in np.flatnonzero(counts != score_counts)[:10]:
+        found.append(f"{query(row)} has {counts[row]} documents and {score_counts[row]} scores")
+    flat, owner = documents.flatten(), owners(counts)
     if flat.null_count:
         found.append(f"{flat.null_count} document ids are missing")
-    owner = np.repeat(np.arange(len(document_counts)), document_counts)
     encoded = flat.dictionary_encode()
     codes = encoded.indices.fill_null(-1).to_numpy(zero_copy_only=False).astype(np.int64)
     keys = owner * (len(encoded.dictionary) + 1) + codes
     order = np.argsort(keys, kind="stable")
-    twice = order[1:][(keys[order][1:] == keys[order][:-1]) & (codes[order][1:] >= 0)]
-    for place in twice[:10]:
-        found.append(
-            f"document {flat[int(place)].as_py()!r:.80} stands twice in the list of query "
-            f"{queries[int(owner[place])].as_py()!r:.80}"
-        )
-    values = scores.flatten().to_numpy(zero_copy_only=False)
-    owner = np.repeat(np.arange(len(score_counts)), score_counts)
+    for place in order[1:][(keys[order][1:] == keys[order][:-1]) & (codes[order][1:] >= 0)][:10]:
+        found.append(f"document {flat[int(place)].as_py()!r:.80} stands twice in the list of {query(owner[place])}")
+    owner = owners(score_counts)
     for place in np.flatnonzero(~np.isfinite(values))[:10]:
-        found.append(f"query {queries[int(owner[place])].as_py()!r:.80} has the score {values[place]}")
+        found.append(f"{query(owner[place])} has the score {values[place]}")
     return found[:10]
-
-
-def list_lengths(lists: pa.ListArray) -> np.ndarray:
-    """How many values each list has, 0 where one is missing: int ``[lists]``."""
-    return np.asarray(lists.value_lengths().fill_null(0).to_numpy(zero_copy_only=False))

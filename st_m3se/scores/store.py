@@ -15,6 +15,7 @@ import pyarrow as pa
 from st_m3se.core.errors import FormatError
 from st_m3se.core.files import digest, read_checked_json, sweep
 from st_m3se.core.ids import Id, SortedIds
+from st_m3se.core.ragged import offsets
 from st_m3se.core.scored_list import ScoredList
 from st_m3se.scores.shard import COLUMNS, Shard, check_complete, problems
 from st_m3se.scores.writer import MANIFEST, MANIFEST_FIELDS, SHARD_NAME, UNFINISHED, VERSION, TeacherScoresWriter
@@ -33,14 +34,18 @@ REPLACED_MEANWHILE = 100  # times that opening begins again, because another pro
 class ScoredLists:
     """A store of each query's documents with a score of each, whoever gave it: what is said of all stores.
 
-    People use :class:`~st_m3se.scores.ScoredLists`, which is this with ways to describe and to publish it.
+    People use :class:`~st_m3se.scores.TeacherScores`, which is this with ways to describe and to publish it.
     """
 
     def __init__(self, shards: Sequence[Shard], manifest: Mapping[str, Any], rows: np.ndarray | None = None) -> None:
-        _check_types(shards)
-        self._shards = tuple(shards)
-        self.manifest = dict(manifest)
-        self._starts = np.concatenate([[0], np.cumsum([len(shard) for shard in self._shards], dtype=np.int64)])
+        self._shards, self.manifest = tuple(shards), dict(manifest)
+        for name, *kinds in zip(("query", "document"), *(shard.id_types for shard in shards), strict=True):
+            if len(set(kinds)) > 1:
+                raise FormatError(
+                    f"the {name} ids are strings in one part and integers in another: they would never match."
+                )
+        self._groups = [(shard, group) for shard in self._shards for group in range(len(shard.starts) - 1)]
+        self._starts = offsets([shard.starts[group + 1] - shard.starts[group] for shard, group in self._groups])
         self._rows = rows  # which rows of the shards, in which order; None is all of them
         self._index: SortedIds | None = None
 
@@ -145,18 +150,14 @@ class ScoredLists:
     def tables(self) -> Iterator[pa.Table]:
         """The rows in order as Arrow tables, one for each stretch that is decoded together."""
         if self._rows is None:
-            for shard in self._shards:
-                for group in range(shard.groups):
-                    yield shard.table(group)
+            for shard, group in self._groups:
+                yield shard.table(group)
             return
-        start = 0
-        while start < len(self._rows):
-            shard, group, _ = self._locate(int(self._rows[start]))
-            first, last = self._range(shard, group)
-            stop = start + 1
-            while stop < len(self._rows) and first <= self._rows[stop] < last:
-                stop += 1
-            yield shard.table(group).take(pa.array(self._rows[start:stop] - first))
+        groups, start = np.searchsorted(self._starts, self._rows, side="right") - 1, 0
+        for stop in [*(np.flatnonzero(np.diff(groups)) + 1).tolist(), len(groups)]:
+            if start < stop:
+                shard, group = self._groups[groups[start]]
+                yield shard.table(group).take(pa.array(self._rows[start:stop] - self._starts[groups[start]]))
             start = stop
 
     def __iter__(self) -> Iterator[ScoredList]:
@@ -172,14 +173,16 @@ class ScoredLists:
         Raises:
             KeyError: If the store has no such query; "7" and 7 are two.
         """
-        row = self._find(query_id)
+        row = self._sorted().find(query_id)
         if row is None:
             raise KeyError(query_id)
-        shard, group, place = self._locate(self._row(row))
-        return shard.row(group, place)
+        row = row if self._rows is None else int(self._rows[row])
+        place = int(np.searchsorted(self._starts, row, side="right")) - 1
+        shard, group = self._groups[place]
+        return shard.row(group, row - int(self._starts[place]))
 
     def __contains__(self, query_id: object) -> bool:
-        return self._find(query_id) is not None
+        return self._sorted().find(query_id) is not None
 
     @property
     def parts(self) -> tuple[Sequence[Shard], dict[str, Any]]:
@@ -194,12 +197,17 @@ class ScoredLists:
     @property
     def id_types(self) -> tuple[type, type]:
         """The types of the query ids and of the document ids: str or int."""
-        query, document = self._shards[0].id_types if self._shards else (pa.int64(), pa.int64())
-        return int if pa.types.is_integer(query) else str, int if pa.types.is_integer(document) else str
+        query, document = (int if pa.types.is_integer(kind) else str for kind in self._types())
+        return query, document
+
+    def _types(self) -> tuple[pa.DataType, pa.DataType]:
+        return self._shards[0].id_types if self._shards else (pa.int64(), pa.int64())
 
     def query_ids(self) -> pa.ChunkedArray:
         """The query ids in order, as Arrow holds them."""
-        ids = pa.chunked_array([chunk for shard in self._shards for chunk in shard.query_ids().chunks], self._id_type())
+        ids = pa.chunked_array(
+            [chunk for shard in self._shards for chunk in shard.query_ids().chunks], self._types()[0]
+        )
         return ids if self._rows is None else ids.take(pa.array(self._rows))
 
     def select(self, query_ids: Iterable[Id]) -> Self:
@@ -225,10 +233,11 @@ class ScoredLists:
         if not stores:
             raise ValueError("concatenate needs at least one store.")
         shards = [shard for store in stores for shard in store._shards]
-        rows, offset = [], 0
-        for store in stores:
-            rows.append((np.arange(len(store)) if store._rows is None else store._rows) + offset)
-            offset += int(store._starts[-1])
+        before = offsets([store._starts[-1] for store in stores])
+        rows = [
+            (np.arange(len(store)) if store._rows is None else store._rows) + start
+            for store, start in zip(stores, before[:-1], strict=True)
+        ]
         first = stores[0].manifest
         manifest = {
             field: first.get(field) if all(store.manifest.get(field) == first.get(field) for store in stores) else None
@@ -267,7 +276,8 @@ class ScoredLists:
         """
         self.verify()
         self._validate_files()
-        found = [f"query {twice!r:.80} has two rows" for twice in (self._first_duplicate(),) if twice is not None]
+        twice = self._first_duplicate()
+        found = [] if twice is None else [f"query {twice!r:.80} has two rows"]
         for table in self.tables():
             found += problems(table)
             if len(found) >= 10:
@@ -298,21 +308,6 @@ class ScoredLists:
         tables = list(self.tables())
         return Dataset(pa.concat_tables(tables)) if tables else Dataset.from_dict({name: [] for name in COLUMNS})
 
-    def _id_type(self) -> pa.DataType:
-        return self._shards[0].id_types[0] if self._shards else pa.int64()
-
-    def _row(self, place: int) -> int:
-        return place if self._rows is None else int(self._rows[place])
-
-    def _locate(self, row: int) -> tuple[Shard, int, int]:
-        place = int(np.searchsorted(self._starts, row, side="right")) - 1
-        shard = self._shards[place]
-        return shard, *shard.locate(row - int(self._starts[place]))
-
-    def _range(self, shard: Shard, group: int) -> tuple[int, int]:
-        start = int(self._starts[self._shards.index(shard)])
-        return start + int(shard.starts[group]), start + int(shard.starts[group + 1])
-
     def _sorted(self) -> SortedIds:
         if self._index is None:
             ids = self.query_ids()
@@ -320,9 +315,6 @@ class ScoredLists:
                 raise FormatError(f"the store is not valid: {ids.null_count} rows have no query id.")
             self._index = SortedIds(ids)
         return self._index
-
-    def _find(self, query_id: object) -> int | None:
-        return self._sorted().find(query_id)
 
     def has_repeated_queries(self) -> bool:
         """Whether a query has two rows."""
@@ -404,12 +396,3 @@ def _compare(shards: Sequence[Shard], manifest: Mapping[str, Any], path: Path) -
                     "store.",
                     file=str(shard.path),
                 )
-
-
-def _check_types(shards: Sequence[Shard]) -> None:
-    for place, name in enumerate(("query", "document")):
-        kinds = {pa.types.is_integer(shard.id_types[place]) for shard in shards}
-        if len(kinds) > 1:
-            raise FormatError(
-                f"the {name} ids are strings in one part and integers in another: they would never match."
-            )

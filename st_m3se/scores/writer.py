@@ -17,7 +17,8 @@ import pyarrow.parquet as pq
 from st_m3se.core.errors import FormatError
 from st_m3se.core.files import checked_json, digest, place_folder, replace_folder, scratch_folder, sweep, sync
 from st_m3se.core.ids import Id, check_id
-from st_m3se.scores.shard import problems
+from st_m3se.core.ragged import list_array, list_lengths, offsets
+from st_m3se.scores.shard import problems, store_schema
 
 __all__ = ["MANIFEST", "MANIFEST_FIELDS", "SHARD_NAME", "UNFINISHED", "VERSION", "TeacherScoresWriter", "identity"]
 
@@ -27,15 +28,7 @@ SHARD_NAME = "scores-{:05d}.parquet"
 FORMAT = "st-m3se teacher scores"
 VERSION = 2  # 1 had no checksums
 MANIFEST_FIELDS = (
-    "teacher",
-    "revision",
-    "max_length",
-    "dtype",
-    "activation",
-    "inputs",
-    "scale",
-    "source",
-    "parents",
+    *("teacher", "revision", "max_length", "dtype", "activation", "inputs", "scale", "source", "parents"),
 )
 GROUP_SCORES = 16_000  # what a look-up has to decode
 GROUP_QUERIES = 4_096
@@ -87,7 +80,6 @@ class TeacherScoresWriter:
         self._queries: list[Id] = []
         self._documents: list[Sequence[Id]] = []
         self._scores: list[Any] = []
-        self._lengths: list[int] = []
         self._buffered = 0
         self._shards: list[dict[str, Any]] = []
         self._shard: pq.ParquetWriter | None = None
@@ -154,7 +146,6 @@ class TeacherScoresWriter:
         self._queries.append(query_id)
         self._documents.append(documents)
         self._scores.append(values)
-        self._lengths.append(len(values))
         self._buffered += len(values)
         # While all lists are empty the type of the document ids is not known; such rows cost next to nothing.
         if self._types[1] and (self._buffered >= GROUP_SCORES or len(self._queries) >= GROUP_QUERIES):
@@ -175,13 +166,12 @@ class TeacherScoresWriter:
         self._flush(folder)
         schema = self._schema()
         table = table.select(schema.names).cast(schema).combine_chunks()
-        ends = np.cumsum(table.column("scores").combine_chunks().value_lengths().to_numpy())
+        ends = offsets(list_lengths(table.column("scores").combine_chunks()))
         start = 0
         while start < len(table):
-            before = int(ends[start - 1]) if start else 0
-            stop = max(start + 1, int(np.searchsorted(ends, before + GROUP_SCORES, side="right")))
-            stop = min(stop, start + GROUP_QUERIES)
-            self._write_group(folder, table.slice(start, stop - start), int(ends[stop - 1]) - before)
+            stop = int(np.searchsorted(ends, ends[start] + GROUP_SCORES, side="right")) - 1
+            stop = min(max(start + 1, stop), start + GROUP_QUERIES)
+            self._write_group(folder, table.slice(start, stop - start), int(ends[stop] - ends[start]))
             start = stop
 
     @staticmethod
@@ -204,28 +194,25 @@ class TeacherScoresWriter:
             )
 
     def _schema(self) -> pa.Schema:
-        query_type, document_type = (pa.string() if kind is str else pa.int64() for kind in self._types)
-        lists = {"document_ids": pa.list_(document_type), "scores": pa.list_(pa.float32())}
-        return pa.schema({"query_id": query_type, **lists})
+        return store_schema(*(pa.string() if kind is str else pa.int64() for kind in self._types))
 
     def _flush(self, folder: Path) -> None:
         if not self._queries:
             return
-        schema = self._schema()
-        query_type, document_type = schema.types[0], schema.types[1].value_type
+        schema, lengths = self._schema(), [len(scores) for scores in self._scores]
+        kind = schema.types[1].value_type
         documents: Any = (
             np.concatenate([np.asarray(part, dtype=np.int64) for part in self._documents])
-            if document_type == pa.int64()
+            if kind == pa.int64()
             else list(chain.from_iterable(self._documents))
         )
-        offsets = pa.array(np.concatenate([[0], np.cumsum(self._lengths)]), type=pa.int32())
         columns = [
-            pa.array(self._queries, type=query_type),
-            pa.ListArray.from_arrays(offsets, pa.array(documents, type=document_type)),
-            pa.ListArray.from_arrays(offsets, pa.array(np.concatenate(self._scores))),
+            pa.array(self._queries, type=schema.types[0]),
+            list_array(pa.array(documents, type=kind), lengths),
+            list_array(np.concatenate(self._scores), lengths),
         ]
         self._write_group(folder, pa.table(columns, schema=schema), self._buffered)
-        for buffer in (self._queries, self._documents, self._scores, self._lengths):
+        for buffer in (self._queries, self._documents, self._scores):
             buffer.clear()
         self._buffered = 0
 
@@ -262,13 +249,13 @@ class TeacherScoresWriter:
     def _finish(self, folder: Path) -> None:
         self._flush(folder)
         self._close_shard(folder)
-        names = ["str" if kind is str else None if kind is None else "int" for kind in self._types]
+        query, document = (kind and kind.__name__ for kind in self._types)
         manifest = {
             "format": FORMAT,
             "version": VERSION,
             **{field: self._manifest.get(field) for field in MANIFEST_FIELDS},
-            "query_id_type": names[0],
-            "document_id_type": names[1],
+            "query_id_type": query,
+            "document_id_type": document,
             "queries": sum(shard["queries"] for shard in self._shards),
             "scores": sum(shard["scores"] for shard in self._shards),
             "shards": self._shards,

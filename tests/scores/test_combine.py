@@ -21,7 +21,7 @@ from st_m3se.cli.combine import combine as combine_command
 from st_m3se.core.errors import FormatError
 from st_m3se.scores import TeacherScores, combine
 from st_m3se.scores import writer as writer_module
-from st_m3se.scores.calibration import calibrate
+from st_m3se.scores.combine import calibrate
 
 Lists = dict[object, dict[object, float]]
 
