@@ -137,7 +137,7 @@ def combine(
         {
             "name": name,
             "queries": len(store),
-            **{field: value for field in MANIFEST_FIELDS if (value := store.manifest.get(field)) is not None},
+            **{field: store.manifest[field] for field in MANIFEST_FIELDS if store.manifest.get(field) is not None},
             "unused": {"queries": len(store) - int(shared.sum()), "scores": 0},
         }
         for store, name in zip(opened, names, strict=True)
@@ -174,7 +174,8 @@ def combine(
         if pairs == dropped["scores"]:
             raise FormatError(
                 f"no document is left: {pairs:,} are in all of {', '.join(names)}, and max_disagreement="
-                f"{max_disagreement} dropped {dropped['scores']:,}. The mean disagreement is {total / max(pairs, 1):.3f}."
+                f"{max_disagreement} dropped {dropped['scores']:,}. The mean disagreement is "
+                f"{total / max(pairs, 1):.3f}."
             )
         source["mean_disagreement"] = total / pairs
     for name, span, store in zip(names, spans, opened, strict=True):
@@ -289,9 +290,8 @@ def _align(
     documents = [table.column("document_ids").combine_chunks().flatten() for table in tables]
     values, lengths = zip(*(list_values(table, "scores") for table in tables), strict=True)
     wide = [each.astype(np.float64) for each in values]
-    if all(np.array_equal(each, lengths[0]) for each in lengths) and all(
-        each.equals(documents[0]) for each in documents
-    ):
+    same = (each.equals(documents[0]) for each in documents)
+    if all(np.array_equal(each, lengths[0]) for each in lengths) and all(same):
         return lengths[0], documents[0], np.stack(wide), [0] * len(tables)
     codes = pa.concat_arrays(documents).dictionary_encode().indices.to_numpy().astype(np.int64)
     codes = np.split(codes, offsets([len(each) for each in documents])[1:-1])
@@ -300,11 +300,12 @@ def _align(
     for holder, key in enumerate(keys if missing == "raise" else ()):
         if len(absent := np.flatnonzero(~np.isin(key, shared))):
             place = int(absent[0])
+            query = tables[0].column("query_id")[int(key[place] >> 32)].as_py()
             lacking = next(name for name, other in zip(names, keys, strict=True) if key[place] not in other)
             raise FormatError(
                 f"{lacking} has no score for document {documents[holder][place].as_py()!r:.80} of query "
-                f"{tables[0].column('query_id')[int(key[place] >> 32)].as_py()!r:.80}, which {names[holder]} has. Score "
-                'the same candidates with each teacher, or missing="drop" leaves such documents out.'
+                f"{query!r:.80}, which {names[holder]} has. Score the same candidates with each teacher, or "
+                'missing="drop" leaves such documents out.'
             )
     kept = np.flatnonzero(np.isin(keys[0], shared))
     orders = [np.argsort(key) for key in keys]

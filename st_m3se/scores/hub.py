@@ -6,7 +6,6 @@ import json
 import os
 import re
 import shutil
-import tempfile
 from collections.abc import Mapping, Sequence
 from fnmatch import fnmatchcase
 from hashlib import blake2b
@@ -17,7 +16,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 from filelock import FileLock
 
-from st_m3se.core.errors import FormatError
+from st_m3se.core.errors import FormatError, errors_in
 from st_m3se.core.files import checked_json, digest, scratch_folder
 from st_m3se.core.ids import short
 from st_m3se.core.markdown import markdown
@@ -27,7 +26,7 @@ from st_m3se.scores.shard import Shard
 from st_m3se.scores.store import ScoredLists
 from st_m3se.scores.writer import MANIFEST, MANIFEST_FIELDS, identity
 
-__all__ = ["load", "push", "save_for_hub"]
+__all__ = ["CARD", "LIBRARY", "open_repository", "save_for_hub"]
 
 CARD = "README.md"
 TEXTS = ("queries.jsonl", "corpus.jsonl", "qrels/*.tsv")
@@ -99,70 +98,26 @@ def _check_text(home: Path, path: Path, known: Mapping[str, Any]) -> None:
         )
 
 
-def push(
-    store: ScoredLists,
-    repo_id: str,
-    *,
-    private: bool | None,
-    license: str | None,
-    exist_ok: bool,
-    replace_dataset_card: bool,
-    commit_message: str,
-    revision: str | None,
-    create_pr: bool,
-    token: bool | str | None,
-) -> str:
-    """See :meth:`TeacherScores.push_to_hub`."""
-    from huggingface_hub import HfApi
-
-    with scratch_folder(Path(tempfile.gettempdir()) / "st-m3se-upload") as scratch:
-        folder = scratch / "repository"
-        save_for_hub(store, folder, repo_id=repo_id, license=license)  # first: what fails here has changed nothing
-        api = HfApi(token=token, library_name=LIBRARY)
-        # With the user's name in front, if it was left out.
-        repo_id = api.create_repo(repo_id, repo_type="dataset", private=private, exist_ok=exist_ok or create_pr).repo_id
-        if revision is not None:
-            api.create_branch(repo_id, repo_type="dataset", branch=revision, exist_ok=True)
-        keep_card = not replace_dataset_card and api.file_exists(repo_id, CARD, repo_type="dataset", revision=revision)
-        commit = api.upload_folder(
-            repo_id=repo_id,
-            repo_type="dataset",
-            folder_path=folder,
-            commit_message=commit_message,
-            revision=revision,
-            create_pr=create_pr,
-            ignore_patterns=[CARD] if keep_card else None,
-            delete_patterns=["data/*.parquet"],  # an older version may have had more shards
-        )
-    return str(commit.commit_url)
-
-
-def load(
+def open_repository(
     repo_id: str,
     config_name: str | None,
-    *,
     split: str,
     data_dir: str | None,
     revision: str | None,
     cache_dir: str | Path | None,
     token: bool | str | None,
-) -> tuple[Sequence[Shard], dict[str, Any]]:
-    """The shards and the manifest of what a repository holds; see :meth:`TeacherScores.from_hub`."""
+) -> ScoredLists:
+    """The store that a repository holds; see :meth:`TeacherScores.from_hub`."""
 
     def fetch(patterns: Sequence[str]) -> Path:
         if Path(repo_id).is_dir():
             return Path(repo_id)
         from huggingface_hub import snapshot_download
 
+        options: dict[str, Any] = {"revision": revision, "cache_dir": cache_dir, "token": token}
         return Path(
             snapshot_download(
-                repo_id,
-                repo_type="dataset",
-                revision=revision,
-                cache_dir=cache_dir,
-                token=token,
-                allow_patterns=list(patterns),
-                library_name=LIBRARY,
+                repo_id, repo_type="dataset", allow_patterns=list(patterns), library_name=LIBRARY, **options
             )
         )
 
@@ -170,14 +125,16 @@ def load(
         raise ValueError(f"config_name={config_name!r} and data_dir={data_dir!r} both say where the files are.")
     folder = fetch([CARD, MANIFEST])
     if config_name is None and data_dir is None and (folder / MANIFEST).is_file():
-        return ScoredLists.open(fetch([CARD, MANIFEST, "data/*.parquet", "*.parquet", *TEXTS])).parts
-    patterns = (
-        [f"{data_dir.strip('/')}/*.parquet"]
-        if data_dir is not None
-        else _patterns(folder / CARD, config_name, split, repo_id)
-    )
+        return ScoredLists.open(fetch([CARD, MANIFEST, "data/*.parquet", "*.parquet", *TEXTS]))
+    if data_dir is not None:
+        patterns = [f"{data_dir.strip('/')}/*.parquet"]
+    else:
+        with errors_in(repo_id):
+            patterns = _patterns(folder / CARD, config_name, split)
     folder = fetch(patterns)
-    files = _matching(folder, patterns)
+    # By the rule that the download follows: * crosses folders.
+    names = sorted(path.relative_to(folder).as_posix() for path in folder.rglob("*") if path.is_file())
+    files = [folder / name for name in names if any(fnmatchcase(name, pattern) for pattern in patterns)]
     if not files:
         raise FormatError(f"the repository has no file that matches {' or '.join(patterns)}.", file=repo_id)
     if others := [file for file in files if file.suffix != ".parquet"]:
@@ -188,31 +145,28 @@ def load(
             file=repo_id,
         )
     manifest: dict[str, Any] = dict.fromkeys(MANIFEST_FIELDS)
-    # The cache names a snapshot by its commit.
-    commit = folder.name if re.fullmatch("[0-9a-f]{40}", folder.name) else revision
     manifest["source"] = {
         "repository": repo_id if folder != Path(repo_id) else folder.resolve().name,
         "config_name": config_name,
         "data_dir": data_dir,
         "split": split,
-        "revision": commit,
+        # The cache names a snapshot by its commit.
+        "revision": folder.name if re.fullmatch("[0-9a-f]{40}", folder.name) else revision,
     }
     try:
         if all(_is_store(file) for file in files):
             store = ScoredLists([Shard(file) for file in files], manifest)
             if not store.has_repeated_queries():
-                return store.parts
-        return _converted(files, manifest, cache_dir).parts
+                return store
+        return _converted(files, manifest, cache_dir)
     except FormatError as error:
         raise FormatError(error.message, file=repo_id) from None
 
 
 def _is_store(file: Path) -> bool:
     """Whether the columns are those of a store, without positives beside them."""
-    try:
+    with errors_in(file, UNREADABLE, "this is not a readable Parquet file"):
         schema = pq.read_schema(file)
-    except UNREADABLE as error:
-        raise FormatError(f"this is not a readable Parquet file: {error}", file=str(file)) from error
     types = {name: schema.field(name).type for name in schema.names}
     lists = all(pa.types.is_list(types.get(name, pa.null())) for name in ("document_ids", "scores"))
     return lists and "query_id" in types and "positive_ids" not in types
@@ -238,15 +192,14 @@ def _converted(files: Sequence[Path], manifest: dict[str, Any], cache_dir: str |
     return ScoredLists.open(target)
 
 
-def _patterns(card: Path, config_name: str | None, split: str, repo_id: str) -> list[str]:
+def _patterns(card: Path, config_name: str | None, split: str) -> list[str]:
     """The files of a split of a configuration, as the YAML head of the dataset card names them."""
-    configs = _configurations(card, repo_id)
+    configs = _configurations(card)
     if not configs:
         if config_name is not None:
             raise FormatError(
                 f"the card of the repository names no configurations, so there is no {config_name!r}. Say where its "
-                "Parquet files are with data_dir.",
-                file=repo_id,
+                "Parquet files are with data_dir."
             )
         return ["*.parquet"]
     if config_name is None:
@@ -255,22 +208,23 @@ def _patterns(card: Path, config_name: str | None, split: str, repo_id: str) -> 
     if config_name not in configs:
         raise FormatError(
             f"the repository has the configurations {sorted(configs)!r:.300}; "
-            + ("choose the one with the scores: config_name=..." if config_name is None else f"not {config_name!r}."),
-            file=repo_id,
+            + ("choose the one with the scores: config_name=..." if config_name is None else f"not {config_name!r}.")
         )
     chosen = configs[config_name]
     prefix = f"{chosen['data_dir'].strip('/')}/" if chosen.get("data_dir") else ""
-    found = chosen.get("data_files") or "*.parquet"
-    entries = found if isinstance(found, list) else [found]
+    entries = _listed(chosen.get("data_files") or "*.parquet")
     splits = {entry["split"]: entry["path"] for entry in entries if isinstance(entry, dict)}
     if splits and split not in splits:
-        raise FormatError(f"{config_name!r} has the splits {sorted(splits)}, not {split!r}.", file=repo_id)
-    paths = splits[split] if splits else entries
+        raise FormatError(f"{config_name!r} has the splits {sorted(splits)}, not {split!r}.")
     # `**/` is any folders, or none; a `*` of the download's patterns is that already.
-    return [prefix + path.replace("**/", "*") for path in (paths if isinstance(paths, list) else [paths])]
+    return [prefix + path.replace("**/", "*") for path in (_listed(splits[split]) if splits else entries)]
 
 
-def _configurations(card: Path, repo_id: str) -> dict[str, dict[str, Any]]:
+def _listed(value: Any) -> list[Any]:
+    return value if isinstance(value, list) else [value]
+
+
+def _configurations(card: Path) -> dict[str, dict[str, Any]]:
     """The configurations that the card of a repository names, each with the texts that say where its files are.
 
     Raises:
@@ -281,39 +235,22 @@ def _configurations(card: Path, repo_id: str) -> dict[str, dict[str, Any]]:
 
     if not card.is_file():
         return {}
-
-    def texts(value: Any) -> bool:
-        return isinstance(value, str) or (isinstance(value, list) and all(isinstance(part, str) for part in value))
-
     try:
         data = DatasetCard.load(card, ignore_metadata_errors=True).data.to_dict()
-        configs = {}
-        for config in data.get("configs") or []:
-            name, files = config.get("config_name", "default"), config.get("data_files") or []
-            for entry in files if isinstance(files, list) else [files]:
-                fits = (
-                    texts(entry["path"]) and isinstance(entry["split"], str)
-                    if isinstance(entry, dict)
-                    else texts(entry)
-                )
-                if not fits:
-                    raise ValueError(f"the data_files {short(entry)}")
-            if not isinstance(name, str) or not isinstance(config.get("data_dir") or "", str):
-                raise ValueError(f"the configuration {short(name)}")
-            configs[name] = dict(config)
+        configs = {config.get("config_name", "default"): dict(config) for config in data.get("configs") or []}
+        for name, config in configs.items():
+            entries = _listed(config.get("data_files") or [])
+            named = [(entry["split"], entry["path"]) if isinstance(entry, dict) else ("", entry) for entry in entries]
+            texts = [name, config.get("data_dir") or "", *(split for split, _ in named)]
+            texts += [text for _, path in named for text in _listed(path)]
+            if not all(isinstance(text, str) for text in texts):
+                raise ValueError(f"the configuration {short(name)} with {short(entries)}")
     except (ValueError, LookupError, TypeError, AttributeError, RecursionError, yaml.YAMLError) as error:
         raise FormatError(
             f"the card of the repository does not say where its files are: {error!r:.200}. Say it yourself: "
-            "data_dir=..., the folder of the Parquet files.",
-            file=repo_id,
+            "data_dir=..., the folder of the Parquet files."
         ) from None
     return configs
-
-
-def _matching(folder: Path, patterns: Sequence[str]) -> list[Path]:
-    """The files of a downloaded repository that match, by the rule that the download follows: * crosses folders."""
-    names = sorted(path.relative_to(folder).as_posix() for path in folder.rglob("*") if path.is_file())
-    return [folder / name for name in names if any(fnmatchcase(name, pattern) for pattern in patterns)]
 
 
 def _card(manifest: dict[str, Any], texts: Sequence[Path], repo_id: str, license: str | None) -> str:

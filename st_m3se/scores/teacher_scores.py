@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import tempfile
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+from st_m3se.core.files import scratch_folder
 from st_m3se.scores.describe import ScoreSummary, describe
-from st_m3se.scores.hub import load, push
+from st_m3se.scores.hub import CARD, LIBRARY, open_repository, save_for_hub
 from st_m3se.scores.store import ScoredLists
 
 __all__ = ["TeacherScores"]
@@ -78,18 +80,29 @@ class TeacherScores(ScoredLists):
         Returns:
             The address of the commit.
         """
-        return push(
-            self,
-            repo_id,
-            private=private,
-            license=license,
-            exist_ok=exist_ok,
-            replace_dataset_card=replace_dataset_card,
-            commit_message=commit_message,
-            revision=revision,
-            create_pr=create_pr,
-            token=token,
-        )
+        from huggingface_hub import HfApi
+
+        with scratch_folder(Path(tempfile.gettempdir()) / "st-m3se-upload") as scratch:
+            folder = scratch / "repository"
+            save_for_hub(self, folder, repo_id=repo_id, license=license)  # first: what fails here has changed nothing
+            api = HfApi(token=token, library_name=LIBRARY)
+            # With the user's name in front, if it was left out.
+            place: dict[str, Any] = {"repo_type": "dataset"}
+            repo_id = api.create_repo(repo_id, **place, private=private, exist_ok=exist_ok or create_pr).repo_id
+            if revision is not None:
+                api.create_branch(repo_id, **place, branch=revision, exist_ok=True)
+            keep_card = not replace_dataset_card and api.file_exists(repo_id, CARD, **place, revision=revision)
+            commit = api.upload_folder(
+                repo_id=repo_id,
+                **place,
+                folder_path=folder,
+                commit_message=commit_message,
+                revision=revision,
+                create_pr=create_pr,
+                ignore_patterns=[CARD] if keep_card else None,
+                delete_patterns=["data/*.parquet"],  # an older version may have had more shards
+            )
+        return str(commit.commit_url)
 
     @classmethod
     def from_hub(
@@ -122,7 +135,5 @@ class TeacherScores(ScoredLists):
         Raises:
             FormatError: If the repository holds no such configuration or split, or no teacher scores in Parquet.
         """
-        found = load(
-            repo_id, config_name, split=split, data_dir=data_dir, revision=revision, cache_dir=cache_dir, token=token
-        )
-        return cls(*found)
+        store = open_repository(repo_id, config_name, split, data_dir, revision, cache_dir, token)
+        return cls(*store.parts)
