@@ -10,8 +10,9 @@ import random
 import shutil
 import tempfile
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager, suppress
+from hashlib import blake2b
 from pathlib import Path
 from threading import Lock
 from typing import Any, BinaryIO
@@ -19,8 +20,11 @@ from typing import Any, BinaryIO
 import xxhash
 from filelock import FileLock, Timeout
 
+from st_m3se.core.errors import FormatError
+
 __all__ = [
     "atomic_file",
+    "cache_key",
     "checked_json",
     "damage",
     "digest",
@@ -204,6 +208,20 @@ def digest(path: Path) -> str:
     """The XXH3 hash of a file, 32 hexadecimal digits: some 10 GB a second. It finds damage, not malice."""
     with path.open("rb") as file:
         return _digest(file, path.stat().st_size).hex()
+
+
+def cache_key(settings: Any, files: Iterable[Path]) -> str:
+    """A name for what is made of files with these settings, until their paths, sizes or times change.
+
+    Raises:
+        FormatError: If one is not there.
+    """
+    stamps = []
+    for file in files:
+        if not file.is_file():
+            raise FormatError("there is no such file.", file=str(file))
+        stamps.append((str(file.resolve()), file.stat().st_size, file.stat().st_mtime_ns))
+    return blake2b(json.dumps([settings, stamps]).encode(), digest_size=12).hexdigest()
 
 
 def _digest(file: BinaryIO, size: int, place: str = "") -> bytes:

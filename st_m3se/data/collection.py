@@ -18,12 +18,11 @@ from st_m3se.core.ids import Id
 from st_m3se.core.reading import IdType
 from st_m3se.data.download import BEIR_SETS, download_set
 from st_m3se.data.qrels import read_judgements
-from st_m3se.data.text_files import SHARD, choose_file, parquet_of_split
+from st_m3se.data.text_files import PACKED, SHARD, choose_file, parquet_of_split
 from st_m3se.data.texts import Texts
 
 __all__ = ["Collection", "absent_documents", "absent_queries", "open_texts", "qrels_file", "text_findings"]
 
-PACKED = ("", ".gz", ".zst")
 SPLITS = ("train", "dev", "validation", "test")
 """What may be another split of a copy that has only one; any other name is a slip."""
 

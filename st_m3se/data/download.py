@@ -14,8 +14,9 @@ from filelock import FileLock
 from st_m3se.core.errors import FormatError
 from st_m3se.core.extras import require
 from st_m3se.core.files import scratch_folder
+from st_m3se.data.text_files import default_cache
 
-__all__ = ["BEIR_SETS", "BEIR_URL", "default_cache", "download_set"]
+__all__ = ["BEIR_SETS", "BEIR_URL", "download_set"]
 
 BEIR_URL = "https://public.ukp.informatik.tu-darmstadt.de/thakur/BEIR/datasets/{}.zip"
 
@@ -41,13 +42,6 @@ BEIR_SETS = {
 CHUNK = 1 << 20
 
 
-def default_cache() -> Path:
-    """Where downloads and copies are kept unless told otherwise: in the cache of the datasets library."""
-    from datasets import config
-
-    return Path(config.HF_DATASETS_CACHE) / "st-m3se-evaluation"
-
-
 def download_set(name: str, cache_dir: str | Path | None = None, *, url: str = BEIR_URL) -> Path:
     """The folder of a BEIR set, downloaded unless it is there already.
 
@@ -58,7 +52,7 @@ def download_set(name: str, cache_dir: str | Path | None = None, *, url: str = B
     Args:
         name: One of :data:`BEIR_SETS`; a part of CQADupStack is "cqadupstack/android". BEIR's other four sets (BioASQ,
             Signal-1M, TREC-NEWS, Robust04) are not public: build their folders by beir's instructions.
-        cache_dir: Where to keep it. None is :func:`default_cache`.
+        cache_dir: Where to keep it. None is :func:`~st_m3se.data.text_files.default_cache`.
         url: Where archives are, with ``{}`` for the name: of a mirror, for instance.
 
     Raises:
@@ -70,7 +64,7 @@ def download_set(name: str, cache_dir: str | Path | None = None, *, url: str = B
     archive, _, part = name.partition("/")
     if archive not in BEIR_SETS:
         raise ValueError(f"there is no BEIR set {name!r} to download; there are {', '.join(BEIR_SETS)}.")
-    cache = default_cache() if cache_dir is None else Path(cache_dir)
+    cache = default_cache("evaluation") if cache_dir is None else Path(cache_dir)
     cache.mkdir(parents=True, exist_ok=True)
     folder, record = cache / archive, cache / f"{archive}.json"
     with FileLock(cache / f".{archive}.lock"):

@@ -1,41 +1,57 @@
-"""Reading texts: rows of (line, id, text) from a file, a mapping or a dataset, each row checked."""
+"""Texts on their way into Arrow: read from a file, a mapping or a dataset, checked, and kept in a cache on disk."""
 
 from __future__ import annotations
 
+import json
+import logging
 import re
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal
 
+import numpy as np
 import pyarrow as pa
 
 from st_m3se.core.errors import FormatError, errors_in
-from st_m3se.core.ids import Id, short
-from st_m3se.core.reading import IdType, Reading, parse_object, parse_text
-from st_m3se.core.records import Record, column_names, records
+from st_m3se.core.files import cache_key, damage, scratch_folder, seal, sealed_bytes, sweep
+from st_m3se.core.ids import Id, SortedIds, short
+from st_m3se.core.ragged import offsets
+from st_m3se.core.reading import IdType, Reading, parse_text
+from st_m3se.core.records import Record, column_names, is_table, records
 
 if TYPE_CHECKING:
     from datasets import Dataset
 
-__all__ = ["SHARD", "Row", "choose_file", "files_of", "from_dataset", "from_mapping", "parquet_of_split", "read_texts"]
+__all__ = ["PACKED", "SHARD", "cached_copy", "choose_file", "default_cache", "parquet_of_split", "texts_at"]
+
+logger = logging.getLogger(__name__)
 
 ID_COLUMNS = ("_id", "id", "query_id", "document_id", "doc_id", "docid", "passage_id", "qid", "pid")
 TEXT_COLUMNS = ("text", "query", "document", "passage")
 PACKED = ("", ".gz", ".zst")
-
 SHARD = re.compile(r"-\d+-of-\d+$")
 
+CACHE_VERSION = 2  # part of every cache file's name: raise it when what is cached changes
+GROUP_TEXTS = 16_384
+GROUP_CHARACTERS = 1 << 26
+MANY_A_CHUNK = 16  # texts of a chunk that are taken faster together than one by one
+REPEATED = b"repeated"  # in the schema of a cached copy: the ids of which only the last text was kept
+
+Duplicates = Literal["raise", "last"]
 Row = tuple[int, Id, str]
 """The line, or for Parquet the row, counted from 1; the id; the text."""
 
 
-def _columns(names: Sequence[str], what: str = "columns") -> tuple[str, str, str | None]:
+# Reading.
+
+
+def _columns(names: Sequence[str]) -> tuple[str, str, str | None]:
     """The names of the id, the text and, where there is one, the title."""
 
     def choose(known: tuple[str, ...], kind: str, sure: int) -> str:
         found = [name for name in known if name in names]
         if not found or (len(found) > 1 and found[0] not in known[:sure]):
-            given = f"got {found}" if found else f"the {what} are {list(names)!r:.200}"
+            given = f"got {found}" if found else f"the columns are {list(names)!r:.200}"
             raise FormatError(f"expected one {kind} among {list(known)}; {given}.")
         return found[0]
 
@@ -98,7 +114,7 @@ def parquet_of_split(folder: Path, split: str | None) -> Path:
     )
 
 
-def files_of(path: Path) -> list[Path]:
+def _files_of(path: Path) -> list[Path]:
     """The file, or the Parquet files of a folder, in their order."""
     files = sorted(path.glob("*.parquet")) if path.is_dir() else [path]
     if not files:
@@ -108,17 +124,14 @@ def files_of(path: Path) -> list[Path]:
 
 def read_texts(path: Path, name: str, id_type: IdType | None) -> Iterator[Row]:
     """The rows of a file, or of the Parquet files of a folder; the ids are converted and checked."""
-    for file in files_of(path):
+    for file in _files_of(path):
         reading = Reading(file, id_type=id_type)
-        check = reading.query_id if name == "queries" else reading.document_id
-        suffixes = [suffix for suffix in file.suffixes if suffix not in PACKED]
-        kind = suffixes[-1] if suffixes else ""
-        if kind == ".parquet":
-            yield from _read_parquet(reading, check)
-        elif kind in (".jsonl", ".json"):
-            yield from _read_jsonl(reading, check)
-        elif kind in (".tsv", ".txt"):
+        check = _id_check(reading, name)
+        kind = next((suffix for suffix in reversed(file.suffixes) if suffix not in PACKED), "")
+        if kind in (".tsv", ".txt"):
             yield from _read_tsv(reading, check)
+        elif kind in (".jsonl", ".json", ".parquet"):
+            yield from _read_records(reading, check)
         else:
             raise FormatError(
                 "the name does not say what it is. Known are .jsonl and .tsv, plain, .gz or .zst, and .parquet.",
@@ -126,21 +139,28 @@ def read_texts(path: Path, name: str, id_type: IdType | None) -> Iterator[Row]:
             )
 
 
-def _read_jsonl(reading: Reading, check: Callable[[Any], Id]) -> Iterator[Row]:
+def _id_check(reading: Reading, name: str) -> Callable[[Any], Id]:
+    return reading.query_id if name == "queries" else reading.document_id
+
+
+def _read_records(reading: Reading, check: Callable[[Any], Id]) -> Iterator[Row]:
     known: dict[tuple[str, ...], tuple[str, str, str | None]] = {}
 
-    def parse(line: str, number: int) -> Row:
-        record = parse_object(line, ())
+    def parse(record: Record, number: int) -> Row:
         keys = tuple(record)
         if keys not in known:
             if len(known) > 100:  # records with keys of their own
                 known.clear()
-            known[keys] = _columns(keys, "keys")
+            known[keys] = _columns(keys)
         text_id, text, title = known[keys]
         value = parse_text(record[text], text) if title is None else _joined(record[title], record[text])
         return number, check(record[text_id]), value
 
-    return reading.parsed(parse)
+    used = None
+    if is_table(reading.path):
+        with errors_in(reading.path):
+            used = [name for name in _columns(column_names(reading.path)) if name]
+    return reading.parsed(parse, records(reading, used))
 
 
 def _read_tsv(reading: Reading, check: Callable[[Any], Id]) -> Iterator[Row]:
@@ -159,21 +179,10 @@ def _read_tsv(reading: Reading, check: Callable[[Any], Id]) -> Iterator[Row]:
     return (row for row in reading.parsed(parse) if row is not None)
 
 
-def _read_parquet(reading: Reading, check: Callable[[Any], Id]) -> Iterator[Row]:
-    with errors_in(reading.path):
-        text_id, text, title = _columns(column_names(reading.path))
-
-    def parse(record: Record, number: int) -> Row:
-        value = parse_text(record[text], text) if title is None else _joined(record[title], record[text])
-        return number, check(record[text_id]), value
-
-    return reading.parsed(parse, records(reading, [name for name in (text_id, text, title) if name]))
-
-
 def from_mapping(texts: Mapping[Any, Any], name: str, id_type: IdType | None) -> Iterator[Row]:
     """The rows of a mapping, numbered in its order."""
     reading = Reading(Path(f"the mapping of {name}"), id_type=id_type)
-    check = reading.query_id if name == "queries" else reading.document_id
+    check = _id_check(reading, name)
     for number, (text_id, value) in enumerate(texts.items(), start=1):
         try:
             if isinstance(value, Mapping):
@@ -221,7 +230,7 @@ def _plain_columns(
     batch: dict[str, list[Any]], text_id: str, text: str, title: str | None, name: str, id_type: IdType | None
 ) -> dict[str, list[Any]]:
     reading = Reading(Path(f"the {name}"), id_type=id_type)
-    check = reading.query_id if name == "queries" else reading.document_id
+    check = _id_check(reading, name)
     titles = [None] * len(batch[text]) if title is None else batch[title]
     return {
         "id": [check(value) for value in batch[text_id]],
@@ -234,3 +243,146 @@ def _plain_columns(
 
 def _is_string(kind: pa.DataType) -> bool:
     return bool(pa.types.is_string(kind) or pa.types.is_large_string(kind))
+
+
+# In Arrow.
+
+
+def table_of(origin: Path | pa.Table | Dataset) -> pa.Table:
+    """The ids and texts, mapped into memory where they are a file of the cache."""
+    if isinstance(origin, Path):
+        return _mapped(origin, sealed_bytes(origin))
+    return origin if isinstance(origin, pa.Table) else origin.data.table
+
+
+def _mapped(path: Path, size: int) -> pa.Table:
+    return pa.ipc.open_file(pa.memory_map(str(path)).read_buffer(size)).read_all()
+
+
+def texts_at(texts: Sequence[pa.Array], starts: np.ndarray, rows: np.ndarray) -> list[str]:
+    """The texts in these rows, from the chunks of a column and the row at which each of them starts."""
+    chunks = np.searchsorted(starts, rows, side="right") - 1
+    places = rows - starts[chunks]
+    if len(rows) < MANY_A_CHUNK * len(texts):
+        return [texts[chunk][place].as_py() for chunk, place in zip(chunks.tolist(), places.tolist(), strict=True)]
+    order = np.argsort(chunks, kind="stable")
+    found: list[str] = []
+    borders = np.searchsorted(chunks[order], np.arange(len(texts) + 1))
+    for chunk, (start, stop) in enumerate(zip(borders[:-1].tolist(), borders[1:].tolist(), strict=True)):
+        if start < stop:
+            found += texts[chunk].take(pa.array(places[order[start:stop]])).to_pylist()
+    values = np.empty(len(rows), dtype=object)
+    values[order] = found
+    result: list[str] = values.tolist()
+    return result
+
+
+def record_batches(rows: Iterable[Row]) -> Iterator[pa.RecordBatch]:
+    """Record batches of an id and a text column, each of at most some ten megabytes."""
+    ids: list[Id] = []
+    texts: list[str] = []
+    characters = 0
+
+    def batch() -> pa.RecordBatch:
+        kind = pa.int64() if ids and isinstance(ids[0], int) else pa.string()
+        return pa.RecordBatch.from_arrays([pa.array(ids, kind), pa.array(texts, pa.large_string())], ["id", "text"])
+
+    for _, text_id, text in rows:
+        ids.append(text_id)
+        texts.append(text)
+        characters += len(text)
+        if len(ids) == GROUP_TEXTS or characters >= GROUP_CHARACTERS:
+            yield batch()
+            ids, texts, characters = [], [], 0
+    if ids:
+        yield batch()
+
+
+def default_cache(kind: str) -> Path:
+    """Where downloads and copies are kept unless told otherwise: in the cache of the datasets library."""
+    from datasets import config
+
+    return Path(config.HF_DATASETS_CACHE) / f"st-m3se-{kind}"
+
+
+def cached_copy(
+    path: Path, name: str, id_type: IdType | None, duplicates: Duplicates, cache_dir: str | Path | None
+) -> Path:
+    """The Arrow copy of a file, made unless it is there already. It appears only whole, whoever else makes it too.
+
+    A copy that is there is read and compared with its checksum, some gigabytes a second: Arrow follows the offsets in a
+    mapped file without looking whether they lead out of it. A damaged one is made anew.
+    """
+    folder = default_cache("texts") if cache_dir is None else Path(cache_dir)
+    cached = folder / f"{name}-{cache_key([CACHE_VERSION, id_type], _files_of(path))}.arrow"
+    without = cached.with_suffix(".last.arrow")  # only where there are duplicates
+    sweep(cached)
+    for copy in [cached, without] if duplicates == "last" else [cached]:
+        if not copy.is_file():
+            continue
+        if (why := damage(copy, copy.name)) is None:
+            return copy
+        logger.warning(f"{copy}, the copy of {path} in the cache, is damaged: {why}. It is made anew.")
+
+    from tqdm.auto import tqdm
+
+    with scratch_folder(cached) as folder:
+        part = folder / "part.arrow"
+        rows = tqdm(read_texts(path, name, id_type), desc=f"Reading the {name}", unit=" texts", delay=1.0)
+        batches = record_batches(rows)
+        first = next(batches, None)
+        if first is None:
+            raise FormatError("the file holds no texts.", file=str(path))
+        with pa.OSFile(str(part), "wb") as sink, pa.ipc.new_file(sink, first.schema) as writer:
+            writer.write_batch(first)
+            for batch in batches:
+                writer.write_batch(batch)
+        index = SortedIds(_mapped(part, part.stat().st_size).column(0))
+        if (twice := index.first_duplicate()) is not None:
+            if duplicates == "last":
+                copy = _last_wins(part, index)
+                seal(copy, without.name)
+                copy.replace(without)
+                return without
+            line, file = _place(path, name, id_type, twice[1])
+            raise FormatError(
+                f"the id {twice[0]!r:.80} stands here for the second time: which of its texts is meant?",
+                file=str(file),
+                line=line,
+            )
+        seal(part, cached.name)
+        part.replace(cached)
+    return cached
+
+
+def _last_wins(part: Path, index: SortedIds) -> Path:
+    """A copy in which each id has its last text, in the place of its first; its schema names those that repeat."""
+    table = _mapped(part, part.stat().st_size)
+    texts = table.column(1).chunks
+    starts = offsets([len(chunk) for chunk in texts])
+    first, last = index.first_and_last()
+    rows = last[np.argsort(first)]
+    # One array: a selection from chunks joins them each time; large_string, since they may pass 2 GiB.
+    ids = (table.column(0) if index.is_int else table.column(0).cast(pa.large_string())).combine_chunks()
+    repeated = ids.take(pa.array(np.sort(first[first != last]))).to_pylist()
+    copy = part.with_name("last.arrow")
+    schema = table.schema.with_metadata({REPEATED: json.dumps(repeated).encode()})
+    with pa.OSFile(str(copy), "wb") as sink, pa.ipc.new_file(sink, schema) as writer:
+        for start in range(0, len(rows), GROUP_TEXTS):
+            chosen = rows[start : start + GROUP_TEXTS]
+            kept = zip(
+                chosen.tolist(), ids.take(pa.array(chosen)).to_pylist(), texts_at(texts, starts, chosen), strict=True
+            )
+            for batch in record_batches(kept):
+                writer.write_batch(batch)
+    return copy
+
+
+def _place(path: Path, name: str, id_type: IdType | None, row: int) -> tuple[int, Path]:
+    """The line, and the file, that a row came from."""
+    for file in _files_of(path):
+        for line, _, _ in read_texts(file, name, id_type):
+            if row == 0:
+                return line, file
+            row -= 1
+    raise FormatError("the file changed while it was read. Try again.", file=str(path))

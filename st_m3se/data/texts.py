@@ -14,18 +14,20 @@ import pyarrow.compute as pc
 
 from st_m3se.core.errors import FormatError
 from st_m3se.core.ids import Id, SortedIds, short
+from st_m3se.core.ragged import offsets
 from st_m3se.core.reading import INTEGER, IdType
-from st_m3se.data.text_cache import (
+from st_m3se.data.text_files import (
     GROUP_TEXTS,
     REPEATED,
     Duplicates,
     cached_copy,
-    chunk_starts,
+    choose_file,
+    from_dataset,
+    from_mapping,
     record_batches,
     table_of,
     texts_at,
 )
-from st_m3se.data.text_files import choose_file, from_dataset, from_mapping
 
 if TYPE_CHECKING:
     from datasets import Dataset
@@ -57,7 +59,7 @@ class Texts(Mapping[Id, str]):
         ids = table.column(0)
         self._ids: pa.ChunkedArray = ids.cast(pa.int64()) if pa.types.is_integer(ids.type) else ids
         self._chunks = table.column(1).chunks
-        self._starts = chunk_starts(self._chunks)
+        self._starts = offsets([len(chunk) for chunk in self._chunks])
         self._index: SortedIds | None = None
         self._fingerprint: str | None = None
 

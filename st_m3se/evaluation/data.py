@@ -11,8 +11,8 @@ from typing import Any, Literal
 
 from st_m3se.core.findings import Finding, found, refuse
 from st_m3se.data.collection import Collection, absent_documents
-from st_m3se.data.download import default_cache
 from st_m3se.data.qrels import Judgements, check_judgements, read_judgements
+from st_m3se.data.text_files import default_cache
 from st_m3se.data.texts import Texts
 from st_m3se.evaluation.candidate_runs import (
     candidates_digest,
@@ -124,7 +124,7 @@ def open_set(
         FormatError: If something is missing or cannot be read, with ``file:line``; in strict mode, with the first ids
             of each finding.
     """
-    cache = default_cache() if cache_dir is None else Path(cache_dir)
+    cache = default_cache("evaluation") if cache_dir is None else Path(cache_dir)
     qrels = check_judgements(qrels) if isinstance(qrels, Mapping) else qrels
     opened = Collection.open(source, split, name=name, qrels=qrels, id_type="str", judged_only=True, cache_dir=cache)
     return _evaluated(opened, run, strict, cache)
@@ -169,7 +169,7 @@ def qrels_set(
     Raises:
         FormatError: As :func:`open_set` does.
     """
-    cache = default_cache() if cache_dir is None else Path(cache_dir)
+    cache = default_cache("evaluation") if cache_dir is None else Path(cache_dir)
     findings: list[Finding] = []
     from_run = False
     if isinstance(qrels, Mapping):

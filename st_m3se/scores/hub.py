@@ -8,7 +8,6 @@ import re
 import shutil
 from collections.abc import Mapping, Sequence
 from fnmatch import fnmatchcase
-from hashlib import blake2b
 from pathlib import Path
 from typing import Any
 
@@ -17,10 +16,11 @@ import pyarrow.parquet as pq
 from filelock import FileLock
 
 from st_m3se.core.errors import FormatError, errors_in
-from st_m3se.core.files import checked_json, digest, scratch_folder
+from st_m3se.core.files import cache_key, checked_json, digest, scratch_folder
 from st_m3se.core.ids import short
 from st_m3se.core.markdown import markdown
 from st_m3se.core.records import UNREADABLE
+from st_m3se.data.text_files import default_cache
 from st_m3se.scores.convert import convert
 from st_m3se.scores.shard import Shard
 from st_m3se.scores.store import ScoredLists
@@ -174,15 +174,10 @@ def _is_store(file: Path) -> bool:
 
 def _converted(files: Sequence[Path], manifest: dict[str, Any], cache_dir: str | Path | None) -> ScoredLists:
     """Files of another layout as a store in the cache, made once; positives and texts are kept beside the scores."""
-    if cache_dir is None:
-        from datasets import config
-
-        cache_dir = Path(config.HF_DATASETS_CACHE) / "st-m3se-hub"
-    stamps = [(str(file.resolve()), file.stat().st_size, file.stat().st_mtime_ns) for file in files]
-    Path(cache_dir).mkdir(parents=True, exist_ok=True)
-    key = blake2b(json.dumps([CONVERTED, stamps]).encode(), digest_size=12).hexdigest()
-    target = Path(cache_dir) / f"scores-{key}"
-    with FileLock(Path(cache_dir) / f"{target.name}.lock"):
+    cache = default_cache("hub") if cache_dir is None else Path(cache_dir)
+    cache.mkdir(parents=True, exist_ok=True)
+    target = cache / f"scores-{cache_key(CONVERTED, files)}"
+    with FileLock(cache / f"{target.name}.lock"):
         if (store := ScoredLists.open_cached(target)) is not None:
             return store
         with scratch_folder(target) as folder:

@@ -182,7 +182,7 @@ def test_ids_are_converted_where_nothing_is_lost(tmp_path: Path, source: str) ->
 BAD_FILES = {
     "no JSON": ("c.jsonl", b'{"_id": "1", "text": "a"}\n\n{"_id": \n', r"c.jsonl:3: this is not JSON"),
     "no object": ("c.jsonl", b"[1]\n", r"c.jsonl:1: expected a JSON object"),
-    "no id": ("c.jsonl", b'{"text": "a"}\n', r"c.jsonl:1: expected one id among .*_id.* the keys are \['text'\]"),
+    "no id": ("c.jsonl", b'{"text": "a"}\n', r"c.jsonl:1: expected one id among .*_id.* the columns are \['text'\]"),
     "no text": ("c.jsonl", b'{"_id": "1", "body": "a"}\n', r"c.jsonl:1: expected one text among"),
     "two ids": ("c.jsonl", b'{"pid": 1, "qid": 2, "text": "a"}\n', r"c.jsonl:1: .* got \['qid', 'pid'\]"),
     "null text": ("c.jsonl", b'{"_id": "1", "text": null}\n', r"c.jsonl:1: text must be a text, got None"),
@@ -269,7 +269,7 @@ def test_the_cache_is_used_and_follows_the_file(tmp_path: Path, monkeypatch: pyt
     assert len(list(own.iterdir())) == 1
     opened = Texts.open(path, cache_dir=own)
     with monkeypatch.context() as patch:
-        patch.setattr("st_m3se.data.text_cache.read_texts", lambda *_: pytest.fail("the file was read again"))
+        patch.setattr("st_m3se.data.text_files.read_texts", lambda *_: pytest.fail("the file was read again"))
         assert dict(Texts.open(path, cache_dir=own)) == {"a": "old"}
     path.write_bytes(jsonl({"a": "new text"}))
     assert dict(Texts.open(path, cache_dir=own)) == {"a": "new text"}
@@ -320,9 +320,9 @@ def test_many_texts_over_many_batches(tmp_path: Path, monkeypatch: pytest.Monkey
     rng = random.Random(0)
     texts = {f"d{rng.randrange(10**9)}_{row}": "x" * rng.randrange(20) for row in range(1000)}
     whole = Texts.open(texts)
-    for module in ("data.texts", "data.text_cache"):
+    for module in ("data.texts", "data.text_files"):
         monkeypatch.setattr(f"st_m3se.{module}.GROUP_TEXTS", 64)
-    monkeypatch.setattr("st_m3se.data.text_cache.GROUP_CHARACTERS", 300)
+    monkeypatch.setattr("st_m3se.data.text_files.GROUP_CHARACTERS", 300)
     opened = Texts.open(write_jsonl(tmp_path, texts))
     assert opened.ids.num_chunks > 15
     ids = rng.choices(list(texts), k=500)
