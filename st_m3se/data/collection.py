@@ -72,13 +72,12 @@ class Collection:
           ``qrels.{split}.tsv``, ``qrels.txt`` and the like, or Parquet files ``qrels/{split}-*.parquet``.
 
         Texts stay on disk, see :class:`~st_m3se.data.texts.Texts`; memory holds ids and judgements. Of an id that
-        repeats the last text counts, in the place of the first; empty texts are kept; of a pair that is judged twice
-        the last grade counts.
+        repeats, or a pair that is judged twice, the last one counts; empty texts are kept.
 
         Args:
             source: The folder; or a name such as "scifact" or "cqadupstack/android", see
-                :func:`~st_m3se.data.download.download_set`. A folder of that name goes first. A Collection comes back
-                as it is. None where ``queries`` and ``corpus`` are given.
+                :func:`~st_m3se.data.download.download_set`. A Collection comes back as it is. None where ``queries``
+                and ``corpus`` are given.
             split: Whose judgements are read: "train", "dev" or "test". A copy that has only one other split, as
                 NanoBEIR's "train", is opened with that one, which is a finding. None reads no judgements.
             name: For tables; None is the folder's name.
@@ -109,8 +108,8 @@ class Collection:
                 findings += found("another split", [used] if used != split else [], effect)
                 split = used
             queries, corpus = choose_file(folder, "queries", split), choose_file(folder, "corpus", split)
-        asked = None if queries is None else _open(queries, "queries", id_type, cache_dir)
-        documents = None if corpus is None else _open(corpus, "corpus", id_type, cache_dir)
+        asked, of_queries = _optional(queries, "queries", id_type, cache_dir)
+        documents, of_corpus = _optional(corpus, "corpus", id_type, cache_dir)
         judged = qrels
         if isinstance(judged, (str, Path)):
             types = {"query_ids": "str" if asked is None else asked.id_type}
@@ -119,17 +118,13 @@ class Collection:
             findings += unusual
         if asked is not None and judged_only and judged is not None:
             whole, absent = asked, absent_queries(judged, asked)
-            present = [query for query in judged if query not in set(absent)]
-            asked = Texts.open(dict(zip(present, whole.take(present), strict=True)), "queries")
-            findings += [] if isinstance(queries, Texts) else text_findings(whole, asked)
+            left_out = set(absent)
+            judged = {query: judged[query] for query in judged if query not in left_out}
+            asked = Texts.open(dict(zip(judged, whole.take(list(judged)), strict=True)), "queries")
             effect = "these queries are left out: there is no text to search with"
-            findings += found("judgements of absent queries", absent, effect)
-            judged = {query: judged[query] for query in present}
-        elif asked is not None and not isinstance(queries, Texts):
-            findings += text_findings(asked)
-        if documents is not None and not isinstance(corpus, Texts):
-            findings += text_findings(documents)
-        return cls(name or "data", split, asked, documents, judged, tuple(findings))
+            of_queries = [] if isinstance(queries, Texts) else text_findings(whole, asked)
+            of_queries += found("judgements of absent queries", absent, effect)
+        return cls(name or "data", split, asked, documents, judged, (*findings, *of_queries, *of_corpus))
 
     @property
     def texts(self) -> tuple[Texts, Texts]:
@@ -141,6 +136,12 @@ class Collection:
         if self.queries is None or self.corpus is None:
             raise ValueError("name a folder with data, or both queries and corpus.")
         return self.queries, self.corpus
+
+
+def _optional(
+    source: Any, name: str, id_type: IdType | None, cache_dir: str | Path | None
+) -> tuple[Texts | None, list[Finding]]:
+    return (None, []) if source is None else open_texts(source, name, id_type=id_type, cache_dir=cache_dir)
 
 
 def _folder(source: str | Path, cache_dir: str | Path | None) -> Path:
@@ -158,20 +159,12 @@ def _folder(source: str | Path, cache_dir: str | Path | None) -> Path:
     return download_set(str(source), cache_dir)
 
 
-def _open(source: Any, name: str, id_type: IdType | None, cache_dir: str | Path | None) -> Texts:
-    return Texts.open(source, name, id_type=id_type, duplicates="last", cache_dir=cache_dir)
-
-
 def open_texts(
     source: Any, name: str, *, id_type: IdType | None = None, cache_dir: str | Path | None = None
 ) -> tuple[Texts, list[Finding]]:
     """Open texts, and what is unusual about them; of an id that repeats in a file the last text counts.
 
-    Args:
-        source: Whatever :meth:`~st_m3se.data.texts.Texts.open` takes. Of Texts, which are open, nothing is said again.
-        name: "corpus" or "queries".
-        id_type: See :meth:`~st_m3se.data.texts.Texts.open`.
-        cache_dir: Likewise.
+    Of :class:`~st_m3se.data.texts.Texts`, which are open, nothing is said again.
     """
     texts = Texts.open(source, name, id_type=id_type, duplicates="last", cache_dir=cache_dir)
     return texts, [] if isinstance(source, Texts) else text_findings(texts)

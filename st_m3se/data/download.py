@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import hashlib
-import json
 from datetime import datetime, timezone
 from pathlib import Path
 from typing import Any
@@ -13,7 +12,7 @@ from filelock import FileLock
 
 from st_m3se.core.errors import FormatError
 from st_m3se.core.extras import require
-from st_m3se.core.files import scratch_folder
+from st_m3se.core.files import read_checked_json, scratch_folder, write_checked_json
 from st_m3se.data.text_files import default_cache
 
 __all__ = ["BEIR_SETS", "BEIR_URL", "download_set"]
@@ -45,14 +44,14 @@ CHUNK = 1 << 20
 def download_set(name: str, cache_dir: str | Path | None = None, *, url: str = BEIR_URL) -> Path:
     """The folder of a BEIR set, downloaded unless it is there already.
 
-    beir's own functions fetch and unpack the archive, in a temporary folder, and between the two it is checked against
-    the published MD5: ``beir.util.download_and_unzip`` would take half a download, or the page of a server's error, for
-    the set. The SHA-256 of every file is kept in ``NAME.json`` beside the folder, and checked on each later call.
+    beir's own functions fetch and unpack the archive, in a temporary folder; between the two it is checked against the
+    published MD5, since they would take half a download, or the page of a server's error, for the set. The SHA-256 of
+    every file is kept in ``NAME.json`` beside the folder, and checked on each later call.
 
     Args:
         name: One of :data:`BEIR_SETS`; a part of CQADupStack is "cqadupstack/android". BEIR's other four sets (BioASQ,
             Signal-1M, TREC-NEWS, Robust04) are not public: build their folders by beir's instructions.
-        cache_dir: Where to keep it. None is :func:`~st_m3se.data.text_files.default_cache`.
+        cache_dir: Where to keep it. None is in the cache of the datasets library.
         url: Where archives are, with ``{}`` for the name: of a mirror, for instance.
 
     Raises:
@@ -113,9 +112,7 @@ def _fetch(archive: str, url: str, folder: Path, record: Path) -> None:
             "sha256": _digest(packed, "sha256"),
             "files": {file.relative_to(unzipped).as_posix(): _digest(file, "sha256") for file in files},
         }
-        part = temporary / "record.json"
-        part.write_text(json.dumps(content, indent=1) + "\n", encoding="utf-8")
-        part.replace(record)  # first, so that no folder is without its record
+        write_checked_json(record, content)  # first, so that no folder is without its record
         unzipped.rename(folder)
 
 
@@ -126,8 +123,8 @@ def _verify(folder: Path, record: Path, part: str) -> None:
             f"there is a folder of this name, and no {record.name} with its checksums. {remedy}", file=str(folder)
         )
     try:
-        files = dict(json.loads(record.read_text(encoding="utf-8"))["files"])
-    except (ValueError, KeyError, TypeError, RecursionError) as error:
+        files = read_checked_json(record)["files"]
+    except ValueError as error:
         raise FormatError(f"the checksums are damaged ({error!r:.100}). {remedy}", file=str(record)) from None
     for name, expected in files.items():
         if part and not name.startswith(f"{part}/"):

@@ -7,7 +7,8 @@ from __future__ import annotations
 
 import csv
 import math
-from collections.abc import Callable, Container, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Container, Iterable, Iterator, Mapping
+from functools import partial
 from itertools import chain
 from pathlib import Path
 from typing import Any
@@ -15,19 +16,10 @@ from typing import Any
 from st_m3se.core.errors import FormatError, errors_in
 from st_m3se.core.findings import Finding, found, report
 from st_m3se.core.ids import Id, short
-from st_m3se.core.reading import INTEGER, WHOLE, IdType, Reading, parse_object
+from st_m3se.core.reading import INTEGER, WHOLE, IdType, Reading
 from st_m3se.core.records import Record, column_names, is_table, parts_of, records
 
-__all__ = [
-    "Judgements",
-    "Qrels",
-    "check_judgements",
-    "header_columns",
-    "is_own_document",
-    "read_judgements",
-    "read_qrels",
-    "typed_id",
-]
+__all__ = ["Judgements", "Qrels", "check_judgements", "is_own_document", "read_judgements", "read_qrels", "typed_id"]
 
 Qrels = dict[Id, dict[Id, int]]
 Judgements = dict[str, dict[str, int]]
@@ -35,18 +27,11 @@ Judgements = dict[str, dict[str, int]]
 
 QUERY_COLUMNS = ("query-id", "query_id", "qid", "queryid", "topic", "topic_id")
 DOCUMENT_COLUMNS = (
-    "corpus-id",
-    "corpus_id",
-    "doc_id",
-    "docid",
-    "docno",
-    "document_id",
-    "document-id",
-    "pid",
-    "passage_id",
+    *("corpus-id", "corpus_id", "doc_id", "docid", "docno", "document_id", "document-id", "pid", "passage_id"),
 )
 GRADE_COLUMNS = ("score", "relevance", "label", "grade", "rel", "judgement", "judgment")
 
+COLUMNS = (QUERY_COLUMNS, DOCUMENT_COLUMNS, GRADE_COLUMNS)
 Judgement = tuple[Id, Id, int]
 
 
@@ -78,15 +63,15 @@ def read_judgements(
     """
     path = Path(path)
     findings: list[Finding] = []
-    rows: Iterator[Judgement]
-    if is_table(path):
-        rows = chain.from_iterable(map(_table, parts_of(path)))
+    first = "{" if is_table(path) else next(Reading(path, on_error="skip").lines(), (0, ""))[1]
+    if first.lstrip().startswith("{"):
+        rows: Iterator[list[Judgement]] = chain.from_iterable(map(_records, parts_of(path)))
     else:
-        rows = _text_rows(Reading(path, id_type="str"), findings)
+        rows = _fields(Reading(path, id_type="str"), first, findings)
     qrels: Qrels = {}
     twice: list[str] = []
     contradicted: list[str] = []
-    for query, document, grade in rows:
+    for query, document, grade in chain.from_iterable(rows):
         grades = qrels.setdefault(typed_id(query, query_ids, path), {})
         document = typed_id(document, document_ids, path)
         if (known := grades.get(document)) is not None:
@@ -169,52 +154,40 @@ def typed_id(value: Id, kind: IdType, path: str | Path) -> Id:
     )
 
 
-def header_columns(fields: Sequence[str]) -> tuple[int, int, int] | None:
-    """The places of query, document and grade in a header; None if its names do not say."""
-    names = [field.strip().strip('"').lower() for field in fields]
-    try:
-        query, document, grade = _columns(names)
-    except FormatError:
-        return None
-    return (names.index(query), names.index(document), names.index(grade)) if grade else None
+def _records(file: Path) -> Iterator[list[Judgement]]:
+    reading, used = Reading(file, id_type="str"), None
+    if is_table(file):
+        with errors_in(file):
+            used = [name for name in _columns(column_names(file)) if name]
 
-
-def _text_rows(reading: Reading, findings: list[Finding]) -> Iterator[Judgement]:
-    parse: Callable[[str, int], list[Judgement]] | None = None
-
-    def parsed(line: str, number: int) -> list[Judgement]:
-        nonlocal parse
-        if parse is not None:
-            return parse(line, number)
-        parse = _json_parser(reading) if line.lstrip().startswith("{") else _field_parser(reading, line, findings)
-        return parse(line, number)
-
-    return (row for rows in reading.parsed(parsed) for row in rows)
-
-
-def _json_parser(reading: Reading) -> Callable[[str, int], list[Judgement]]:
-    def parse(line: str, number: int) -> list[Judgement]:
-        record = parse_object(line, ())
+    def parse(record: Record, number: int) -> list[Judgement]:
         return _judgements(reading, *(record[name] if name else 1 for name in _columns(record)))
 
-    return parse
+    return reading.parsed(parse, records(reading, used))
 
 
-def _field_parser(reading: Reading, first: str, findings: list[Finding]) -> Callable[[str, int], list[Judgement]]:
-    """How the lines of a file are read whose first line this is."""
-    tabs, blanks = "\t" in first and len(_by_tabs(first)) in (3, 4), first.split()
-    split = _by_tabs if tabs else _by_commas if "," in first and len(blanks) not in (3, 4) else _by_blanks
+def _fields(reading: Reading, first: str, findings: list[Finding]) -> Iterator[list[Judgement]]:
+    """The lines of a text whose first line this is."""
+    blanks = first.split()
+    split: Callable[[str], list[str]] = str.split
+    if "\t" in first and len(_split(first, "\t")) in (3, 4):
+        split = partial(_split, delimiter="\t")
+    elif "," in first and len(blanks) not in (3, 4):
+        split = partial(_split, delimiter=",")
     fields = split(first)
     count = len(fields)
-    places = (0, 1, 2) if count == 3 else (0, 2, 3)
+    places: tuple[int, ...] = (0, 1, 2) if count == 3 else (0, 2, 3)
     header = count in (3, 4) and not _is_number(fields[-1])
-    if header and (named := header_columns(fields)) is not None:
-        places = named
-    elif header and count == 4:
-        header = False  # TREC's files have none: the line is damaged, and the parser says how
-    elif header:
-        effect = "it names no column that is known, so the columns are taken for query, document and grade, as in BEIR"
-        findings += found("an unknown header", [first], effect)
+    if header:
+        names = [field.strip().strip('"').lower() for field in fields]
+        named = [next((name for name in known if name in names), "") for known in COLUMNS]
+        if all(named):
+            places = tuple(map(names.index, named))
+        elif count == 4:
+            header = False  # TREC's files have none: the line is damaged, and the parser says how
+        else:
+            effect = "it names no column that is known: they are taken for query, document and grade, as in BEIR"
+            findings += found("an unknown header", [first], effect)
     elif count == 3:
         effect = "the first line is a judgement and counts; BEIR's loader would take it for the header"
         findings += found("judgements without a header", [reading.path.name], effect)
@@ -235,50 +208,25 @@ def _field_parser(reading: Reading, first: str, findings: list[Finding]) -> Call
             )
         return _judgements(reading, *(fields[place] for place in places))
 
-    return parse
+    return reading.parsed(parse)
 
 
-def _by_tabs(line: str) -> list[str]:
-    return _by_csv(line, "\t") if '"' in line else line.split("\t")
-
-
-def _by_commas(line: str) -> list[str]:
-    return _by_csv(line, ",")
-
-
-def _by_blanks(line: str) -> list[str]:
-    return line.split()
-
-
-def _by_csv(line: str, delimiter: str) -> list[str]:
+def _split(line: str, delimiter: str) -> list[str]:
+    if delimiter == "\t" and '"' not in line:
+        return line.split("\t")
     try:
         return next(csv.reader([line], delimiter=delimiter, strict=True), [])
     except csv.Error as error:
         raise FormatError(f"this is not quoted as CSV is ({error}): {line!r:.100}.") from None
 
 
-def _table(file: Path) -> Iterator[Judgement]:
-    reading = Reading(file, id_type="str")
-    with errors_in(file):
-        names = _columns(column_names(file))
-
-    def parse(record: Record, number: int) -> list[Judgement]:
-        return _judgements(reading, *(record[name] if name else 1 for name in names))
-
-    return chain.from_iterable(reading.parsed(parse, records(reading, [name for name in names if name])))
-
-
 def _columns(names: Iterable[str]) -> tuple[str, str, str]:
     """The names of query, document and grade; "" where there is no grade."""
     given = list(names)
-
-    def choose(known: tuple[str, ...]) -> str:
-        return next((name for name in known if name in given), "")
-
-    query, document = choose(QUERY_COLUMNS), choose(DOCUMENT_COLUMNS)
+    query, document, grade = (next((name for name in known if name in given), "") for known in COLUMNS)
     if not query or not document:
         raise FormatError(f"expected query-id, corpus-id and, unless all are relevant, score; got {given!r:.200}.")
-    return query, document, choose(GRADE_COLUMNS)
+    return query, document, grade
 
 
 def _judgements(reading: Reading, query: Any, documents: Any, grade: Any) -> list[Judgement]:
