@@ -12,7 +12,7 @@ import pytest
 from benchmark_fixtures import BENCHMARKS, load_benchmark
 from evaluation.beir_folder import QRELS, save_encoder, write_set
 from evaluation.encoders import QUERIES
-from scores.test_scoring import make_cross_encoder
+from retrieval.test_scoring import make_cross_encoder
 
 from st_m3se.evaluation import open_set
 

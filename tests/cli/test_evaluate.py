@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 from evaluation.beir_folder import DOCUMENTS, QRELS, save_encoder, write_set
 from evaluation.encoders import CORPUS, QUERIES
-from scores.test_scoring import make_cross_encoder
+from retrieval.test_scoring import make_cross_encoder
 from typer.testing import CliRunner
 
 from st_m3se.cli import app

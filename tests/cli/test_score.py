@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from scores.test_scoring import CANDIDATES, CORPUS, QUERIES, TEXTS, make_cross_encoder
+from retrieval.test_scoring import CANDIDATES, CORPUS, QUERIES, TEXTS, make_cross_encoder
 from sentence_transformers import CrossEncoder
 from typer.testing import CliRunner
 

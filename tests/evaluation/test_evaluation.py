@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from scores.test_scoring import make_cross_encoder
+from retrieval.test_scoring import make_cross_encoder
 from sentence_transformers import CrossEncoder, SentenceTransformer
 
 from evaluation.beir_folder import DOCUMENTS, QRELS, save_encoder, write_set

@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from scores.test_scoring import make_cross_encoder
+from retrieval.test_scoring import make_cross_encoder
 from sentence_transformers import CrossEncoder, SentenceTransformer
 
 from evaluation.beir_folder import save_encoder

@@ -21,10 +21,10 @@ from command_help import help_of
 from conftest import ANSWERS, PAIRS
 from evaluation.beir_folder import save_encoder
 from evaluation.encoders import KINDS, make_encoder
-from scores.test_scoring import make_cross_encoder
 from sentence_transformers import CrossEncoder
 from typer.testing import CliRunner
 
+from retrieval.test_scoring import make_cross_encoder
 from st_m3se import BM25, build_distillation_dataset, find_candidates, score_candidates
 from st_m3se.cli import app
 from st_m3se.cli.candidates import candidates

@@ -16,7 +16,7 @@ from typing import Any
 
 import pytest
 
-from scores import scoring_process
+from retrieval import scoring_process
 from st_m3se.core.errors import FormatError
 from st_m3se.scores import TeacherScores
 
