@@ -13,6 +13,7 @@ import pyarrow as pa
 
 from st_m3se.core.errors import FormatError
 from st_m3se.core.ids import Id, SortedIds, check_id
+from st_m3se.core.ragged import list_array, list_lengths
 from st_m3se.scores.shard import problems
 from st_m3se.scores.teacher_scores import TeacherScores
 
@@ -80,9 +81,8 @@ class CandidateLists:
         hashes = {"query": _IdsHash(), "document": _IdsHash()}
         for table in self._tables():
             documents = table.column("document_ids").combine_chunks()
-            counts = documents.value_lengths().fill_null(0).to_numpy(zero_copy_only=False).astype(np.int32)
-            offsets = pa.array(np.concatenate([[0], np.cumsum(counts)]), pa.int32())
-            unscored = pa.ListArray.from_arrays(offsets, pa.array(np.zeros(int(counts.sum()), dtype=np.float32)))
+            counts = list_lengths(documents).astype(np.int32)
+            unscored = list_array(np.zeros(int(counts.sum()), dtype=np.float32), counts)
             if found := problems(table.append_column("scores", unscored)):
                 raise FormatError(f"the candidates are not valid: {'; '.join(found)}.")
             lengths.append(counts)
@@ -146,7 +146,6 @@ def _from_mapping(candidates: Mapping[Any, Iterable[Any]]) -> Iterator[pa.Table]
             start = len(documents)
             documents += [check_id(_plain(value), "document id") for value in listed]
             lengths.append(len(documents) - start)
-        offsets = pa.array(np.concatenate([[0], np.cumsum(lengths)]), pa.int32())
         columns = []
         for place, (name, ids) in enumerate((("query", queries), ("document", documents))):
             kinds: set[pa.DataType] = {pa.string() if isinstance(value, str) else pa.int64() for value in ids}
@@ -155,14 +154,12 @@ def _from_mapping(candidates: Mapping[Any, Iterable[Any]]) -> Iterator[pa.Table]
             types[place] = types[place] or next(iter(kinds), None)
             columns.append(pa.array(ids, types[place] or pa.null()))
         if types[1] is None:
-            empty.append(
-                pa.table({"query_id": columns[0], "document_ids": pa.ListArray.from_arrays(offsets, columns[1])})
-            )
+            empty.append(pa.table({"query_id": columns[0], "document_ids": list_array(columns[1], lengths)}))
             continue
         for table in empty:
             yield table.cast(pa.schema({"query_id": table.schema.types[0], "document_ids": pa.list_(types[1])}))
         empty.clear()
-        yield pa.table({"query_id": columns[0], "document_ids": pa.ListArray.from_arrays(offsets, columns[1])})
+        yield pa.table({"query_id": columns[0], "document_ids": list_array(columns[1], lengths)})
     for table in empty:
         yield table.cast(pa.schema({"query_id": table.schema.types[0], "document_ids": pa.list_(pa.int64())}))
 

@@ -16,6 +16,7 @@ from filelock import FileLock, Timeout
 
 from st_m3se.core.errors import FormatError
 from st_m3se.core.files import atomic_file, read_checked_json, sweep, sync, write_checked_json
+from st_m3se.core.ragged import list_array, list_lengths
 from st_m3se.retrieval.candidate_lists import CandidateLists
 from st_m3se.scores.writer import MANIFEST, UNFINISHED, TeacherScoresWriter
 
@@ -169,9 +170,7 @@ class ScoringRun:
         with TeacherScoresWriter(store, manifest=manifest) as writer:
             for number, table in self._candidates.shards(self.shard_queries, range(len(self.sizes))):
                 documents = table.column("document_ids").combine_chunks()
-                counts = documents.value_lengths().to_numpy()
-                offsets = pa.array(np.concatenate([[0], np.cumsum(counts)]), pa.int32())
-                scores = pa.ListArray.from_arrays(offsets, self._load(number))
+                scores = list_array(self._load(number), list_lengths(documents))
                 writer.write_table(table.append_column("scores", scores))
         files = sorted(path for path in store.iterdir() if path.name != MANIFEST)
         for path in [*files, store / MANIFEST]:

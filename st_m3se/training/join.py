@@ -17,6 +17,7 @@ import pyarrow.compute as pc
 from st_m3se.core.errors import FormatError
 from st_m3se.core.files import damage, read_checked_json, scratch_folder, seal, sweep, write_checked_json
 from st_m3se.core.ids import Id
+from st_m3se.core.ragged import list_array, list_lengths, list_values, owners
 from st_m3se.data.texts import Texts
 from st_m3se.scores import TeacherScores
 from st_m3se.scores.sigmoid import ScoreRange
@@ -167,7 +168,7 @@ class _Join:
         self._range.add(scores)
         if len(scores):
             counts.lowest, counts.highest = self._range.low, self._range.high
-        rows = np.repeat(np.arange(count), lengths)
+        rows = owners(lengths)
         documents = _find(document_ids, self.corpus)
         positives, judged = self._judged(block, rows, documents)
 
@@ -192,22 +193,19 @@ class _Join:
         order = np.lexsort((-scores, ~positives, rows))
         order = order[usable[rows[order]]]
         kept = np.flatnonzero(usable)
-        ends = np.concatenate([[0], np.cumsum((num_positives + num_negatives)[kept])])
-        offsets = pa.array(ends, pa.int32())
+        sizes = (num_positives + num_negatives)[kept]
         size = len(self.corpus)
         relevant = np.unique(np.concatenate([judged, rows[positives] * size + documents[places[positives]]]))
         relevant = relevant[usable[relevant // size]]
-        relevant_ends = np.concatenate([[0], np.cumsum(np.bincount(relevant // size, minlength=count)[kept])])
+        relevant_counts = np.bincount(relevant // size, minlength=count)[kept]
         relevant_ids = self.corpus.ids.take(pa.array(relevant % size)).to_pylist()
         return pa.table(
             {
                 "qid": block.column("query_id").take(pa.array(kept)),
-                "candidate_ids": pa.ListArray.from_arrays(offsets, document_ids.take(pa.array(places[order]))),
-                "scores": pa.ListArray.from_arrays(offsets, pa.array(scores[order].astype(np.float32))),
+                "candidate_ids": list_array(document_ids.take(pa.array(places[order])), sizes),
+                "scores": list_array(scores[order].astype(np.float32), sizes),
                 "num_positives": pa.array(num_positives[kept], pa.int32()),
-                "relevant_ids": pa.ListArray.from_arrays(
-                    pa.array(relevant_ends, pa.int32()), pa.array(relevant_ids, document_ids.type)
-                ),
+                "relevant_ids": list_array(pa.array(relevant_ids, document_ids.type), relevant_counts),
             }
         )
 
@@ -272,10 +270,9 @@ def _schema(scores: TeacherScores) -> pa.Schema:
 
 def _flat(block: pa.Table) -> tuple[pa.Array, np.ndarray, np.ndarray]:
     """All document ids, their scores (float64), and the lists' lengths."""
-    documents, scores = (block.column(name).combine_chunks() for name in ("document_ids", "scores"))
-    lengths = pc.list_value_length(documents).fill_null(0).to_numpy(zero_copy_only=False)
-    same = lengths == pc.list_value_length(scores).fill_null(0).to_numpy(zero_copy_only=False)
-    values = scores.flatten().to_numpy(zero_copy_only=False).astype(np.float64)
+    documents, (scores, score_lengths) = block.column("document_ids").combine_chunks(), list_values(block, "scores")
+    lengths, values = list_lengths(documents), scores.astype(np.float64)
+    same = lengths == score_lengths
     if not same.all() or not np.isfinite(values).all():
         row = int(np.argmin(same if not same.all() else np.isfinite(values)))
         place = row if not same.all() else int(np.searchsorted(np.cumsum(lengths), row, side="right"))
