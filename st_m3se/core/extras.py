@@ -9,11 +9,7 @@ __all__ = ["require"]
 
 
 def require(module: str, extra: str) -> Any:
-    """Import a module that an extra of this package installs.
-
-    Args:
-        module: Its name, such as "bm25s" or "scipy.stats".
-        extra: The extra that has it, such as "candidates", "eval" or "plot".
+    """Import a module, such as "scipy.stats", that an extra of this package installs, such as "eval".
 
     Raises:
         ImportError: If it cannot be imported; the message says what to install, and the cause why it failed.

@@ -96,13 +96,9 @@ class SortedIds:
 
     def find(self, wanted: object) -> int | None:
         """The row of one id, or None."""
-        if self.is_int:
-            if isinstance(wanted, bool) or not isinstance(wanted, (int, np.integer)) or not _storable(int(wanted)):
-                return None
-            place = int(np.searchsorted(self._integers, wanted))
-            return int(self._order[place]) if place < len(self) and self._integers[place] == wanted else None
-        if not isinstance(wanted, str):
-            return None
+        if self.is_int or not isinstance(wanted, str):
+            rows = self.find_all([int(wanted) if isinstance(wanted, np.integer) else wanted])  # type: ignore[list-item]
+            return None if rows[0] < 0 else int(rows[0])
         # Arrow sorts by the bytes of UTF-8, Python compares code points: the same order.
         place = bisect_left(range(len(self)), wanted, key=lambda row: self._strings[row].as_py())
         return int(self._order[place]) if place < len(self) and self._strings[place].as_py() == wanted else None

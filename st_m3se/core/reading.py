@@ -106,14 +106,12 @@ class _Unpacked(io.RawIOBase):
 class Reading:
     """One pass over one file: the options given to a reader, and what it counts.
 
-    Args:
+    Attributes:
         path: The file.
         on_error: "raise" on the first bad line, or "skip" it and count.
         id_type: "str" or "int" converts the ids of the file, and refuses those that would not survive the way back.
             None leaves JSON and Parquet ids as they are, and takes those of text formats as strings.
         texts: Takes the texts of formats that carry them.
-
-    Attributes:
         scale: "margin" or "rank" where the scores are no scores on a scale of their own, as soon as a row is read.
         skipped: How many lines, or documents, were left out.
         messages: The first of their messages.

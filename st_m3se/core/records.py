@@ -88,13 +88,9 @@ def column_names(path: Path) -> list[str]:
 
 
 def records(reading: Reading, columns: Sequence[str] | None = None) -> Iterator[tuple[int, Record]]:
-    """The records, with the line, or else the row, counted from 1 in each file.
+    """The records, with the line, or else the row, counted from 1 in each file; of tables these ``columns`` only.
 
     While a part of a folder is read, ``reading.path`` is that part, so that messages name it.
-
-    Args:
-        reading: The file or folder.
-        columns: Of Parquet and Arrow files read these only.
 
     Raises:
         FormatError: If a file is damaged, or is none of these.

@@ -207,13 +207,7 @@ def absent_queries(judged: Mapping[Any, Any], queries: Texts) -> list[Id]:
 
 
 def absent_documents(judged: Mapping[Any, Mapping[Any, int]], corpus: Texts, effect: str) -> list[Finding]:
-    """What is to be said of judged documents that the corpus does not have.
-
-    Args:
-        judged: Query id to document id to grade.
-        corpus: The documents.
-        effect: What becomes of them, after "N of them are relevant: ".
-    """
+    """Judged documents that the corpus does not have; ``effect`` goes on after "N of them are relevant: "."""
     pairs = [(query, document, grade) for query, grades in judged.items() for document, grade in grades.items()]
     missing = [pairs[place] for place in (corpus.find([pair[1] for pair in pairs]) < 0).nonzero()[0].tolist()]
     relevant = sum(grade > 0 for _, _, grade in missing)

@@ -49,8 +49,8 @@ def download_set(name: str, cache_dir: str | Path | None = None, *, url: str = B
     every file is kept in ``NAME.json`` beside the folder, and checked on each later call.
 
     Args:
-        name: One of :data:`BEIR_SETS`; a part of CQADupStack is "cqadupstack/android". BEIR's other four sets (BioASQ,
-            Signal-1M, TREC-NEWS, Robust04) are not public: build their folders by beir's instructions.
+        name: One of :data:`BEIR_SETS`; a part of CQADupStack is "cqadupstack/android". BEIR's other four sets are not
+            public: build their folders by beir's instructions.
         cache_dir: Where to keep it. None is in the cache of the datasets library.
         url: Where archives are, with ``{}`` for the name: of a mirror, for instance.
 
@@ -58,7 +58,6 @@ def download_set(name: str, cache_dir: str | Path | None = None, *, url: str = B
         ValueError: If there is no such set.
         FormatError: If what came is not the published archive, or a file changed since.
         ConnectionError: If it cannot be downloaded.
-        ImportError: If the extra ``eval`` is not installed.
     """
     archive, _, part = name.partition("/")
     if archive not in BEIR_SETS:

@@ -38,7 +38,7 @@ Judgement = tuple[Id, Id, int]
 def read_judgements(
     path: str | Path, *, query_ids: IdType = "str", document_ids: IdType = "str"
 ) -> tuple[Qrels, list[Finding]]:
-    """Read qrels: BEIR's three columns, TREC's four, or jsonl or Parquet as on the hub; plain, gz or zst.
+    """Read qrels, whatever the file is called: plain, gz or zst text, or Parquet.
 
     - BEIR: ``query-id<TAB>corpus-id<TAB>score``, with tabs or commas, quoted as CSV is, with or without a header. A
       header may name the columns otherwise, and in another order.
@@ -46,8 +46,7 @@ def read_judgements(
     - jsonl and Parquet (a file, or a folder of them): columns of these names. Without a grade all pairs are relevant,
       as in NanoBEIR, where a row may also name several documents.
 
-    What a file is goes by its content. Of a pair that is judged twice the last judgement counts, as in BEIR, and this
-    is a finding. A grade is an integer, which may be negative; above 0 is relevant.
+    A grade is an integer; above 0 is relevant. Of a pair that is judged twice the last one counts, which is a finding.
 
     Args:
         path: The file, or a folder of Parquet files.
@@ -58,7 +57,7 @@ def read_judgements(
         Query id to document id to grade in the order of the file, and what was unusual.
 
     Raises:
-        FormatError: With ``file:line``, on a line that is no judgement, an id that cannot be of its type, or if there
+        FormatError: With ``file:line``, on a line that is no judgement or an id that cannot be of its type; or if there
             is no judgement.
     """
     path = Path(path)
@@ -85,18 +84,12 @@ def read_judgements(
 
 
 def read_qrels(path: str | Path, *, id_type: IdType = "str", document_id_type: IdType | None = None) -> Qrels:
-    """Read relevance judgements from any file that :func:`read_judgements` reads; what is unusual is a warning.
+    """The judgements of :func:`read_judgements`; what is unusual is a warning.
 
     Args:
-        path: The file, plain, gz or zst.
+        path: The file.
         id_type: The type of the ids: that of the store or of the texts, "str" or "int".
         document_id_type: That of the document ids, if it is another one.
-
-    Returns:
-        Query id to document id to relevance; above 0 is relevant.
-
-    Raises:
-        FormatError: With ``file:line``, on a line that is no judgement.
     """
     qrels, findings = read_judgements(path, query_ids=id_type, document_ids=document_id_type or id_type)
     report(str(path), findings)
@@ -123,14 +116,9 @@ def check_judgements(qrels: Mapping[Any, Mapping[Any, Any]]) -> Judgements:
 def is_own_document(query: object, document: object, judged: Container[object] = ()) -> bool:
     """Whether ``exclude_same_id`` leaves a document out of a query's list: the one rule, wherever there is the option.
 
-    BEIR leaves out the document that has the query's own id, since in ArguAna and Quora queries are documents too, and
-    each would find itself first. Where a set numbers questions and answers alike, that rule would take the answer away.
-    A document that is judged for the query, with whatever grade, is therefore never left out.
-
-    Args:
-        query: The query's id, str or int.
-        document: The document's id, likewise; 7 and "7" are the same here.
-        judged: The documents that are judged for the query.
+    BEIR leaves out the document with the query's own id (7 and "7" are the same here): in ArguAna and Quora queries are
+    documents too, and each would find itself first. Where a set numbers questions and answers alike, that would take
+    the answer away: a document in ``judged``, with whatever grade, is never left out.
     """
     return str(document) == str(query) and document not in judged
 

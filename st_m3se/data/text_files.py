@@ -65,13 +65,10 @@ def _joined(title: Any, text: Any) -> str:
 
 
 def choose_file(path: Path, name: str, split: str | None = None) -> Path:
-    """The file, or folder of Parquet files, that holds the texts.
+    """The file, or folder of Parquet files, that holds the texts of a folder; a file comes back as it is.
 
-    Args:
-        path: It, or a folder: ``corpus.jsonl`` as BEIR, ``corpus.tsv`` or ``collection.tsv`` as MS MARCO, plain, gz or
-            zst; ``corpus.parquet``; or a folder ``corpus/`` of Parquet files as on the hub; queries likewise.
-        name: "corpus" or "queries".
-        split: The split whose queries are meant, where there are several.
+    ``corpus.jsonl`` as BEIR, ``corpus.tsv`` or ``collection.tsv`` as MS MARCO, plain, gz or zst; ``corpus.parquet``; or
+    a folder ``corpus/`` of Parquet files as on the hub; queries likewise, also those of a ``split``.
     """
     if not path.exists():
         raise FormatError("there is no such file or folder.", file=str(path))

@@ -38,11 +38,9 @@ __all__ = ["Texts"]
 class Texts(Mapping[Id, str]):
     """Texts by id, in the order of their source. Millions of them cost their ids and 8 bytes each in memory.
 
-    Open with :meth:`open`. It is a mapping from id to text that also takes many ids at once (:meth:`take`) and
-    iterates in batches (:meth:`batches`). Ids are str or int and stay so: "7" and 7 are two.
-
-    A ``title`` goes in front of the text as BEIR does it: ``title + " " + text``, without blanks at the ends. Texts
-    without a title are left as they are, and a text may be empty.
+    A mapping from id to text that also takes many ids at once (:meth:`take`) and iterates in batches (:meth:`batches`).
+    Ids are str or int and stay so: "7" and 7 are two. A ``title`` goes in front of the text as BEIR does it: ``title +
+    " " + text``, without blanks at the ends. A text may be empty.
 
     Attributes:
         name: What these texts are, "corpus" or "queries", for messages.
@@ -79,17 +77,12 @@ class Texts(Mapping[Id, str]):
         size and time do not change, opening it again only maps that copy into memory.
 
         Args:
-            source: One of
-
-                - a mapping from id to text, or to BEIR's ``{"title", "text"}``;
-                - a ``datasets.Dataset`` with an id column (``_id``, ``id``, ``query_id``, ``document_id``, ``doc_id``,
-                  ``docid``, ``passage_id``, ``qid`` or ``pid``), a text column (``text``, ``query``, ``document`` or
-                  ``passage``), and optionally ``title``;
-                - a jsonl file with these keys, such as BEIR's; a TSV of ``id<TAB>text``, such as MS MARCO's; both
-                  plain, gz or zst; a Parquet file, or a folder of them;
-                - a BEIR folder, in which ``name`` chooses ``corpus.jsonl`` or ``queries.jsonl``;
-                - Texts, which come back as they are.
-            name: "corpus" or "queries".
+            source: A mapping from id to text, or to BEIR's ``{"title", "text"}``; a ``datasets.Dataset`` with a column
+                of ids (``_id``, ``id``, ``query_id``, ``docid`` ...), one of texts (``text``, ``query``, ``document``
+                or ``passage``), and optionally ``title``; a jsonl file with these keys or a TSV of ``id<TAB>text``,
+                plain, gz or zst; a Parquet file, or a folder of them; a BEIR folder; or Texts, which come back as they
+                are.
+            name: "corpus" or "queries", which also chooses the file of a folder.
             id_type: "str" or "int" converts the ids, and refuses those that would not survive the way back. None
                 leaves them; those of TSV files are strings.
             duplicates: What happens to an id that repeats in a file: "raise", or "last", which keeps its last text in

@@ -49,10 +49,8 @@ def combine(
 
     Each teacher's scores are brought to a common scale query by query (:func:`calibrate`), over the documents that
     all stores share, and then aggregated document by document. Queries and documents come in the first store's order;
-    it is fastest when the others have the same one.
-
-    The manifest of the result names its ``parents``, and under ``source`` the method, the mean disagreement, and what
-    was dropped. Scores that were calibrated have no common zero any more, so its ``scale`` is then "margin".
+    it is fastest when the others have the same one. The manifest names the ``parents``, and under ``source`` the
+    method, the mean disagreement and what was dropped; scores that were calibrated have the ``scale`` "margin".
 
     Args:
         stores: Two or more, open or as paths. Their ids must be of the same types.
@@ -60,18 +58,14 @@ def combine(
         calibration: "z-norm", the default since any two teachers differ in scale, "min-max", "rank", or "none" for
             teachers of one scale.
         aggregation: "mean", "median", or "min" (a document is as good as its harshest teacher says).
-        spread: With "z-norm": what one standard deviation becomes. Students learn margins from these numbers, and a
-            margin of z-scores is some five times smaller than one of logits; so None takes the mean standard
-            deviation of the first store's lists, without constant ones: the result has the first teacher's units. 1.0
-            gives plain z-scores.
+        spread: With "z-norm": what one standard deviation becomes. Students learn margins from these numbers, and those
+            of z-scores are some five times smaller than those of logits: None takes the mean standard deviation of the
+            first store's lists that are not constant, so that the result has the first teacher's units.
         missing: What happens with a query or a document that one of the stores lacks: "raise", or "drop" it.
         max_disagreement: Drop the documents whose calibrated scores have a standard deviation over the teachers above
             this, before ``spread``; two teachers that are one apart have 0.5. Mind that this may drop a positive.
         overwrite: Replace a store that is at ``output``.
         show_progress_bar: Show one, on standard error.
-
-    Returns:
-        The new store, opened.
 
     Raises:
         FormatError: If the stores do not fit together, one is not valid, or nothing is left; the message names the
@@ -316,24 +310,17 @@ def _align(
 
 
 def calibrate(scores: np.ndarray, lengths: np.ndarray, calibration: Calibration) -> np.ndarray:
-    """Bring each query's scores to a scale that teachers share.
+    """Bring each query's scores to a scale that teachers share: float64 ``[N]``.
 
     * "none": as they are.
-    * "z-norm": minus their mean, divided by their standard deviation (the population's).
-    * "min-max": the lowest becomes 0, the highest 1.
-    * "rank": the ranks, evenly spaced from 0 for the lowest to 1 for the highest; equal scores share the mean of their
-      ranks.
-
-    A list whose scores are all equal, as in a list of one, says nothing about its documents; they get the middle of
-    the scale: 0 for "z-norm", 0.5 for "min-max" and "rank".
+    * "z-norm": minus their mean, divided by their standard deviation (the population's); 0 where all are equal.
+    * "min-max": the lowest becomes 0, the highest 1; 0.5 where all are equal.
+    * "rank": the ranks, evenly spaced from 0 for the lowest to 1 for the highest; equal scores share their mean rank.
 
     Args:
         scores: All queries' scores, one list after the other, shape [N].
         lengths: The lists' lengths, shape [Q]; they sum to N.
         calibration: The scale.
-
-    Returns:
-        Shape [N], float64.
     """
     values = np.asarray(scores, dtype=np.float64)
     lengths = np.asarray(lengths)

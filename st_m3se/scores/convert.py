@@ -79,12 +79,11 @@ def convert(
 ) -> Conversion:
     """Convert teacher scores, in a stream: neither side has to fit into memory, and the result appears only whole.
 
-    A store also gets what else the source knows, as files of the BEIR layout: ``queries.jsonl`` and ``corpus.jsonl``
-    from formats with texts, and ``qrels/train.tsv`` from formats that say which documents are the positives.
+    A store also gets what else the source knows, in the BEIR layout: ``queries.jsonl`` and ``corpus.jsonl`` from
+    formats with texts, and ``qrels/train.tsv`` from those that name the positives.
 
     Args:
-        source: A file in one of :data:`SOURCES`, plain, gz or zst; a store; or a folder of Parquet files, or of Arrow
-            files as ``Dataset.save_to_disk`` writes them.
+        source: A file in one of :data:`SOURCES`, plain, gz or zst; a store; or a folder of Parquet or Arrow files.
         destination: A folder for a store, or a file.
         source_format: None recognises it by the content.
         destination_format: One of :data:`DESTINATIONS`. None goes by the name: ``.run``, ``.trec``, ``.jsonl``
@@ -93,11 +92,9 @@ def convert(
         id_type: "str" or "int" converts the ids. None leaves them; those of text formats are strings.
         scores: For ``hard-negatives``: the score pickle, or a store made of it.
         qrels: The positives, needed to write MarginMSE pairs where the source does not name them.
-        columns: For tables: their names for ``query_id``, ``document_id`` and ``score`` (or ``document_ids``,
-            ``scores``).
+        columns: A table's names for ``query_id``, ``document_id`` and ``score`` (or ``document_ids``, ``scores``).
         manifest: What is known of the scores, as for :class:`TeacherScoresWriter`.
-        tag: Of a TREC run, one word. None is the name of the file without its endings: other tools, and trec_eval's
-            users, tell runs apart by it.
+        tag: Of a TREC run, one word by which others tell runs apart. None is the file's name without its endings.
         overwrite: Replace the destination.
 
     Raises:

@@ -37,16 +37,10 @@ TYPES = ("query_id_type", "document_id_type")
 
 
 def save_for_hub(store: ScoredLists, folder: str | Path, *, repo_id: str, license: str | None = None) -> None:
-    """Lay a store out as a dataset repository: what :meth:`TeacherScores.push_to_hub` uploads.
+    """Lay a store out as a dataset repository in a new folder: what :meth:`TeacherScores.push_to_hub` uploads.
 
-    Shards become ``data/train-00000-of-00002.parquet`` and so on, the names by which the datasets library knows a
-    split even without the card. They are hard links where the file system has them, and copies otherwise.
-
-    Args:
-        store: The scores; at least one row.
-        folder: A folder that does not exist yet, or is empty.
-        repo_id: For the card.
-        license: For the card.
+    Shards become ``data/train-00000-of-00002.parquet`` and so on, by which the datasets library knows a split even
+    without the card: hard links where the file system has them, and copies otherwise.
     """
     from huggingface_hub.utils import validate_repo_id  # type: ignore[attr-defined]
 
@@ -71,8 +65,7 @@ def save_for_hub(store: ScoredLists, folder: str | Path, *, repo_id: str, licens
             name = f"data/train-{number:05d}-of-{len(whole.files):05d}.parquet"
             _link(file, folder / name)
             manifest["shards"].append({**facts, "file": name})
-        home = whole.files[0].parent
-        home = home if (home / MANIFEST).is_file() else home.parent
+        home = whole.home
         texts = [path.relative_to(home) for pattern in TEXTS for path in sorted(home.glob(pattern))]
         known = {facts["file"]: facts for facts in whole.manifest.get("files") or ()}
         for path in texts:
@@ -156,7 +149,7 @@ def open_repository(
     try:
         if all(_is_store(file) for file in files):
             store = ScoredLists([Shard(file) for file in files], manifest)
-            if not store.has_repeated_queries():
+            if store.repeated_query() is None:
                 return store
         return _converted(files, manifest, cache_dir)
     except FormatError as error:

@@ -35,12 +35,8 @@ def store_schema(query: pa.DataType, document: pa.DataType) -> pa.Schema:
 class Shard:
     """A Parquet file with the three columns; keeps the last few groups of rows that it decoded.
 
-    The file stays open, so that one that takes its name later does not mix in. Its content is compared with what the
-    manifest says before the first row is read.
-
-    Args:
-        path: The file.
-        facts: What the manifest says of it: "queries" and, from the second version of stores on, "bytes" and "xxh3".
+    The file stays open, so that one that takes its name later does not mix in. Its content is compared with ``facts``,
+    what the manifest says of it, before the first row is read.
 
     Attributes:
         id_types: Arrow's types of the query and document ids: int64 or string.

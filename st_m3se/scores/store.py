@@ -32,7 +32,7 @@ REPLACED_MEANWHILE = 100  # times that opening begins again, because another pro
 
 
 class ScoredLists:
-    """A store of each query's documents with a score of each, whoever gave it: what is said of all stores.
+    """Each query's documents with a score of each, whoever gave it: what is said of all stores.
 
     People use :class:`~st_m3se.scores.TeacherScores`, which is this with ways to describe and to publish it.
     """
@@ -135,11 +135,11 @@ class ScoredLists:
 
     def save(self, path: str | Path, *, overwrite: bool = False) -> Self:
         """Write these rows, of a selection or concatenation for instance, as a store of their own, and open it."""
-        manifest = {field: self.manifest.get(field) for field in MANIFEST_FIELDS}
-        with TeacherScoresWriter(path, manifest=manifest, overwrite=overwrite) as writer:
-            for row in self:
-                writer.write(row.query_id, row.document_ids, row.scores)
-        return type(self).open(path)
+        return type(self).from_rows(self, path, manifest=self._facts(), overwrite=overwrite)
+
+    def _facts(self) -> dict[str, Any]:
+        """What the manifest says of the scores, without counts."""
+        return {field: self.manifest.get(field) for field in MANIFEST_FIELDS}
 
     def __len__(self) -> int:
         return int(self._starts[-1]) if self._rows is None else len(self._rows)
@@ -185,14 +185,15 @@ class ScoredLists:
         return self._sorted().find(query_id) is not None
 
     @property
-    def parts(self) -> tuple[Sequence[Shard], dict[str, Any]]:
-        """The shards and the manifest."""
-        return self._shards, self.manifest
-
-    @property
     def files(self) -> list[Path]:
         """The Parquet files that hold the rows."""
         return [shard.path for shard in self._shards]
+
+    @property
+    def home(self) -> Path:
+        """The folder with the manifest, the texts and judgements."""
+        folder = self._shards[0].path.parent if self._shards else Path()
+        return folder.parent if folder.name == "data" and not (folder / MANIFEST).is_file() else folder
 
     @property
     def id_types(self) -> tuple[type, type]:
@@ -220,8 +221,7 @@ class ScoredLists:
         rows = self._sorted().find_all(wanted)
         if len(absent := np.flatnonzero(rows < 0)):
             raise KeyError(wanted[absent[0]])
-        manifest = {field: self.manifest.get(field) for field in MANIFEST_FIELDS}  # without the counts, now others
-        return type(self)(self._shards, manifest, rows if self._rows is None else self._rows[rows])
+        return type(self)(self._shards, self._facts(), rows if self._rows is None else self._rows[rows])
 
     @classmethod
     def concatenate(cls, stores: Sequence[ScoredLists]) -> Self:
@@ -238,31 +238,22 @@ class ScoredLists:
             (np.arange(len(store)) if store._rows is None else store._rows) + start
             for store, start in zip(stores, before[:-1], strict=True)
         ]
-        first = stores[0].manifest
-        manifest = {
-            field: first.get(field) if all(store.manifest.get(field) == first.get(field) for store in stores) else None
-            for field in MANIFEST_FIELDS
+        facts = [store._facts() for store in stores]
+        agreed = {
+            field: value if all(each[field] == value for each in facts) else None for field, value in facts[0].items()
         }
-        joined = cls(shards, manifest, np.concatenate(rows))
-        if (twice := joined._first_duplicate()) is not None:
+        joined = cls(shards, agreed, np.concatenate(rows))
+        if (twice := joined.repeated_query()) is not None:
             raise FormatError(f"query {twice!r:.80} is in two of the stores. Select from one of them first.")
         return joined
 
     def verify(self) -> None:
-        """Read all shards once and compare them with their checksums, at the speed of the disk; no row is decoded.
-
-        Raises:
-            FormatError: If a shard is not what was written.
-        """
+        """Read all shards once, without decoding a row; FormatError if one is not what its checksum says."""
         for shard in self._shards:
             shard.verify()
 
     def check_paths(self) -> None:
-        """Refuse if the store was replaced since it was opened, for those who read its :attr:`files` themselves.
-
-        Raises:
-            FormatError: If so.
-        """
+        """FormatError if the store was replaced since it was opened, for those who read its :attr:`files`."""
         for shard in self._shards:
             shard.check_path()
 
@@ -270,13 +261,17 @@ class ScoredLists:
         """Read everything once and check it: the checksums of all files, and each row.
 
         Raises:
-            FormatError: Naming a file that was changed; or the first ten of what is wrong: lists and scores of
-                different lengths, a query in two rows, a document twice in a list, a score that is missing or not
-                finite.
+            FormatError: Naming a file that was changed; or the first ten of what is wrong with the rows.
         """
         self.verify()
-        self._validate_files()
-        twice = self._first_duplicate()
+        for facts in self.manifest.get("files") or ():
+            path = self.home / facts["file"]
+            if not path.is_file() or digest(path) != facts["xxh3"]:
+                raise FormatError(
+                    "the file was changed, or removed, since the store was written. Restore it from a copy.",
+                    file=str(path),
+                )
+        twice = self.repeated_query()
         found = [] if twice is None else [f"query {twice!r:.80} has two rows"]
         for table in self.tables():
             found += problems(table)
@@ -284,17 +279,6 @@ class ScoredLists:
                 break
         if found:
             raise FormatError(f"the store is not valid: {'; '.join(found[:10])}.")
-
-    def _validate_files(self) -> None:
-        """Compare the texts and judgements beside the shards with their checksums."""
-        for facts in self.manifest.get("files") or ():
-            home = self._shards[0].path.parent if self._shards else Path()
-            path = (home.parent if home.name == "data" and not (home / MANIFEST).is_file() else home) / facts["file"]
-            if not path.is_file() or digest(path) != facts["xxh3"]:
-                raise FormatError(
-                    "the file was changed, or removed, since the store was written. Restore it from a copy.",
-                    file=str(path),
-                )
 
     def to_dataset(self) -> Dataset:
         """A ``datasets.Dataset`` of these rows, which Arrow maps into memory from the datasets library's cache."""
@@ -316,11 +300,8 @@ class ScoredLists:
             self._index = SortedIds(ids)
         return self._index
 
-    def has_repeated_queries(self) -> bool:
-        """Whether a query has two rows."""
-        return self._first_duplicate() is not None
-
-    def _first_duplicate(self) -> Id | None:
+    def repeated_query(self) -> Id | None:
+        """A query that has two rows, if there is one."""
         twice = self._sorted().first_duplicate()
         return None if twice is None else twice[0]
 

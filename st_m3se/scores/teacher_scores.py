@@ -21,16 +21,14 @@ class TeacherScores(ScoredLists):
     A store is a folder of Parquet shards with the columns ``query_id``, ``document_ids`` (list) and ``scores`` (list
     of float32), and a ``manifest.json`` that says where they come from. Parquet files of this layout without a
     manifest, such as the published MS MARCO distillation sets, open just as well. Ids are str or int and stay so.
-    Opening reads the manifest and the files' ends; rows are decoded when they are asked for, some sixteen
-    thousand scores at a time.
+    Opening reads the manifest and the files' ends; rows are decoded when they are asked for.
 
     A damaged store gives an error and no wrong scores: the manifest holds its own checksum and that of each shard. The
-    sizes of the files are compared when it is opened, the content of a shard when it is first read (a second for 10
-    GB, or what the disk takes). What was opened stays open, even if another process replaces the store meanwhile.
+    content of a shard is compared when it is first read (a second for 10 GB, or what the disk takes). What was opened
+    stays open, even if another process replaces the store meanwhile.
 
     Open one with :meth:`open`, make one with :meth:`from_rows`, :class:`TeacherScoresWriter` or
-    :func:`~st_m3se.scores.convert`. Iterating gives :class:`ScoredList` rows in stored order;
-    ``scores[query_id]`` looks one up.
+    :func:`~st_m3se.scores.convert`. Iterating gives :class:`ScoredList` rows; ``scores[query_id]`` looks one up.
 
     Attributes:
         manifest: The content of ``manifest.json``; unknown values are None.
@@ -59,15 +57,14 @@ class TeacherScores(ScoredLists):
         create_pr: bool = False,
         token: bool | str | None = None,
     ) -> str:
-        """Publish the store as a dataset repository of the Hugging Face Hub, creating it if it does not exist.
+        """Publish the store as a dataset repository of the Hugging Face Hub, and return the address of the commit.
 
-        It gets the shards as ``data/train-*.parquet``, the manifest, and a dataset card with what the manifest says,
-        so that both :meth:`from_hub` and ``datasets.load_dataset(repo_id, split="train")`` read it. Texts and
-        positives that lie beside the shards (``queries.jsonl``, ``corpus.jsonl``, ``qrels/``) go along: mind their
-        licence. A selection or concatenation is written out first, without them.
+        :meth:`from_hub` and ``datasets.load_dataset(repo_id, split="train")`` both read it. Texts and positives that
+        lie beside the shards (``queries.jsonl``, ``corpus.jsonl``, ``qrels/``) go along: mind their licence. A
+        selection or concatenation is written out first, without them.
 
         Args:
-            repo_id: "user/name" or "organization/name".
+            repo_id: "user/name" or "organization/name"; made if it does not exist.
             private: Make a new repository private. None is the organization's default.
             license: For the card, such as "apache-2.0".
             exist_ok: Replace the scores in a repository that exists already.
@@ -76,9 +73,6 @@ class TeacherScores(ScoredLists):
             revision: The branch, made if it does not exist.
             create_pr: Open a pull request instead of writing to the branch.
             token: Of the account; None takes the one of ``hf auth login``.
-
-        Returns:
-            The address of the commit.
         """
         from huggingface_hub import HfApi
 
@@ -122,12 +116,11 @@ class TeacherScores(ScoredLists):
 
         Args:
             repo_id: The dataset repository, or a local folder of the same layout.
-            config_name: The configuration ("subset") that holds the scores, where there are several:
-                ``TeacherScores.from_hub("lightonai/ms-marco-en-bge", "train")``.
+            config_name: The configuration ("subset") with the scores, where there are several, such as "train" of
+                "lightonai/ms-marco-en-bge".
             split: The split of the configuration.
             data_dir: The folder of the Parquet files, for a repository whose card does not name them. The hub's own
-                Parquet copy of a set in another format is ``revision="refs/convert/parquet",
-                data_dir="CONFIG/SPLIT"``.
+                copy of a set in another format is ``revision="refs/convert/parquet", data_dir="CONFIG/SPLIT"``.
             revision: A branch, tag or commit.
             cache_dir: Instead of the hub's cache.
             token: For a private repository; None takes the one of ``hf auth login``.
@@ -136,4 +129,4 @@ class TeacherScores(ScoredLists):
             FormatError: If the repository holds no such configuration or split, or no teacher scores in Parquet.
         """
         store = open_repository(repo_id, config_name, split, data_dir, revision, cache_dir, token)
-        return cls(*store.parts)
+        return cls(store._shards, store.manifest)

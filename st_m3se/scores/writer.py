@@ -44,15 +44,13 @@ class TeacherScoresWriter:
 
     Args:
         path: The folder to make.
-        manifest: What is known of the scores: "teacher", "revision", "max_length", "dtype", "activation", "inputs" (a
-            fingerprint of queries, corpus and candidates), "scale" ("margin" where only differences mean anything),
-            "source", "parents". What is not known is null in the manifest.
+        manifest: What is known of the scores: :data:`MANIFEST_FIELDS`, of which "inputs" is a fingerprint of queries,
+            corpus and candidates, and "scale" is "margin" where only differences mean anything.
         overwrite: Replace a store that is there.
         shard_scores: Scores per shard file, at least; a query is never divided.
 
     Raises:
         FileExistsError: If ``path`` exists, and is not a store or ``overwrite`` is False.
-        FormatError: From :meth:`write`, on a row that is not one.
 
     Example:
         >>> with TeacherScoresWriter("scores", manifest={"teacher": "my/cross-encoder"}) as writer:  # doctest: +SKIP

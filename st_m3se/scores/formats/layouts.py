@@ -246,12 +246,8 @@ def _fits_colbert(head: Head) -> int:
 def _read_hard_negatives(reading: Reading, store: ScoredLists | None = None) -> Iterator[ScoredList]:
     """Read the ``qid pos neg`` of msmarco-hard-negatives, ``neg`` being lists by the system that found them.
 
-    Args:
-        reading: The file. Its entries are ids, or objects with ``pid`` and ``ce-score``.
-        store: Where the scores of plain ids are, such as the one made from the score pickle.
-
-    Yields:
-        The positives, then each negative once. Without a score for every one the line is rejected.
+    Entries are ids, whose scores ``store`` has, or objects with ``pid`` and ``ce-score``. A row has the positives, then
+    each negative once; without a score for every one the line is rejected.
     """
 
     def parse(line: str, number: int) -> ScoredList:

@@ -1,17 +1,16 @@
 """Score pickles, ``{query_id: {document_id: score}}``, without running them and without holding them in memory.
 
 A pickle is a program. This module steps through it with :mod:`pickletools` and carries out only what builds dicts,
-lists, tuples, strings and numbers; anything that could import or call is refused before it happens. NumPy's scalars,
-which a teacher's output often leaves in such a file, are the one exception, recognised by name and rebuilt by
-``struct``. The entries of the outer dict are handed on as soon as they are complete, so that a file of 160 million
-scores needs a thousand queries' worth of memory and not 18 GB.
+lists, tuples, strings and numbers; anything that could import or call is refused before it happens, but for NumPy's
+scalars, which are recognised by name and rebuilt by ``struct``. Each entry of the outer dict is handed on as soon as it
+is complete: a file of 160 million scores needs a thousand queries' worth of memory and not 18 GB.
 """
 
 from __future__ import annotations
 
 import pickletools
 import struct
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from typing import Any, BinaryIO, NamedTuple
 
 import pyarrow as pa
@@ -26,10 +25,18 @@ from st_m3se.scores.formats.format import Format
 __all__ = ["SCORE_PICKLE", "read_score_pickle"]
 
 CONSTANTS = {"NONE": None, "NEWTRUE": True, "NEWFALSE": False}
-NUMBERS = {"INT", "BININT", "BININT1", "BININT2", "LONG", "LONG1", "LONG4", "FLOAT", "BINFLOAT"}
-STRINGS = {"UNICODE", "SHORT_BINUNICODE", "BINUNICODE", "BINUNICODE8"}
-BYTES = {"SHORT_BINBYTES", "BINBYTES"}  # only as the content of a NumPy scalar
-EMPTY = {"EMPTY_DICT": dict, "EMPTY_LIST": list, "EMPTY_TUPLE": tuple}
+VALUES = {
+    *("INT", "BININT", "BININT1", "BININT2", "LONG", "LONG1", "LONG4", "FLOAT", "BINFLOAT"),
+    *("UNICODE", "SHORT_BINUNICODE", "BINUNICODE", "BINUNICODE8"),
+    *("SHORT_BINBYTES", "BINBYTES"),  # only as the content of a NumPy scalar
+}
+MARK: Any = object()
+EMPTY: dict[str, Callable[[], Any]] = {
+    "EMPTY_DICT": dict,
+    "EMPTY_LIST": list,
+    "EMPTY_TUPLE": tuple,
+    "MARK": lambda: MARK,
+}
 MEMO_PUT = {"PUT", "BINPUT", "LONG_BINPUT"}
 MEMO_GET = {"GET", "BINGET", "LONG_BINGET"}
 TUPLES = {"TUPLE1": 1, "TUPLE2": 2, "TUPLE3": 3}
@@ -42,7 +49,6 @@ NUMPY = {
 STRUCT = {"f2": "e", "f4": "f", "f8": "d", "i1": "b", "i2": "h", "i4": "i", "i8": "q", "u1": "B", "u2": "H", "u4": "I"}
 SCALARS = (str, int, float, bytes, type(None))  # bool is an int
 OBJECT_BYTES = 64  # what an object takes at least, for the limit
-MARK = object()
 CONTAINER = object()  # in the memo, for what is handed on and must not come again
 
 
@@ -125,12 +131,10 @@ class _Machine:
     def step(self, name: str, argument: Any) -> list[Any] | None:
         """Carry out one operation; returns keys and values in turn where the outer dict receives some."""
         stack = self.stack
-        if name in NUMBERS or name in STRINGS or name in BYTES:
+        if name in VALUES:
             self.push(argument)
         elif name in EMPTY:
             self.push(EMPTY[name]())
-        elif name == "MARK":
-            self.push(MARK)
         elif name in MEMO_PUT:
             self.put(argument)
         elif name == "MEMOIZE":
@@ -202,22 +206,17 @@ class _Machine:
 
 
 class _Bounded:
-    """A file for pickletools, without values beyond the limit.
-
-    It has no ``tell``, which a packed stream lacks and pickletools would call for every operation.
-    """
+    """A file for pickletools, without values beyond the limit, and without ``tell``, which packed streams lack."""
 
     def __init__(self, file: BinaryIO) -> None:
         self._file, self._most = file, LINE.value
 
     def read(self, size: int) -> bytes:
-        """Bytes of a value."""
         if size > self._most:
             raise LINE.error(f"the pickle announces a value of {size:,} bytes")
         return self._file.read(size)
 
     def readline(self) -> bytes:
-        """A value that ends with its line."""
         line = self._file.readline(self._most + 1)
         if len(line) > self._most:
             raise LINE.error("the pickle has a value that does not end")
