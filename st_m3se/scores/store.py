@@ -96,8 +96,9 @@ class ScoredLists:
         if (path / MANIFEST).is_file():
             manifest = _read_manifest(path / MANIFEST)
             shards = [Shard(path / facts["file"], facts) for facts in manifest["shards"]]
-            _compare(shards, manifest, path / MANIFEST)
-            return cls(shards, manifest)
+            store = cls(shards, manifest)
+            _compare(store, shards, path / MANIFEST)
+            return store
         if (path / UNFINISHED).is_file():
             raise FormatError(
                 "scoring into this store is not finished. Run the same command again: it goes on where it ended.",
@@ -356,24 +357,17 @@ def _check_shards(shards: list[dict[str, Any]], *, checksums: bool) -> None:
             raise ValueError("a shard outside the folder")
 
 
-def _compare(shards: Sequence[Shard], manifest: Mapping[str, Any], path: Path) -> None:
+def _compare(store: ScoredLists, shards: Sequence[Shard], path: Path) -> None:
     """Refuse shards that are not those of the manifest, as far as can be seen without reading them."""
-    counts = {"queries": [len(shard) for shard in shards]}
+    found: dict[str, Any] = {"queries": len(store)}
     if all("scores" in shard.facts for shard in shards):
-        counts["scores"] = [shard.facts["scores"] for shard in shards]
-    for name, numbers in counts.items():
-        if manifest.get(name, sum(numbers)) != sum(numbers):
+        found["scores"] = sum(shard.facts["scores"] for shard in shards)
+    if shards:
+        found |= zip(("query_id_type", "document_id_type"), (kind.__name__ for kind in store.id_types), strict=True)
+    for name, value in found.items():
+        if store.manifest.get(name, value) not in (value, None if isinstance(value, str) else value):
             raise FormatError(
-                f"the shards have {sum(numbers):,} {name} and the manifest says {manifest[name]}: one is missing, or "
-                "was changed after it was written.",
+                f"the {name} of the shards is {value} and the manifest says {store.manifest[name]}: one is missing, "
+                "was changed after it was written, or belongs to another store.",
                 file=str(path),
             )
-    for place, name in enumerate(("query_id_type", "document_id_type")):
-        for shard in shards:
-            kind = "int" if pa.types.is_integer(shard.id_types[place]) else "str"
-            if manifest.get(name, kind) not in (kind, None):
-                raise FormatError(
-                    f"the {name} of the shard is {kind} and the manifest says {manifest[name]}: it belongs to another "
-                    "store.",
-                    file=str(shard.path),
-                )

@@ -170,8 +170,11 @@ def lists(store: TeacherScores) -> Lists:
     return {row.query_id: dict(zip(row.document_ids, row.scores, strict=True)) for row in store}
 
 
-@pytest.mark.parametrize("name", PUBLISHED)
-@pytest.mark.parametrize("form", FORMS)
+@pytest.mark.parametrize(
+    ("name", "form"),
+    [(name, "jsonl") for name in PUBLISHED]
+    + [(name, form) for name in ("pyterrier", "FlagEmbedding", "rank_llm") for form in FORMS[1:]],
+)
 def test_a_published_layout(name: str, form: str, tmp_path: Path) -> None:
     rows, expected, positives = PUBLISHED[name]
     result = convert(write(rows, form, tmp_path / "in"), tmp_path / "store")

@@ -91,13 +91,13 @@ def test_every_format_has_a_sample() -> None:
     assert set(SAMPLES) == set(EXPECTED) == set(FORMATS)
 
 
-@pytest.mark.parametrize("name", SAMPLES)
-@pytest.mark.parametrize("packing", ["plain", "gz", "zst"])
+PACKED = [(name, pack) for name in ("trec", "csv", "pylate", "rank-llm", "score-pickle") for pack in ("gz", "zst")]
+
+
+@pytest.mark.parametrize(("name", "packing"), [*((name, "plain") for name in SAMPLES), *PACKED])
 def test_each_format_is_recognised_and_read(tmp_path: Path, name: str, packing: str) -> None:
     path = write_sample(tmp_path, name)
     if packing != "plain":
-        if name == "parquet":
-            pytest.skip("Parquet is packed inside")
         pack = gzip.compress if packing == "gz" else zstandard.compress
         path.write_bytes(pack(SAMPLES[name]))
     if name in AMBIGUOUS:

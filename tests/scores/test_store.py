@@ -229,8 +229,8 @@ def test_what_is_no_store_is_refused(store: TeacherScores, tmp_path: Path) -> No
         ({"shards": 3}, "not the manifest"),
         ({"shards": [{**good["shards"][0], "queries": 5}]}, "was changed"),
         ({"shards": [{**good["shards"][0], "file": "lost.parquet"}]}, "lost.parquet.*it is not there"),
-        ({"shards": []}, "0 queries and the manifest says 3: one is missing"),
-        ({"document_id_type": "int"}, "belongs to another store"),
+        ({"shards": []}, "queries of the shards is 0 and the manifest says 3: one is missing"),
+        ({"document_id_type": "int"}, "document_id_type of the shards is str.*belongs to another store"),
     ]:
         manifest.write_text(checked_json({**good, **change}))
         with pytest.raises(FormatError, match=message):

@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import ast
 import csv
-import io
 import json
 import re
 import warnings
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import suppress
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 from st_m3se.core.errors import FormatError
@@ -250,20 +250,17 @@ def _write_csv(rows: Iterable[ScoredList], path: str | Path, *, overwrite: bool 
     Raises:
         FormatError: On an id with a line break.
     """
+    echo: Any = SimpleNamespace(write=str)  # whose writers return the line
+    plain, careful = (csv.writer(echo, lineterminator="\n", quoting=how) for how in (csv.QUOTE_MINIMAL, csv.QUOTE_ALL))
 
-    def line(*cells: str) -> str:
-        # Ids that look like formulas are quoted, not changed: they have to be read back.
-        careful = any(cell.startswith(("=", "@")) for cell in cells)
-        text = io.StringIO()
-        csv.writer(text, lineterminator="\n", quoting=csv.QUOTE_ALL if careful else csv.QUOTE_MINIMAL).writerow(cells)
-        return text.getvalue()
-
-    def lines() -> Iterator[str]:
-        yield line(*LONG)
+    def lines() -> Iterator[Any]:
+        yield plain.writerow(LONG)
         for row in rows:
             query_id = one_field(row.query_id, _by_line)
             for document_id, score in zip(row.document_ids, decimals(row.scores), strict=True):
-                yield line(query_id, one_field(document_id, _by_line), score)
+                cells = [query_id, one_field(document_id, _by_line), score]
+                # Ids that look like formulas are quoted, not changed: they have to be read back.
+                yield (careful if any(cell.startswith(("=", "@")) for cell in cells) else plain).writerow(cells)
 
     write_lines(lines(), path, overwrite)
 
