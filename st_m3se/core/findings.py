@@ -46,11 +46,11 @@ class Finding(NamedTuple):
         return f"{self.kind}: {self.count:,} ({', '.join(self.examples)}{more}); {self.effect}."
 
 
-def found(kind: str, ids: Sequence[object], effect: str) -> list[Finding]:
-    """A list of one finding, or of none if there are no ``ids``."""
+def found(kind: str, ids: Sequence[object], effect: str, count: int | None = None) -> list[Finding]:
+    """A list of one finding, or of none if there are no ``ids``, which may be the first of ``count``."""
     if not len(ids):
         return []
-    return [Finding(kind, len(ids), tuple(str(value) for value in ids[:EXAMPLES]), effect)]
+    return [Finding(kind, len(ids) if count is None else count, tuple(map(str, ids[:EXAMPLES])), effect)]
 
 
 def report(name: str, findings: Iterable[Finding], *, strict: bool = False) -> None:

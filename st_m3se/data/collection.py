@@ -18,7 +18,7 @@ from st_m3se.core.ids import Id
 from st_m3se.core.reading import IdType
 from st_m3se.data.download import BEIR_SETS, download_set
 from st_m3se.data.qrels import read_judgements
-from st_m3se.data.text_files import PACKED, SHARD, choose_file, parquet_of_split
+from st_m3se.data.text_files import PACKED, SHARD, choose_file, parquet_of_split, parquet_splits
 from st_m3se.data.texts import Texts
 
 __all__ = ["Collection", "absent_documents", "absent_queries", "open_texts", "qrels_file", "text_findings"]
@@ -175,17 +175,13 @@ def text_findings(texts: Texts, among: IdCollection[Id] | None = None) -> list[F
     what = "queries" if texts.name == "queries" else "documents"
     effect = "searched as the empty text" if what == "queries" else "indexed as the empty text"
     repeated = [text_id for text_id in texts.repeated if among is None or text_id in among]
-    rows = texts.blank().tolist()
-    blank = (texts.ids[row].as_py() for row in rows)
-    named = [text_id for text_id in blank if text_id in among] if among is not None else []
-    count = len(rows) if among is None else len(named)
-    named = named or [texts.ids[row].as_py() for row in rows[:EXAMPLES]]
+    rows = texts.blank()
+    blank = [texts.ids[row].as_py() for row in rows[: EXAMPLES if among is None else None].tolist()]
+    blank = [text_id for text_id in blank if among is None or text_id in among]
+    count = len(rows) if among is None else len(blank)
     return [
         *found(f"{what} whose id repeats", repeated, "the last text counts, as in BEIR"),
-        *(
-            finding._replace(count=count)
-            for finding in found(f"empty {what}", named if count else [], f"kept, as in BEIR: {effect}")
-        ),
+        *found(f"empty {what}", blank, f"kept, as in BEIR: {effect}", count),
     ]
 
 
@@ -228,9 +224,7 @@ def qrels_file(folder: Path, split: str) -> tuple[Path, str]:
         for packed in PACKED:
             if (file := name.with_name(name.name + packed)).is_file():
                 return file, split
-    shards: dict[str, list[Path]] = {}
-    for file in sorted(inside.glob("*.parquet")):
-        shards.setdefault(SHARD.sub("", file.stem), []).append(file)
+    shards = parquet_splits(inside)
     if split in shards or (len(shards) == 1 and split in SPLITS):
         used = split if split in shards else next(iter(shards))
         return (inside if len(shards) == 1 else parquet_of_split(inside, used)), used

@@ -6,6 +6,7 @@ import json
 import logging
 import re
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from itertools import chain, islice
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
@@ -95,11 +96,17 @@ def choose_file(path: Path, name: str, split: str | None = None) -> Path:
     )
 
 
-def parquet_of_split(folder: Path, split: str | None) -> Path:
-    """The Parquet files of a folder as on the hub: of its only split, or of the one that is asked for."""
+def parquet_splits(folder: Path) -> dict[str, list[Path]]:
+    """The Parquet files of a folder as on the hub, by their split."""
     files: dict[str, list[Path]] = {}
     for file in sorted(folder.glob("*.parquet")):
         files.setdefault(SHARD.sub("", file.stem), []).append(file)
+    return files
+
+
+def parquet_of_split(folder: Path, split: str | None) -> Path:
+    """The Parquet files of a folder as on the hub: of its only split, or of the one that is asked for."""
+    files = parquet_splits(folder)
     if split is None or len(files) == 1:
         return folder
     if len(files.get(split, [])) == 1:
@@ -310,8 +317,8 @@ def cached_copy(
     A copy that is there is read and compared with its checksum, some gigabytes a second: Arrow follows the offsets in a
     mapped file without looking whether they lead out of it. A damaged one is made anew.
     """
-    folder = default_cache("texts") if cache_dir is None else Path(cache_dir)
-    cached = folder / f"{name}-{cache_key([CACHE_VERSION, id_type], _files_of(path))}.arrow"
+    cache = default_cache("texts") if cache_dir is None else Path(cache_dir)
+    cached = cache / f"{name}-{cache_key([CACHE_VERSION, id_type], _files_of(path))}.arrow"
     without = cached.with_suffix(".last.arrow")  # only where there are duplicates
     sweep(cached)
     for copy in [cached, without] if duplicates == "last" else [cached]:
@@ -330,10 +337,7 @@ def cached_copy(
         first = next(batches, None)
         if first is None:
             raise FormatError("the file holds no texts.", file=str(path))
-        with pa.OSFile(str(part), "wb") as sink, pa.ipc.new_file(sink, first.schema) as writer:
-            writer.write_batch(first)
-            for batch in batches:
-                writer.write_batch(batch)
+        _write(part, first.schema, chain([first], batches))
         index = SortedIds(_mapped(part, part.stat().st_size).column(0))
         if (twice := index.first_duplicate()) is not None:
             if duplicates == "last":
@@ -364,22 +368,26 @@ def _last_wins(part: Path, index: SortedIds) -> Path:
     repeated = ids.take(pa.array(np.sort(first[first != last]))).to_pylist()
     copy = part.with_name("last.arrow")
     schema = table.schema.with_metadata({REPEATED: json.dumps(repeated).encode()})
-    with pa.OSFile(str(copy), "wb") as sink, pa.ipc.new_file(sink, schema) as writer:
+
+    def kept() -> Iterator[Row]:
         for start in range(0, len(rows), GROUP_TEXTS):
             chosen = rows[start : start + GROUP_TEXTS]
-            kept = zip(
-                chosen.tolist(), ids.take(pa.array(chosen)).to_pylist(), texts_at(texts, starts, chosen), strict=True
-            )
-            for batch in record_batches(kept):
-                writer.write_batch(batch)
+            values = ids.take(pa.array(chosen)).to_pylist(), texts_at(texts, starts, chosen)
+            yield from zip(chosen.tolist(), *values, strict=True)
+
+    _write(copy, schema, record_batches(kept()))
     return copy
+
+
+def _write(file: Path, schema: pa.Schema, batches: Iterable[pa.RecordBatch]) -> None:
+    with pa.OSFile(str(file), "wb") as sink, pa.ipc.new_file(sink, schema) as writer:
+        for batch in batches:
+            writer.write_batch(batch)
 
 
 def _place(path: Path, name: str, id_type: IdType | None, row: int) -> tuple[int, Path]:
     """The line, and the file, that a row came from."""
-    for file in _files_of(path):
-        for line, _, _ in read_texts(file, name, id_type):
-            if row == 0:
-                return line, file
-            row -= 1
-    raise FormatError("the file changed while it was read. Try again.", file=str(path))
+    places = ((line, file) for file in _files_of(path) for line, _, _ in read_texts(file, name, id_type))
+    if (place := next(islice(places, row, None), None)) is None:
+        raise FormatError("the file changed while it was read. Try again.", file=str(path))
+    return place

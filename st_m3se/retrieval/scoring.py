@@ -22,7 +22,7 @@ from st_m3se.core.ids import short
 from st_m3se.retrieval.candidate_lists import CandidateLists
 from st_m3se.retrieval.scoring_run import ScoringRun
 from st_m3se.retrieval.teacher import Backend, CallableTeacher, Pairs, Precision, Teacher
-from st_m3se.scores.sigmoid import ScoreRange
+from st_m3se.scores.describe import ScoreRange
 from st_m3se.scores.teacher_scores import TeacherScores
 
 if TYPE_CHECKING:

@@ -16,8 +16,8 @@ from tqdm import tqdm
 
 from st_m3se.core.errors import FormatError
 from st_m3se.core.ragged import list_array, list_values, offsets, owners
+from st_m3se.scores.describe import ScoreRange
 from st_m3se.scores.shard import problems
-from st_m3se.scores.sigmoid import ScoreRange
 from st_m3se.scores.teacher_scores import TeacherScores
 from st_m3se.scores.writer import MANIFEST_FIELDS, TeacherScoresWriter
 

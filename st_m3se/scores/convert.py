@@ -19,9 +19,9 @@ from st_m3se.core.ids import Id
 from st_m3se.core.reading import IdType, OnError, Reading
 from st_m3se.core.scored_list import ScoredList
 from st_m3se.data.qrels import Qrels, read_qrels
+from st_m3se.scores.describe import ScoreRange
 from st_m3se.scores.formats import FORMATS, sniff
 from st_m3se.scores.formats.grouping import TextStore
-from st_m3se.scores.sigmoid import ScoreRange
 from st_m3se.scores.store import ScoredLists
 from st_m3se.scores.writer import MANIFEST, MANIFEST_FIELDS, UNFINISHED, TeacherScoresWriter
 

@@ -13,7 +13,7 @@ from datasets import Dataset, DatasetInfo, config
 from st_m3se.core.findings import report
 from st_m3se.data.collection import Collection, absent_documents
 from st_m3se.scores import TeacherScores
-from st_m3se.scores.sigmoid import ScoreRange
+from st_m3se.scores.describe import ScoreRange
 from st_m3se.training.join import JoinOptions, join_lists
 from st_m3se.training.reader import Layout, ListReader
 from st_m3se.training.sampling import SAMPLINGS, Sampling

@@ -20,7 +20,7 @@ from st_m3se.core.ids import Id
 from st_m3se.core.ragged import list_array, list_lengths, list_values, owners
 from st_m3se.data.texts import Texts
 from st_m3se.scores import TeacherScores
-from st_m3se.scores.sigmoid import ScoreRange
+from st_m3se.scores.describe import ScoreRange
 from st_m3se.training.sampling import likely_false_negatives, repeated_texts, teacher_top
 
 __all__ = ["JoinCounts", "JoinOptions", "join_lists"]
