@@ -10,7 +10,7 @@ import random
 import shutil
 import tempfile
 import time
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from hashlib import blake2b
 from pathlib import Path
@@ -210,7 +210,7 @@ def digest(path: Path) -> str:
         return _digest(file, path.stat().st_size).hex()
 
 
-def cache_key(settings: Any, files: Iterable[Path]) -> str:
+def cache_key(settings: Sequence[Any], files: Iterable[Path]) -> str:
     """A name for what is made of files with these settings, until their paths, sizes or times change.
 
     Raises:
@@ -221,7 +221,7 @@ def cache_key(settings: Any, files: Iterable[Path]) -> str:
         if not file.is_file():
             raise FormatError("there is no such file.", file=str(file))
         stamps.append((str(file.resolve()), file.stat().st_size, file.stat().st_mtime_ns))
-    return blake2b(json.dumps([settings, stamps]).encode(), digest_size=12).hexdigest()
+    return blake2b(json.dumps([*settings, stamps]).encode(), digest_size=12).hexdigest()
 
 
 def _digest(file: BinaryIO, size: int, place: str = "") -> bytes:

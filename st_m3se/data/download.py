@@ -122,8 +122,8 @@ def _verify(folder: Path, record: Path, part: str) -> None:
             f"there is a folder of this name, and no {record.name} with its checksums. {remedy}", file=str(folder)
         )
     try:
-        files = read_checked_json(record)["files"]
-    except ValueError as error:
+        files = dict(read_checked_json(record, required=False)["files"])
+    except (ValueError, KeyError, TypeError) as error:
         raise FormatError(f"the checksums are damaged ({error!r:.100}). {remedy}", file=str(record)) from None
     for name, expected in files.items():
         if part and not name.startswith(f"{part}/"):

@@ -169,7 +169,7 @@ def _converted(files: Sequence[Path], manifest: dict[str, Any], cache_dir: str |
     """Files of another layout as a store in the cache, made once; positives and texts are kept beside the scores."""
     cache = default_cache("hub") if cache_dir is None else Path(cache_dir)
     cache.mkdir(parents=True, exist_ok=True)
-    target = cache / f"scores-{cache_key(CONVERTED, files)}"
+    target = cache / f"scores-{cache_key([CONVERTED], files)}"
     with FileLock(cache / f"{target.name}.lock"):
         if (store := ScoredLists.open_cached(target)) is not None:
             return store
