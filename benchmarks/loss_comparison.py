@@ -239,7 +239,7 @@ def main() -> None:
         help="candidates, teacher scores and rankings [%(default)s]",
     )
     add("--student", default="minilm", help="'minilm', 'tiny' (never trained for dense search), a path or a name")
-    add("--losses", nargs="+", choices=ROWS, default=list(ROWS), help="rows of the table [all]")
+    add("--losses", nargs="*", default=list(ROWS), metavar="LOSS", help=f"of {', '.join(ROWS)}; none: only the leads")
     add("--seeds", nargs="+", type=int, default=[1, 2, 3])
     add("--ensemble", action="store_true", help="teach with the mean of cross-encoder and student, query by query")
     add("--filter", action="store_true", help="leave out negatives that the teacher scores above the known positive")
@@ -257,6 +257,8 @@ def main() -> None:
     add("--tables-only", action="store_true", help="make the tables again from the rankings in --work")
     add("--output", type=Path, default=HERE / "results" / "loss_comparison.json")
     args = parser.parse_args()
+    if unknown := sorted(set(args.losses) - set(ROWS)):
+        parser.error(f"--losses: expected some of {', '.join(ROWS)}, got {', '.join(unknown)}.")
     facts, tables = provenance(), []
     for name in args.data:
         tables += tables_of(Comparison(name, args), args.losses, args.seeds)
