@@ -111,14 +111,28 @@ class Comparison:
 
     def rankings(self, row: str, seed: int) -> dict[str, Any]:
         """The ranking of the test queries and the CPU seconds of the training, from disk or made now."""
-        args = self.args
-        path = self.folder / "runs" / ranking_name(row, seed, args)
+        path = self.folder / "runs" / ranking_name(row, seed, self.args)
         if path.is_file():
             return dict(json.loads(path.read_text(encoding="utf-8")))
-        if args.tables_only:
+        if self.args.tables_only:
             raise SystemExit(f"{path} is missing: run without --tables-only to make it.")
         print(f"{self.name}: {row}, seed {seed}", flush=True)
-        student = self.student()
+        student, seconds = self.trained(row, seed)
+        result = {"row": row, "seed": seed, "cpu_seconds": seconds, **self.ranked(student)}
+        path.parent.mkdir(parents=True, exist_ok=True)
+        scratch = path.with_suffix(".part")
+        scratch.write_text(json.dumps(result), encoding="utf-8")
+        scratch.replace(path)
+        return result
+
+    def ranked(self, student: SentenceTransformer) -> dict[str, Any]:
+        """What a student finds for the test queries."""
+        run = run_of(search(student, self.data, self.test, self.folder / "candidates" / "student"), self.test)
+        return {"run": {query: dict(list(listed.items())[: self.args.depth]) for query, listed in run.items()}}
+
+    def trained(self, row: str, seed: int) -> tuple[SentenceTransformer, float]:
+        """A student, and the CPU seconds of its training."""
+        args, student = self.args, self.student()
         torch.manual_seed(seed)
         start = time.process_time()
         if row in HOST:
@@ -131,15 +145,7 @@ class Comparison:
             )
             with tempfile.TemporaryDirectory() as scratch:
                 train_student(student, lists, row, Path(scratch), config, seed=seed, keep_start=False)
-        seconds = time.process_time() - start
-        run = run_of(search(student, self.data, self.test, self.folder / "candidates" / "student"), self.test)
-        best = {query: dict(list(listed.items())[: args.depth]) for query, listed in run.items()}
-        result = {"row": row, "seed": seed, "cpu_seconds": seconds, "run": best}
-        path.parent.mkdir(parents=True, exist_ok=True)
-        scratch = path.with_suffix(".part")
-        scratch.write_text(json.dumps(result), encoding="utf-8")
-        scratch.replace(path)
-        return result
+        return student, time.process_time() - start
 
     def train_host(self, student: SentenceTransformer, row: str, seed: int, seconds: float) -> None:
         """Train with a loss of sentence-transformers for so many CPU seconds: a few steps tell how many fit."""
