@@ -437,7 +437,7 @@ class _Distillation:
                 )
             if ready and not rank():
                 given = ((query, list(listed), list(listed.values())) for query, listed in ready.items())
-                rows = chain(given, *scored)
+                rows = chain[Any](given, *scored)
                 manifest = {"teacher": next(iter(self.teachers))}
                 TeacherScores.from_rows(rows, folder / "teacher-1", manifest=manifest, overwrite=True)
             return {"pairs": sum(map(len, pools.values()))}
