@@ -111,35 +111,45 @@ class Comparison:
 
     def rankings(self, row: str, seed: int) -> dict[str, Any]:
         """The ranking of the test queries and the CPU seconds of the training, from disk or made now."""
-        args = self.args
-        path = self.folder / "runs" / ranking_name(row, seed, args)
+        path = self.folder / "runs" / ranking_name(row, seed, self.args)
         if path.is_file():
             return dict(json.loads(path.read_text(encoding="utf-8")))
-        if args.tables_only:
+        if self.args.tables_only:
             raise SystemExit(f"{path} is missing: run without --tables-only to make it.")
         print(f"{self.name}: {row}, seed {seed}", flush=True)
-        student = self.student()
-        torch.manual_seed(seed)
-        start = time.process_time()
-        if row in HOST:
-            self.train_host(student, row, seed, float(self.rankings("softmax-cross-entropy", seed)["cpu_seconds"]))
-        elif row != START:
-            options = {name: getattr(args, name) for name in ("list_size", "filter", "epochs", "batch_size")}
-            config = DistillationConfig(learning_rate=args.learning_rate, scale=SCALE, **options)
-            lists = training_lists(
-                self.scores["train"], self.candidates, list_size=args.list_size, filtered=args.filter, seed=seed
-            )
-            with tempfile.TemporaryDirectory() as scratch:
-                train_student(student, lists, row, Path(scratch), config, seed=seed, keep_start=False)
-        seconds = time.process_time() - start
-        run = run_of(search(student, self.data, self.test, self.folder / "candidates" / "student"), self.test)
-        best = {query: dict(list(listed.items())[: args.depth]) for query, listed in run.items()}
-        result = {"row": row, "seed": seed, "cpu_seconds": seconds, "run": best}
+        student, seconds = self.trained(row, seed)
+        result = {"row": row, "seed": seed, "cpu_seconds": seconds, **self.ranked(student)}
         path.parent.mkdir(parents=True, exist_ok=True)
         scratch = path.with_suffix(".part")
         scratch.write_text(json.dumps(result), encoding="utf-8")
         scratch.replace(path)
         return result
+
+    def ranked(self, student: SentenceTransformer) -> dict[str, Any]:
+        """What a student finds for the test queries."""
+        run = run_of(search(student, self.data, self.test, self.folder / "candidates" / "student"), self.test)
+        return {"run": {query: dict(list(listed.items())[: self.args.depth]) for query, listed in run.items()}}
+
+    def trained(self, row: str, seed: int) -> tuple[SentenceTransformer, float]:
+        """A student, and the CPU seconds of its training."""
+        args, student = self.args, self.student()
+        torch.manual_seed(seed)
+        start = time.process_time()
+        if row in HOST:
+            self.train_host(student, row, seed, float(self.rankings("softmax-cross-entropy", seed)["cpu_seconds"]))
+        elif row != START:
+            options = {name: getattr(args, name) for name in ("list_size", "epochs", "batch_size")}
+            config = DistillationConfig(learning_rate=args.learning_rate, scale=SCALE, **options)
+            lists = training_lists(
+                self.scores["train"],
+                self.candidates,
+                list_size=args.list_size,
+                false_negatives="leave-out" if args.filter else "keep",
+                seed=seed,
+            )
+            with tempfile.TemporaryDirectory() as scratch:
+                train_student(student, lists, row, Path(scratch), config, seed=seed, keep_start=False)
+        return student, time.process_time() - start
 
     def train_host(self, student: SentenceTransformer, row: str, seed: int, seconds: float) -> None:
         """Train with a loss of sentence-transformers for so many CPU seconds: a few steps tell how many fit."""
@@ -239,7 +249,7 @@ def main() -> None:
         help="candidates, teacher scores and rankings [%(default)s]",
     )
     add("--student", default="minilm", help="'minilm', 'tiny' (never trained for dense search), a path or a name")
-    add("--losses", nargs="+", choices=ROWS, default=list(ROWS), help="rows of the table [all]")
+    add("--losses", nargs="*", default=list(ROWS), metavar="LOSS", help=f"of {', '.join(ROWS)}; none: only the leads")
     add("--seeds", nargs="+", type=int, default=[1, 2, 3])
     add("--ensemble", action="store_true", help="teach with the mean of cross-encoder and student, query by query")
     add("--filter", action="store_true", help="leave out negatives that the teacher scores above the known positive")
@@ -257,6 +267,8 @@ def main() -> None:
     add("--tables-only", action="store_true", help="make the tables again from the rankings in --work")
     add("--output", type=Path, default=HERE / "results" / "loss_comparison.json")
     args = parser.parse_args()
+    if unknown := sorted(set(args.losses) - set(ROWS)):
+        parser.error(f"--losses: expected some of {', '.join(ROWS)}, got {', '.join(unknown)}.")
     facts, tables = provenance(), []
     for name in args.data:
         tables += tables_of(Comparison(name, args), args.losses, args.seeds)

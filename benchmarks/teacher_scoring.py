@@ -1,10 +1,12 @@
 """Scoring with a teacher: score_candidates beside CrossEncoder.predict, and its own overhead with a stub teacher.
 
 The first part scores real pairs of mixed length from BEIR folders with both, block by block in turn, at the same
-precision on the same device, and compares the scores. score_candidates pays for all that it does: fingerprints,
-shards on disk, the finished store. On a GPU predict runs as it comes (float32, 32 pairs a batch) as well.
+precision on the same device, and compares the scores: the best 20 documents of BM25 for each query, as a teacher gets
+them. score_candidates pays for all that it does: fingerprints, shards on disk, the finished store. On a GPU predict
+runs as it comes (float32, 32 pairs a batch) as well; on a CPU score_candidates runs in int8, too, and Kendall's tau of
+its lists to predict's says how much of the order is left.
 Where other work shares the CPU, its seconds are the fairer measure.
-20,000 pairs of up to 512 tokens with a 12-layer MiniLM take some hours on two CPU cores, and a minute on a GPU;
+20,000 pairs of up to 512 tokens with a 12-layer MiniLM take an hour or more on two CPU cores, and a minute on a GPU;
 --pairs 1000 says the same in minutes. The second part (--stub-pairs) scores that many pairs with a function that costs
 next to nothing, in a process of its own: what is left is the package's overhead. 10 million: a minute or two.
 
@@ -34,10 +36,12 @@ MIB = 2**20
 
 
 def real_pairs(folders: list[Path], count: int) -> tuple[dict[str, list[str]], dict[str, str], dict[str, str]]:
-    """Candidates, queries and documents, of each folder as many: 20 documents drawn for each query.
+    """Candidates, queries and documents: of each folder as many queries, and BM25's best 20 documents for each.
 
     A folder with fewer queries gives all of them, and the others the rest.
     """
+    from st_m3se import find_candidates
+
     rng = random.Random(0)
     candidates: dict[str, list[str]] = {}
     queries: dict[str, str] = {}
@@ -45,10 +49,12 @@ def real_pairs(folders: list[Path], count: int) -> tuple[dict[str, list[str]], d
     wanted = max(len(folders), count // LIST_SIZE)
     sets = {folder.name: (_texts(folder, "queries"), _texts(folder, "corpus")) for folder in folders}
     for place, (asked, documents) in enumerate(sorted(sets.values(), key=lambda texts: len(texts[0]))):
-        share, ids = (wanted - len(queries)) // (len(sets) - place), sorted(documents)
-        for query_id in rng.sample(sorted(asked), min(share, len(asked))):
-            candidates[query_id] = rng.sample(ids, LIST_SIZE)
-            queries[query_id] = asked[query_id]
+        share = (wanted - len(queries)) // (len(sets) - place)
+        chosen = {query_id: asked[query_id] for query_id in rng.sample(sorted(asked), min(share, len(asked)))}
+        with tempfile.TemporaryDirectory() as folder:
+            found = find_candidates(chosen, documents, ["bm25"], Path(folder) / "run", depth=LIST_SIZE)
+            candidates |= {row.query_id: list(row.document_ids) for row in found if len(row.document_ids) == LIST_SIZE}
+        queries |= chosen
         corpus |= documents
     items = list(candidates.items())
     rng.shuffle(items)
@@ -67,6 +73,7 @@ def against_predict(options: argparse.Namespace) -> list[dict[str, Any]]:
     """Seconds and rates of both, and how far their scores are apart."""
     import torch
     from benchmark_results import table
+    from scipy.stats import kendalltau
     from sentence_transformers import CrossEncoder
 
     from st_m3se import score_candidates
@@ -81,11 +88,13 @@ def against_predict(options: argparse.Namespace) -> list[dict[str, Any]]:
         max_length=options.max_length,
         model_kwargs={"dtype": getattr(torch, precision)},
     )
-    runs = {f"CrossEncoder.predict, {precision}": cast, "score_candidates": None}
+    runs: dict[str, Any] = {f"CrossEncoder.predict, {precision}": cast, "score_candidates": None}
     if gpu:
         runs["CrossEncoder.predict, as it comes"] = model
+    else:
+        runs["score_candidates, int8"] = "int8"
     seconds, busy = dict.fromkeys(runs, 0.0), dict.fromkeys(runs, 0.0)
-    apart, pairs, tokens = 0.0, 0, []
+    apart, taus, pairs, tokens = dict.fromkeys(runs, 0.0), {name: [] for name in runs}, 0, []
     identity = torch.nn.Identity()
     warm = list(candidates.items())[:2]
     texts = [(queries[query], corpus[document]) for query, documents in warm for document in documents]
@@ -101,38 +110,46 @@ def against_predict(options: argparse.Namespace) -> list[dict[str, Any]]:
             scores = {}
             for name in list(runs) if block % 2 else list(runs)[::-1]:  # neither is always first
                 started, working = time.perf_counter(), time.process_time()
-                if (each := runs[name]) is not None:
-                    scores[name] = each.predict(texts, activation_fn=identity)
+                if name.startswith("CrossEncoder"):
+                    scores[name] = runs[name].predict(texts, activation_fn=identity)
                 else:
                     store = score_candidates(
                         cast,
                         part,
                         {query: queries[query] for query in part},
                         {document: corpus[document] for documents in part.values() for document in documents},
-                        Path(folder) / str(block),
+                        Path(folder) / f"{name} {block}",
+                        dtype=runs[name],
                         batch_tokens=options.batch_tokens,
                         show_progress_bar=False,
                     )
                     scores[name] = np.concatenate([row.scores for row in store])
                 seconds[name] += time.perf_counter() - started
                 busy[name] += time.process_time() - working
-            same = scores[f"CrossEncoder.predict, {precision}"], scores["score_candidates"]
-            apart = max(apart, float(np.abs(same[0] - same[1]).max()))
+            reference = scores[next(iter(runs))]
+            for name, found in scores.items():
+                apart[name] = max(apart[name], float(np.abs(found - reference).max()))
+                lists = zip(found.reshape(-1, LIST_SIZE), reference.reshape(-1, LIST_SIZE), strict=True)
+                taus[name] += [kendalltau(*each).statistic for each in lists]
             print(f"block {block + 1} of {BLOCKS}:", {name: round(value, 1) for name, value in seconds.items()})
-    ours = seconds["score_candidates"]
+    ours, first = seconds["score_candidates"], next(iter(runs))
     rows = [
-        [name, value, pairs / value, value / ours, busy[name], busy[name] / busy["score_candidates"], None]
+        [name, value, pairs / value, value / ours, busy[name], busy[name] / busy["score_candidates"]]
+        + ([None] * 3 if name == first else [f"{apart[name]:.1e}", *_tau(taus[name])])
         for name, value in seconds.items()
     ]
-    rows[list(seconds).index("score_candidates")][-1] = f"{apart:.1e}"
     short, middle, long = np.percentile(tokens, [5, 50, 95])
     title = (
         f"{pairs:,} real pairs, {short:.0f} / {middle:.0f} / {long:.0f} tokens (5th / 50th / 95th percentile, at most "
         f"{options.max_length}), {model.device.type}, {torch.get_num_threads()} threads, score_candidates: {precision}"
     )
     columns = ["", "seconds", "pairs/s", "to score_candidates'", "CPU seconds", "to score_candidates'"]
-    columns.append("largest difference to predict's scores")
+    columns += ["largest difference to predict's scores", "Kendall's tau of the lists, mean", "lowest 1 %"]
     return [table(title, columns, rows)]
+
+
+def _tau(found: list[float]) -> list[float]:
+    return [float(np.mean(found)), float(np.quantile(found, 0.01))]
 
 
 def stub_run(pairs: int, ids: str, folder: str) -> dict[str, float]:

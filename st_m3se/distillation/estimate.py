@@ -28,9 +28,14 @@ class Estimate:
 
 
 def estimate(
-    config: DistillationConfig, data: DistillationData, teachers: dict[str, Any], student: Any, pairs: dict[str, int]
+    config: DistillationConfig,
+    data: DistillationData,
+    teachers: dict[str, Any],
+    student: Any,
+    pairs: dict[str, int],
+    growth: float = 1.0,
 ) -> Estimate:
-    """Time a sample, and add up."""
+    """Time a sample, and add up; there are ``growth`` times as many queries as ``data`` has."""
     ids = data.corpus.ids.to_pylist()
     documents = data.corpus.take(ids[:: max(1, len(ids) // SAMPLE)][:SAMPLE])
     asked = [query for split in data.qrels.values() for query in split]
@@ -40,8 +45,8 @@ def estimate(
     start = time.perf_counter()
     embed_documents(student, documents)
     text = (time.perf_counter() - start) / len(documents)
-    corpus, number = len(data.corpus), len(asked)
-    lists = len(data.qrels["train"]) * config.epochs
+    corpus, number = len(data.corpus), round(len(asked) * growth)
+    lists = round(len(data.qrels["train"]) * growth) * config.epochs
     trainings = len(config.seeds) * (2 if config.control else 1)
     seconds = lists * (1 + config.list_size) * text * STEP
     return Estimate(

@@ -5,11 +5,14 @@ from __future__ import annotations
 import json
 import shlex
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass
+from functools import partial
 from hashlib import blake2b
 from itertools import chain
+from math import ceil
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import Any
 
 import numpy as np
@@ -38,7 +41,7 @@ from st_m3se.distillation.lists import (
 )
 from st_m3se.distillation.recipe import clean, load_student, train_student
 from st_m3se.distillation.report import write_report
-from st_m3se.distillation.stages import identity, rank, save_model, stage, whole_folder, write_text
+from st_m3se.distillation.stages import identity, rank, save_model, stage, stage_folder, whole_folder, write_text
 from st_m3se.evaluation.provenance import provenance
 from st_m3se.evaluation.significance import compare
 from st_m3se.retrieval.fingerprint import model_fingerprint
@@ -51,6 +54,7 @@ from st_m3se.scores.teacher_scores import TeacherScores
 __all__ = ["PoorTeacherError", "distill"]
 
 LEAST_CHECKED = 10  # held-out queries, to refuse a teacher by
+SAMPLED_DOCUMENTS = 32  # whose queries a dry run makes
 LEAST_LEAD = 0.01  # below, a share of it says nothing
 SENTENCES = "sentences"  # instead of a model that writes queries
 
@@ -121,7 +125,8 @@ def distill(
     teachers = teachers or _teachers(list(config.teacher))
     parts = (config, data, teachers, student or config.student, command, show and rank() == 0)
     if dry_run:
-        return _Distillation(*parts).plan()
+        with TemporaryDirectory() as scratch:
+            return _Distillation(*parts, scratch=Path(scratch)).plan()
     if rank():
         return _Distillation(*parts).run()
     folder = Path(config.output)
@@ -172,8 +177,10 @@ class _Distillation:
         student: Any,
         command: str | None,
         show: bool,
+        scratch: Path | None = None,
     ) -> None:
-        self.config, self.teachers, self.show = config, teachers, show
+        self.config, self.teachers, self.show, self.scratch = config, teachers, show, scratch
+        self.growth, self.sampled = 1.0, list[tuple[str, str, float]]()
         self.output = Path(config.output)
         self.command = command or f"st-m3se distill --config {shlex.quote(str(self.output / 'config.toml'))}"
         self.given_student = None if isinstance(student, (str, Path)) else student
@@ -184,7 +191,8 @@ class _Distillation:
             if isinstance(named, (str, Path)):
                 model_configuration(str(named), None)  # so that a slip is found before hours of work
         self.data = data if isinstance(data, DistillationData) else self._open(Path(config.data or ""))
-        self.data.cut({split: getattr(config, f"{split}_queries") for split in SPLITS})
+        sizes = {split: getattr(config, f"{split}_queries") for split in SPLITS}
+        self.data.cut({split: size and ceil(size / self.growth) for split, size in sizes.items()})
         self.ready = self._ready()
         self.judged = self.data.judged("train") if config.judgements is None else config.judgements
         if self.judged and not self.data.judged("train"):
@@ -210,21 +218,22 @@ class _Distillation:
         # A folder with queries of its own, made as a stage; it lies beside the others and resumes like them.
         name, teacher = next(iter(self.teachers.items()))
         options = {"name": name, **self.config.teacher_options(teacher)}
-        settings = {"corpus": str(source.resolve()), "generator": identity(model), "teacher": identity(name)}
-        folder, made = self._stage(
-            "queries",
-            {**settings, **{key: value for key, value in options.items() if value is not None}},
-            lambda path: generate_queries(
-                source,
-                None if model == SENTENCES else model,
-                path,
-                teacher=teacher,
-                teacher_options=options,
-                device=self.config.device,
-                trust_remote_code=self.config.trust_remote_code,
-                show_progress_bar=self.show,
-            ),
+        settings = {
+            **{"corpus": str(source.resolve()), "generator": identity(model), "teacher": identity(name)},
+            **{key: value for key, value in options.items() if value is not None},
+        }
+        generate = partial(
+            generate_queries,
+            model=None if model == SENTENCES else model,
+            teacher=teacher,
+            teacher_options=options,
+            device=self.config.device,
+            trust_remote_code=self.config.trust_remote_code,
+            show_progress_bar=self.show,
         )
+        if self.scratch is not None and not stage_folder(self.output, "queries", settings).is_dir():
+            return self._sample(source, generate)
+        folder, made = self._stage("queries", settings, lambda path: generate(source, output=path))
         data = open_data(folder)
         data.name = source.resolve().name
         how = "titles and sentences of the documents" if model == SENTENCES else f"written by {model}"
@@ -232,6 +241,19 @@ class _Distillation:
             f"queries are {how}: {made['distinct']:,} of {made['documents']:,} documents; used are {made['kept']:,} "
             f"whose document {name} ranks first"
         )
+        return data
+
+    def _sample(self, source: Path, generate: Callable[..., dict[str, int]]) -> DistillationData:
+        """For a dry run: queries of a few documents, somewhere else; what these took and gave tells of all."""
+        assert self.scratch is not None
+        start = time.perf_counter()
+        made = generate(source, output=self.scratch / "queries", max_documents=SAMPLED_DOCUMENTS)
+        data = open_data(self.scratch / "queries")
+        self.growth = len(data.corpus) / made["documents"]
+        what = f"{len(data.corpus):,} documents; some {made['kept'] * self.growth:,.0f} queries will be kept"
+        self.sampled.append(("queries", what, (time.perf_counter() - start) * self.growth))
+        data.name = source.resolve().name
+        data.notes.append(f"queries of {made['documents']} documents were made for this estimate")
         return data
 
     def _ready(self) -> Run:
@@ -263,20 +285,22 @@ class _Distillation:
         size = {"train": self.config.scored, "dev": self.config.pool, "test": self.config.pool}
         documents = len(self.data.corpus)
         lacking = {split: sum(query not in self.ready for query in self.data.qrels[split]) for split in SPLITS}
-        return {split: lacking[split] * min(size[split], documents) for split in SPLITS}
+        return {split: round(lacking[split] * self.growth) * min(size[split], documents) for split in SPLITS}
 
     def plan(self) -> dict[str, Any]:
         """The stages, what is in them and how long they take: a small batch of teacher and student is timed."""
         self._introduce()
         self.say("  timing a small batch of the teacher and of the student")
-        planned: Estimate = estimate(self.config, self.data, self.teachers, self._load(), self._pairs())
+        pairs, student = self._pairs(), self._load()
+        planned: Estimate = estimate(self.config, self.data, self.teachers, student, pairs, self.growth)
+        stages = [*self.sampled, *planned.stages]
         self.say("Stages:")
-        for name, what, seconds in planned.stages:
+        for name, what, seconds in stages:
             self.say(f"  {name:<13} {what:<62} {duration(seconds):>10}")
-        total = sum(seconds for *_, seconds in planned.stages)
-        written = "nothing" if self.config.generate_queries is None else "nothing but the queries"
-        self.say(f"  in all {duration(total)}, roughly; {written} was written")
-        return {"stages": planned.stages, "seconds": total, "queries": self.data.sizes, "pairs": self._pairs()}
+        total = sum(seconds for *_, seconds in stages)
+        self.say(f"  in all {duration(total)}, roughly; nothing was written")
+        queries = {split: round(number * self.growth) for split, number in self.data.sizes.items()}
+        return {"stages": stages, "seconds": total, "queries": queries, "pairs": pairs}
 
     def _introduce(self) -> None:
         sizes = ", ".join(f"{number:,} {split}" for split, number in self.data.sizes.items())
@@ -413,7 +437,7 @@ class _Distillation:
                 )
             if ready and not rank():
                 given = ((query, list(listed), list(listed.values())) for query, listed in ready.items())
-                rows = chain(given, *scored)
+                rows = chain[Any](given, *scored)
                 manifest = {"teacher": next(iter(self.teachers))}
                 TeacherScores.from_rows(rows, folder / "teacher-1", manifest=manifest, overwrite=True)
             return {"pairs": sum(map(len, pools.values()))}
@@ -549,7 +573,8 @@ class _Distillation:
             lists_by = "the first result of the search"
         else:
             lists_by = "judgements" if self.judged else "the teacher"
-        own = ("scale", "learning_rate", "epochs", "batch_size", "list_size", "filter", "evaluations", "max_length")
+        own = ["scale", "learning_rate", "epochs", "batch_size", "list_size", "evaluations", "max_length"]
+        own += ["false_negatives", "false_negative_margin"]
         settings = {
             **{option: getattr(config, option) for option in own},
             **{"loss": loss, "seed": seed, "student": self.start, "dev": dev, "positives": lists_by},
@@ -562,7 +587,8 @@ class _Distillation:
                 taught,
                 self.candidates,
                 list_size=config.list_size,
-                filtered=config.filter,
+                false_negatives=config.false_negatives,
+                margin=config.false_negative_margin,
                 seed=seed,
                 teacher=name == AFTER,
             )

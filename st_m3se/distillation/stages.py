@@ -31,6 +31,7 @@ __all__ = [
     "read_result",
     "save_model",
     "stage",
+    "stage_folder",
     "whole_folder",
     "write_text",
 ]
@@ -72,7 +73,7 @@ def stage(
         The folder, and what ``make`` returned.
     """
     settings: dict[str, Any] = json.loads(json.dumps(made_from))
-    folder = output / f"{name}-{content_hash(settings)[:8]}"
+    folder = stage_folder(output, name, settings)
     file, first = folder / FINISHED, rank() == 0
     if (known := read_result(file)) is not None:
         return folder, known
@@ -91,6 +92,11 @@ def stage(
     while (known := read_result(file)) is None:
         time.sleep(POLL_SECONDS)
     return folder, known
+
+
+def stage_folder(output: Path, name: str, made_from: Mapping[str, Any]) -> Path:
+    """Where a stage lies."""
+    return output / f"{name}-{content_hash(json.loads(json.dumps(made_from)))[:8]}"
 
 
 def _differing(output: Path, name: str, settings: Mapping[str, Any]) -> list[str]:

@@ -71,8 +71,12 @@ def test_documents_alone_are_enough(run: Run, beir: Path, tmp_path: Path) -> Non
     (beir / "queries.jsonl").unlink()
     with pytest.raises(ValueError, match=r"has no queries\. --generate-queries MODEL"):
         run()
+    planned = run(generate_queries="sentences", epochs=1, dry_run=True)
+    assert planned["stages"][0][0] == "queries"
+    assert not list((tmp_path / "out").glob("*-*")), "a dry run writes nothing"
     results = run(generate_queries="sentences", epochs=1)
     assert all(results["queries"].values())
+    assert sum(planned["queries"].values()) == pytest.approx(sum(results["queries"].values()), rel=0.5)
     assert results["data"] == "beir"
     assert results["judged_by"] == "generated queries"
     (stage,) = (tmp_path / "out").glob("queries-*")
