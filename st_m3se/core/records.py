@@ -31,7 +31,6 @@ __all__ = [
     "column_names",
     "dictionaries",
     "is_table",
-    "kind_of",
     "parts_of",
     "records",
 ]
@@ -65,7 +64,7 @@ def parts_of(path: Path) -> list[Path]:
     raise FormatError("the folder has no Parquet and no Arrow files.", file=str(path))
 
 
-def kind_of(path: Path) -> str:
+def _kind(path: Path) -> str:
     """Whether a file is "parquet", "arrow" or "json", by its content."""
     with open_binary(path) as file:
         head = file.read(8)
@@ -75,13 +74,13 @@ def kind_of(path: Path) -> str:
 
 def is_table(path: Path) -> bool:
     """Whether it is Parquet or Arrow, whose columns are known before a row is read."""
-    return kind_of(parts_of(path)[0]) != "json"
+    return _kind(parts_of(path)[0]) != "json"
 
 
 def column_names(path: Path) -> list[str]:
     """The columns of a Parquet or Arrow file, or the keys of the first record of a JSON file."""
     first = parts_of(path)[0]
-    if kind_of(first) == "json":
+    if _kind(first) == "json":
         return list(next(records(Reading(first, on_error="skip")), (0, {}))[1])
     with _opened(first) as source:
         return list(source.schema_arrow.names)
@@ -99,7 +98,7 @@ def records(reading: Reading, columns: Sequence[str] | None = None) -> Iterator[
     try:
         for part in parts_of(whole):
             reading.path = part
-            yield from _json(reading) if kind_of(part) == "json" else _table(part, columns)
+            yield from _json(reading) if _kind(part) == "json" else _table(part, columns)
     finally:
         reading.path = whole
 
@@ -107,7 +106,7 @@ def records(reading: Reading, columns: Sequence[str] | None = None) -> Iterator[
 @contextmanager
 def _opened(path: Path) -> Iterator[pq.ParquetFile | _ArrowFile]:
     """The open file; what goes wrong while it is, is an error that names it."""
-    kind = kind_of(path)
+    kind = _kind(path)
     with errors_in(path, UNREADABLE, f"this is not a readable {kind.capitalize()} file"):
         if kind == "parquet":
             # Packed texts stay dictionaries: unpacked, one of them could be repeated a million times.

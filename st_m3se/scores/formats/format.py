@@ -15,7 +15,7 @@ from st_m3se.core.errors import FormatError
 from st_m3se.core.files import atomic_file
 from st_m3se.core.ids import Id
 from st_m3se.core.reading import open_binary, parse_json
-from st_m3se.core.records import column_names, kind_of
+from st_m3se.core.records import column_names, is_table
 from st_m3se.core.scored_list import ScoredList
 
 __all__ = ["HEAD", "Format", "Head", "decimals", "head_lines", "one_field", "write_lines"]
@@ -53,30 +53,31 @@ class Head:
             FormatError: If it cannot be read, is empty, or is JSON over several lines that is no array of objects.
         """
         chosen = columns or {}
-        if path.is_dir():
-            return cls(names=column_names(path), table=True, columns=chosen)
-        with open_binary(path) as file:
-            start = file.read(HEAD)
-        if kind_of(path) != "json":
+        start = b""
+        if not path.is_dir():
+            with open_binary(path) as file:
+                start = file.read(HEAD)
+        if is_table(path):
             return cls(start, names=column_names(path), table=True, columns=chosen)
         try:
             lines = head_lines(start)
         except UnicodeDecodeError:
             return cls(start)
-        if not lines[0].lstrip().startswith(("{", "[")):
+        opening = lines[0].lstrip()[:1]
+        if opening not in ("{", "["):
             return cls(start, lines, columns=chosen)
         try:
             first = parse_json(lines[0])
         except FormatError as error:
-            if lines[0].lstrip().startswith("{"):
+            if opening == "{":
                 raise FormatError(
                     f"the first line is not JSON by itself ({error.message}) Formats of this package have one value "
                     "per line, or one array of objects."
                 ) from None
+            first = [{}]  # an array over several lines
+        if opening == "[" and first and isinstance(first[0], dict):
             return cls(start, names=column_names(path), columns=chosen)
-        if isinstance(first, list) and first and isinstance(first[0], dict):
-            return cls(start, names=column_names(path), columns=chosen)
-        return cls(start, names=list(first) if isinstance(first, dict) else None, first=first, columns=chosen)
+        return cls(start, names=list(first) if opening == "{" else None, first=first, columns=chosen)
 
     def has(self, *names: str) -> bool:
         """Whether it has columns or keys of all these names."""

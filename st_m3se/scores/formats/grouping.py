@@ -109,10 +109,8 @@ class TextStore:
     """Collects texts by id, each id once (its first text), for ``queries.jsonl`` and ``corpus.jsonl``."""
 
     def __init__(self) -> None:
-        self._database = _spill(
-            "CREATE TABLE query (id PRIMARY KEY, title TEXT, text TEXT);"
-            "CREATE TABLE document (id PRIMARY KEY, title TEXT, text TEXT)"
-        )
+        columns = "(id PRIMARY KEY, title TEXT, text TEXT)"
+        self._database = _spill(f"CREATE TABLE query {columns}; CREATE TABLE document {columns}")
 
     def close(self) -> None:
         """Drop the database and its temporary file."""
