@@ -34,4 +34,4 @@ def errors_in(
     except FormatError as error:
         raise error if error.file else FormatError(error.message, file=str(path)) from None
     except damage as error:
-        raise FormatError(f"{what}: {error}", file=str(path)) from error
+        raise FormatError(f"{what}: {str(error) or repr(error)}", file=str(path)) from error
