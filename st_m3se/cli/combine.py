@@ -19,6 +19,7 @@ class CalibrationChoice(str, Enum):
     Z_NORM = "z-norm"
     MIN_MAX = "min-max"
     RANK = "rank"
+    LOG_RANK = "log-rank"
     NONE = "none"
 
 
@@ -38,14 +39,16 @@ class MissingChoice(str, Enum):
 
 
 def combine(
-    stores: Annotated[list[Path], typer.Argument(metavar="STORE", help="Two or more stores of scores.")],
+    stores: Annotated[
+        list[Path], typer.Argument(metavar="STORE", help="Two or more stores of scores; with log-rank one is enough.")
+    ],
     output: Annotated[Path, typer.Argument(metavar="OUT", help="The folder of the new store.")],
     calibration: Annotated[
         CalibrationChoice,
         typer.Option(
             "--calibration",
-            help="Bring each query's scores to a common scale: mean 0 and deviation 1, 0 to 1, ranks from 0 to 1, or "
-            "not at all.",
+            help="Bring each query's scores to a common scale: mean 0 and deviation 1, 0 to 1, ranks from 0 to 1, "
+            "not at all; or log-rank, which makes scores of an order.",
         ),
     ] = CalibrationChoice.Z_NORM,
     aggregation: Annotated[

@@ -25,7 +25,7 @@ __all__ = ["Aggregation", "Calibration", "Missing", "calibrate", "combine"]
 
 logger = logging.getLogger(__name__)
 
-Calibration = Literal["none", "z-norm", "min-max", "rank"]
+Calibration = Literal["none", "z-norm", "min-max", "rank", "log-rank"]
 Aggregation = Literal["mean", "median", "min"]
 Missing = Literal["raise", "drop"]
 
@@ -53,10 +53,11 @@ def combine(
     method, the mean disagreement and what was dropped; scores that were calibrated have the ``scale`` "margin".
 
     Args:
-        stores: Two or more, open or as paths. Their ids must be of the same types.
+        stores: Two or more, open or as paths. Their ids must be of the same types. With "log-rank" one
+            is enough: so the order of a teacher that only ranks becomes scores.
         output: The folder of the new store.
-        calibration: "z-norm", the default since any two teachers differ in scale, "min-max", "rank", or "none" for
-            teachers of one scale.
+        calibration: "z-norm", the default since any two teachers differ in scale, "min-max", "rank", "log-rank", or
+            "none" for teachers of one scale.
         aggregation: "mean", "median", or "min" (a document is as good as its harshest teacher says).
         spread: With "z-norm": what one standard deviation becomes. Students learn margins from these numbers, and those
             of z-scores are some five times smaller than those of logits: None takes the mean standard deviation of the
@@ -86,8 +87,8 @@ def combine(
         raise ValueError(f"spread is a positive number that belongs to z-norm, got {spread!r} with {calibration!r}.")
     if max_disagreement is not None and not max_disagreement >= 0:
         raise ValueError(f"max_disagreement must be at least 0, got {max_disagreement!r}.")
-    if len(stores) < 2:
-        raise ValueError(f"combine needs at least two stores, got {len(stores)}.")
+    if len(stores) < (1 if calibration == "log-rank" else 2):
+        raise ValueError(f"combine needs at least two stores (log-rank: one), got {len(stores)}.")
     opened = [store if isinstance(store, TeacherScores) else TeacherScores.open(store) for store in stores]
     if empty := [str(number) for number, store in enumerate(opened, start=1) if not len(store)]:
         raise FormatError(f"store {' and '.join(empty)} of {len(opened)} is empty: there is nothing to combine.")
@@ -316,6 +317,8 @@ def calibrate(scores: np.ndarray, lengths: np.ndarray, calibration: Calibration)
     * "z-norm": minus their mean, divided by their standard deviation (the population's); 0 where all are equal.
     * "min-max": the lowest becomes 0, the highest 1; 0.5 where all are equal.
     * "rank": the ranks, evenly spaced from 0 for the lowest to 1 for the highest; equal scores share their mean rank.
+    * "log-rank": minus the logarithm of the rank, 1 for the best. Of this, softmax makes ``1 / rank``: a distribution
+      that can be learned from a teacher that gives an order and no scores, such as a language model that sorts.
 
     Args:
         scores: All queries' scores, one list after the other, shape [N].
@@ -342,8 +345,10 @@ def calibrate(scores: np.ndarray, lengths: np.ndarray, calibration: Calibration)
     last = np.append(first[1:], len(values)) - 1
     places = ((first + last) / 2)[np.cumsum(new) - 1] - starts[owner]
     ranks = np.empty(len(values))
-    ranks[order] = places / np.maximum(lengths - 1, 1)[owner]
-    return np.where(constant, 0.5, ranks)
+    ranks[order] = places
+    if calibration == "log-rank":
+        return -np.log(lengths[owner] - ranks)
+    return np.where(constant, 0.5, ranks / np.maximum(lengths - 1, 1)[owner])
 
 
 def _deviations(scores: np.ndarray, lengths: np.ndarray) -> np.ndarray:

@@ -33,7 +33,8 @@ DESTINATIONS = (STORE, *(name for name, each in FORMATS.items() if each.write))
 SUFFIXES = {"": STORE, **{suffix: name for name, each in FORMATS.items() for suffix in each.suffixes}}
 NOTES = {
     "margin": "the file has margins: each query's first positive is 0, and only differences count.",
-    "rank": "the file has ranks and no scores: each score is minus the rank, and only the order means anything.",
+    "rank": "the file has ranks and no scores: each score is minus the rank, and only the order means anything. "
+    "`st-m3se combine STORE OUT --calibration log-rank` makes scores of them that a loss can learn from.",
 }
 
 

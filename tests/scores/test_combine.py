@@ -25,7 +25,7 @@ from st_m3se.scores.combine import calibrate
 
 Lists = dict[object, dict[object, float]]
 
-CALIBRATIONS = ["none", "z-norm", "min-max", "rank"]
+CALIBRATIONS = ["none", "z-norm", "min-max", "rank", "log-rank"]
 
 
 def make(path: Path, lists: Lists, **manifest: object) -> TeacherScores:
@@ -42,6 +42,9 @@ def oracle_calibrate(scores: dict[object, float], calibration: str) -> dict[obje
     values = list(scores.values())
     if calibration == "none":
         return scores
+    if calibration == "log-rank":
+        ranks = rankdata([-value for value in values], method="average")
+        return {document: -math.log(rank) for document, rank in zip(scores, ranks, strict=True)}
     if len(set(values)) == 1:
         return dict.fromkeys(scores, 0.0 if calibration == "z-norm" else 0.5)
     if calibration == "z-norm":
@@ -170,15 +173,26 @@ def test_calibration_has_its_properties(lists: list[list[float]]) -> None:
             for (one, one_value), (other, other_value) in itertools.combinations(zip(scores, found, strict=True), 2):
                 assert (one < other, one == other) == (one_value < other_value, one_value == other_value)
             if len(set(scores)) < 2:
-                assert name == "none" or set(found) <= {0.0 if name == "z-norm" else 0.5}
+                assert name in ("none", "log-rank") or set(found) <= {0.0 if name == "z-norm" else 0.5}
             elif name == "z-norm":
                 assert (found.mean(), found.std()) == pytest.approx((0, 1))
             elif name == "min-max" or (name == "rank" and len(set(scores)) == len(scores)):
                 assert (found.min(), found.max()) == (0, 1)
+            elif name == "log-rank" and len(set(scores)) == len(scores):
+                assert sorted(np.exp(-found)) == pytest.approx(range(1, len(scores) + 1))
             elif name == "rank":
                 assert found.mean() == pytest.approx(0.5)
         if name != "none":
             np.testing.assert_allclose(calibrate(flat * 8 + 4, lengths, name), values, atol=1e-12)  # type: ignore[arg-type]
+
+
+def test_an_order_alone_becomes_scores(tmp_path: Path) -> None:
+    """A language model that sorts gives ranks: softmax must make a distribution of what becomes of them."""
+    store = make(tmp_path / "ranks", {"q1": {"a": -1.0, "b": -2.0, "c": -3.0}}, scale="rank")
+    (scores,) = read(combine([store], tmp_path / "scores", calibration="log-rank")).values()
+    assert scores == pytest.approx({"a": 0.0, "b": -math.log(2), "c": -math.log(3)})
+    with pytest.raises(ValueError, match="two stores"):
+        combine([store], tmp_path / "same", calibration="rank")
 
 
 LEFT: Lists = {"q1": {"a": 4.0, "b": 0.0, "c": -4.0}, "q2": {"a": 2.0, "b": 1.0}}
