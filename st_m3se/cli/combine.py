@@ -20,6 +20,7 @@ class CalibrationChoice(str, Enum):
     MIN_MAX = "min-max"
     RANK = "rank"
     LOG_RANK = "log-rank"
+    LOGIT = "logit"
     NONE = "none"
 
 
@@ -40,7 +41,8 @@ class MissingChoice(str, Enum):
 
 def combine(
     stores: Annotated[
-        list[Path], typer.Argument(metavar="STORE", help="Two or more stores of scores; with log-rank one is enough.")
+        list[Path],
+        typer.Argument(metavar="STORE", help="Two or more stores of scores; with log-rank or logit one is enough."),
     ],
     output: Annotated[Path, typer.Argument(metavar="OUT", help="The folder of the new store.")],
     calibration: Annotated[
@@ -48,7 +50,7 @@ def combine(
         typer.Option(
             "--calibration",
             help="Bring each query's scores to a common scale: mean 0 and deviation 1, 0 to 1, ranks from 0 to 1, "
-            "not at all; or log-rank, which makes scores of an order.",
+            "not at all; or log-rank and logit, which make scores of an order and of probabilities.",
         ),
     ] = CalibrationChoice.Z_NORM,
     aggregation: Annotated[

@@ -25,11 +25,13 @@ __all__ = ["Aggregation", "Calibration", "Missing", "calibrate", "combine"]
 
 logger = logging.getLogger(__name__)
 
-Calibration = Literal["none", "z-norm", "min-max", "rank", "log-rank"]
+Calibration = Literal["none", "z-norm", "min-max", "rank", "log-rank", "logit"]
 Aggregation = Literal["mean", "median", "min"]
 Missing = Literal["raise", "drop"]
 
 CHUNK_QUERIES = 4_096
+ALONE = ("log-rank", "logit")  # calibrations that make scores of what is none, for which one store is enough
+LEAST = 1e-7  # probability, and as much from 1: float32 has none between 1 - 6e-8 and 1
 AGGREGATIONS: dict[str, Any] = {"mean": np.mean, "median": np.median, "min": np.min}
 
 
@@ -53,11 +55,11 @@ def combine(
     method, the mean disagreement and what was dropped; scores that were calibrated have the ``scale`` "margin".
 
     Args:
-        stores: Two or more, open or as paths. Their ids must be of the same types. With "log-rank" one
-            is enough: so the order of a teacher that only ranks becomes scores.
+        stores: Two or more, open or as paths. Their ids must be of the same types. One is enough with
+            "log-rank" and "logit", which make scores of an order and of probabilities.
         output: The folder of the new store.
-        calibration: "z-norm", the default since any two teachers differ in scale, "min-max", "rank", "log-rank", or
-            "none" for teachers of one scale.
+        calibration: "z-norm", the default since any two teachers differ in scale, "min-max", "rank", "log-rank",
+            "logit", or "none" for teachers of one scale.
         aggregation: "mean", "median", or "min" (a document is as good as its harshest teacher says).
         spread: With "z-norm": what one standard deviation becomes. Students learn margins from these numbers, and those
             of z-scores are some five times smaller than those of logits: None takes the mean standard deviation of the
@@ -87,8 +89,8 @@ def combine(
         raise ValueError(f"spread is a positive number that belongs to z-norm, got {spread!r} with {calibration!r}.")
     if max_disagreement is not None and not max_disagreement >= 0:
         raise ValueError(f"max_disagreement must be at least 0, got {max_disagreement!r}.")
-    if len(stores) < (1 if calibration == "log-rank" else 2):
-        raise ValueError(f"combine needs at least two stores (log-rank: one), got {len(stores)}.")
+    if len(stores) < (1 if calibration in ALONE else 2):
+        raise ValueError(f"combine needs at least two stores, with {' and '.join(ALONE)} one, got {len(stores)}.")
     opened = [store if isinstance(store, TeacherScores) else TeacherScores.open(store) for store in stores]
     if empty := [str(number) for number, store in enumerate(opened, start=1) if not len(store)]:
         raise FormatError(f"store {' and '.join(empty)} of {len(opened)} is empty: there is nothing to combine.")
@@ -174,7 +176,7 @@ def combine(
             )
         source["mean_disagreement"] = total / pairs
     for name, span, store in zip(names, spans, opened, strict=True):
-        if (warning := span.warning(store.manifest)) is not None:
+        if calibration != "logit" and (warning := span.warning(store.manifest)) is not None:
             logger.warning(f"{name}: {warning}")
     return TeacherScores.open(output)
 
@@ -319,17 +321,30 @@ def calibrate(scores: np.ndarray, lengths: np.ndarray, calibration: Calibration)
     * "rank": the ranks, evenly spaced from 0 for the lowest to 1 for the highest; equal scores share their mean rank.
     * "log-rank": minus the logarithm of the rank, 1 for the best. Of this, softmax makes ``1 / rank``: a distribution
       that can be learned from a teacher that gives an order and no scores, such as a language model that sorts.
+    * "logit": the logarithm of the odds of a probability, the logit that a cross-encoder's sigmoid was taken of; within
+      16 of 0, since probabilities that were rounded to 0 or 1 do not tell.
 
     Args:
         scores: All queries' scores, one list after the other, shape [N].
         lengths: The lists' lengths, shape [Q]; they sum to N.
         calibration: The scale.
+
+    Raises:
+        ValueError: If "logit" meets a score that is no probability.
     """
     values = np.asarray(scores, dtype=np.float64)
     lengths = np.asarray(lengths)
     lengths = lengths[lengths > 0]
     if calibration == "none" or not len(lengths):
         return values
+    if calibration == "logit":
+        if values.min() < 0 or values.max() > 1:
+            raise ValueError(
+                f"logit is for probabilities, from 0 to 1, and the scores are {values.min():g} to {values.max():g}. "
+                "Raw logits need none."
+            )
+        values = values.clip(LEAST, 1 - LEAST)
+        return np.log(values) - np.log1p(-values)
     owner, starts = owners(lengths), offsets(lengths)[:-1]
     low, high = np.minimum.reduceat(values, starts), np.maximum.reduceat(values, starts)
     constant = (low == high)[owner]

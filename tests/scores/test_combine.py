@@ -195,6 +195,19 @@ def test_an_order_alone_becomes_scores(tmp_path: Path) -> None:
         combine([store], tmp_path / "same", calibration="rank")
 
 
+def test_probabilities_become_the_logits_that_they_were(tmp_path: Path) -> None:
+    logits = {"a": 9.0, "b": 0.0, "c": -11.5}
+    store = make(tmp_path / "sigmoid", {"q1": {name: 1 / (1 + math.exp(-x)) for name, x in logits.items()}})
+    (scores,) = read(combine([store], tmp_path / "logits", calibration="logit")).values()
+    assert scores == pytest.approx(logits, abs=2e-3)  # float32 has few steps near 1
+    rounded = make(tmp_path / "rounded", {"q1": {"a": 1.0, "b": 0.0}})
+    (scores,) = read(combine([rounded], tmp_path / "finite", calibration="logit")).values()
+    assert scores == pytest.approx({"a": math.log(1e7), "b": -math.log(1e7)}, rel=1e-4)
+    with pytest.raises(ValueError, match="logit is for probabilities"):
+        combine([make(tmp_path / "raw", {"q1": logits})], tmp_path / "no", calibration="logit")
+    assert not (tmp_path / "no").exists()
+
+
 LEFT: Lists = {"q1": {"a": 4.0, "b": 0.0, "c": -4.0}, "q2": {"a": 2.0, "b": 1.0}}
 RIGHT: Lists = {"q1": {"a": 10.0, "b": 30.0, "c": 20.0}, "q2": {"a": 10.0, "b": -10.0}}
 
