@@ -23,19 +23,11 @@ KINDS: dict[str, EncoderKind] = {
 
 @dataclass(frozen=True)
 class Given:
-    """Options of the command line.
+    """Options of the command line, as they were typed.
 
-    Attributes:
-        systems: ``[NAME=]SYSTEM`` or ``NAME=MODEL1,MODEL2``.
-        runs: ``[NAME=]FILE`` or ``NAME=FILE1,FILE2``.
-        rerank: ``[NAME=]MODEL``.
-        rerank_depth: Documents that they re-rank.
-        first_stages: Names of what they re-rank; none is every system that searches, or else every run.
-        dtype: Of all models.
-        options: "kind", "query-prompt", "document-prompt", "max-length" and "label": each ``VALUE`` for all models that
-            it suits or ``NAME=VALUE`` for one.
-        trust_remote_code: Of all models.
-        tokens: What BM25 takes for words.
+    Attributes: options: "kind", "query-prompt", "document-prompt", "max-length" and "label": each ``VALUE`` for all
+        models that it suits or ``NAME=VALUE`` for one. first_stages: Names of what is re-ranked; none is every system
+        that searches, or else every run.
     """
 
     systems: Sequence[str]

@@ -53,9 +53,9 @@ def track(
 ) -> list[TrackedList]:
     """Draw queries, and positives and negatives of each, to be followed.
 
-    Reservoir sampling in one pass over the candidates, so that every query that has enough positives and negatives is
-    as likely as another, however many there are; then likewise among the documents of a query. Where no query has that
-    many, which is the rule where each query has one relevant document, those with the most are drawn from.
+    Every query that has enough positives and negatives is as likely as another (reservoir sampling in one pass), then
+    likewise among the documents of a query. Where no query has that many, which is the rule where each query has one
+    relevant document, those with the most are drawn from.
 
     Args:
         candidates: Where negatives are drawn from: a store, its path, or query id to document ids.
@@ -66,7 +66,7 @@ def track(
         num_queries: How many queries.
         num_positives: Positives of each, at most.
         num_negatives: Negatives of each, at most.
-        seed: For the draws. The same seed draws the same from the same candidates.
+        seed: For the draws.
 
     Raises:
         FormatError: If no query has both a positive and a negative, or a text is missing.

@@ -26,8 +26,7 @@ def compare_files(
 ) -> Results:
     """Load several results files and put them beside each other.
 
-    Systems of the same name that were described or measured differently are told apart by their file: "model (a)" and
-    "model (b)".
+    Systems of the same name that were described or measured differently are told apart by their file: "model (a)".
 
     Args:
         paths: ``results.json`` files, or folders that hold one.

@@ -57,7 +57,7 @@ def write_html(
         "report.html",
         title=title or "Evaluation on " + ", ".join(names[:3]) + several,
         headline=headline(results),
-        grids=grids(results),
+        grids=list(grids(results).items()),
         legend=legend(results),
         alpha=results.alpha,
         plots=[(plot, data_uri(plot.svg)) for plot in plots],

@@ -18,7 +18,7 @@ import pandas as pd
 from st_m3se.core.extras import require
 from st_m3se.core.files import atomic_file
 from st_m3se.evaluation.results import AVERAGE
-from st_m3se.evaluation.tables import DIGITS, NOTHING, Grid, grids, leading, plain, reference
+from st_m3se.evaluation.tables import DIGITS, NOTHING, grids, leading, plain, reference
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -71,10 +71,10 @@ class Plot:
 
 def plots(results: Results) -> Iterator[Plot]:
     """All plots of a report: bars and tested differences of every measure, wins and losses by the headline measure."""
-    for grid in grids(results, turn=False):
-        alt = f"Bar chart of the table {grid.title}: {len(grid.rows)} systems, {len(grid.columns)} groups of bars."
-        caption = f"{grid.title}: means with bootstrap intervals."
-        yield Plot(f"bars {grid.title}", caption, alt, _bars(grid, _measure(results, grid)))
+    for title, grid in grids(results, turn=False).items():
+        alt = f"Bar chart of the table {title}: {len(grid)} systems, {grid.shape[1]} groups of bars."
+        caption = f"{title}: means with bootstrap intervals."
+        yield Plot(f"bars {title}", caption, alt, _bars(grid, _measure(results, title)))
     for measure in results.measures:
         if tests := _tests(results, measure):
             against = plain(_against(results))
@@ -107,38 +107,33 @@ def plots(results: Results) -> Iterator[Plot]:
 def plot_bars(results: Results, measure: str | None = None) -> Figure:
     """Bars with intervals: every system on every set and on average; for a single set, on every measure.
 
-    Args:
-        results: What to show.
-        measure: By default the first; without effect where there is a single set.
-
-    Raises:
-        ImportError: If matplotlib is missing.
+    ``measure`` is by default the first; it has no effect where there is a single set.
     """
-    tables = {grid.title: grid for grid in grids(results, turn=False)}
-    grid = tables.get(measure or results.measures[0], next(iter(tables.values())))
-    return _bars(grid, _measure(results, grid))
+    tables = grids(results, turn=False)
+    title = next((title for title in tables if title == (measure or results.measures[0])), next(iter(tables)))
+    return _bars(tables[title], _measure(results, title))
 
 
-def _measure(results: Results, grid: Grid) -> str:
-    return grid.title if grid.title in results.measures and len(results.columns) > 1 else "value"
+def _measure(results: Results, title: str) -> str:
+    return title if title in results.measures and len(results.columns) > 1 else "value"
 
 
-def _bars(grid: Grid, measure: str) -> Figure:
+def _bars(grid: pd.DataFrame, measure: str) -> Figure:
     with style():
         from matplotlib.patches import Patch
 
-        systems, places = len(grid.rows), list(range(len(grid.columns)))
+        systems, places = len(grid), list(range(grid.shape[1]))
         rows = max(1, -(-len(places) * systems // BARS))
         per_row = -(-len(places) // rows)
         parts = [places[start : start + per_row] for start in range(0, len(places), per_row)]
-        columns = max(1, min(systems, int(110 / (max(map(len, grid.rows)) + 8))))
+        columns = max(1, min(systems, int(110 / (max(map(len, grid.index)) + 8))))
         height = 0.4 + 0.22 * -(-systems // columns) + 2.6 * len(parts)
         figure = new_figure(WIDTH, height)
         panels = figure.subplots(len(parts), 1, squeeze=False, sharey=True)[:, 0]
         for panel, part in zip(panels, parts, strict=True):
             _draw_bars(panel, grid, part, per_row)
             panel.set_ylabel(measure)
-        labels = [f" {label}" for label in grid.rows]  # one that begins with an underscore would be left out
+        labels = [f" {label}" for label in grid.index]  # one that begins with an underscore would be left out
         figure.legend(
             [Patch(**_look(row)) for row in range(systems)],
             labels,
@@ -149,12 +144,12 @@ def _bars(grid: Grid, measure: str) -> Figure:
         return _laid_out(figure)
 
 
-def _draw_bars(panel: Axes, grid: Grid, part: Sequence[int], slots: int) -> None:
+def _draw_bars(panel: Axes, grid: pd.DataFrame, part: Sequence[int], slots: int) -> None:
     """Some of the columns, in a panel that has room for so many."""
-    systems = len(grid.rows)
+    systems = len(grid)
     width = 0.84 / systems
     for row in range(systems):
-        shown = [grid.figures[row][place] for place in part]
+        shown = grid.iloc[row, list(part)].tolist()
         x = np.arange(len(part)) + (row - (systems - 1) / 2) * width
         heights = np.array([np.nan if figure is None else figure.value for figure in shown])
         bars = panel.bar(x, np.nan_to_num(heights), width, **_look(row))
@@ -207,14 +202,10 @@ def plot_differences(results: Results, measure: str | None = None) -> Figure:
     """The tested differences to the baseline on every set, with their intervals; filled where significant.
 
     Without a baseline, the differences to the first system, or to the first besides BM25 where there are two.
-
-    Args:
-        results: What to show.
-        measure: By default the first.
+    ``measure`` is by default the first.
 
     Raises:
         ValueError: If nothing was tested against it.
-        ImportError: If matplotlib is missing.
     """
     measure = measure or results.measures[0]
     tests = _tests(results, measure)
@@ -281,7 +272,6 @@ def plot_wins(results: Results, name: str, measure: str | None = None) -> Figure
 
     Raises:
         ValueError: If fewer than two systems were measured there, or the baseline was not.
-        ImportError: If matplotlib is missing.
     """
     measure = measure or results.measures[0]
     others = _others(results, name, measure)
@@ -348,13 +338,7 @@ def image(figure: Figure, form: str) -> bytes:
 def save_figure(figure: Figure, path: str | Path, *, svg: bytes | None = None) -> tuple[Path, Path]:
     """Write ``path`` with the endings .png and .svg; the same figure gives the same bytes.
 
-    Args:
-        figure: The figure.
-        path: Where to, without an ending.
-        svg: The figure as SVG, where that is there already.
-
-    Returns:
-        The two files.
+    ``svg`` is the figure as SVG, where that is there already.
     """
     path = Path(path)
     files = path.with_name(f"{path.name}.png"), path.with_name(f"{path.name}.svg")

@@ -83,7 +83,7 @@ class EvaluatedSet:
         """The description of an opened set."""
         return cls(
             documents=None if source.corpus is None else len(source.corpus),
-            judgements=sum(len(source.qrels[query]) for query in source.query_ids),
+            judgements=source.judgements,
             split=source.split,
             form=source.form,
             fingerprint=source.fingerprint,
@@ -295,11 +295,9 @@ class Results:
         """The means over queries and seeds, by (measure, column, group).
 
         The columns are the sets, what :attr:`columns` puts together, and "average", the unweighted mean over the
-        measure's columns; each only of the groups that have all of its sets. Seeds are averaged one by one, and one
-        that lacks a set is left out.
-
-        Of each: mean; deviation, the standard deviation (n - 1) over the seeds, NaN for one; seeds, how many; low and
-        high, the bootstrap interval over queries, NaN for a mean over sets.
+        measure's columns; each only of the groups that have all of its sets. Of each: mean; deviation, the standard
+        deviation (n - 1) over the seeds, NaN for one; seeds, how many, without those that lack a set; low and high, the
+        bootstrap interval over queries, NaN for a mean over sets.
         """
         return pd.DataFrame(self._means(), columns=MEANS).set_index(MEANS[:3])
 

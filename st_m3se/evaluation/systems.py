@@ -172,10 +172,9 @@ def systems_of(systems: Any) -> list[System]:
     """Name what is to be evaluated; first stages come before what re-ranks them.
 
     Args:
-        systems: A mapping from a name to a source or to several, which are seeds of one system: ``NAME-1``,
-            ``NAME-2``, ...; or a list of sources, which get the last part of their model's name; or one source. A
-            source is "bm25" or :class:`~st_m3se.BM25`; "candidates", the run that a set comes with; an
-            :class:`Encoder` or its model alone; a :class:`ReRanker`; or a :class:`GivenRun`.
+        systems: A mapping from a name to a source or to several, which are seeds of one system: ``NAME-1``, ``NAME-2``,
+            ...; or a list of sources, which get the last part of their model's name; or one source. What a source is,
+            see :func:`~st_m3se.evaluation.evaluate`.
 
     Raises:
         ValueError: If two have one name, a name cannot name a folder, or a first stage is missing.

@@ -116,9 +116,9 @@ class TestPage:
             assert {len(row) for row in table} == {len(table[0])}
 
     def test_the_headline_table_holds_the_figures(self, page):
-        (grid, *_), table = grids(sample()), Page(page).tables[0]
+        (grid, *_), table = grids(sample()).values(), Page(page).tables[0]
         assert table[0] == ["set", *grid.columns]
-        for line, label, figures in zip(table[1:], grid.rows, grid.figures, strict=True):
+        for line, (label, *figures) in zip(table[1:], grid.itertuples(), strict=True):
             shown = [figure.mean + figure.marks + figure.interval for figure in figures]
             assert ["".join(cell.split()) for cell in line] == ["".join(part.split()) for part in (label, *shown)]
 
