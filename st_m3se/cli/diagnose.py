@@ -17,6 +17,8 @@ if TYPE_CHECKING:
 
 __all__ = ["diagnose"]
 
+NAMES = r"[^/\\]+"  # of scorers, for figures
+
 
 def diagnose(
     output: Annotated[
@@ -135,7 +137,7 @@ def diagnose(
     from st_m3se.evaluation.data import open_set, qrels_set
 
     require("matplotlib", "plot")  # not after hours of scoring
-    records = [Evolution.read(path, name) for name, path in map(split_name, evolution or [])]
+    records = [Evolution.read(path, name) for name, path in (split_name(each, NAMES) for each in evolution or [])]
     if not scorer and not scores:
         write_evolution(records, output)
         if (output / DIAGNOSIS).is_file():
@@ -190,7 +192,7 @@ def _scorers(models: list[str], stores: list[str]) -> dict[str, Scorer]:
 
     found: dict[str, Scorer] = {}
     for given, is_store in [*((each, False) for each in models), *((each, True) for each in stores)]:
-        name, value = split_name(given)
+        name, value = split_name(given, NAMES)
         name = name or value.rstrip("/").rsplit("/", 1)[-1]
         if name in found:
             raise typer.BadParameter(f"two scorers are called {name!r}. Name them: --scorer NAME={value}.")
@@ -206,11 +208,12 @@ def _find(opened: EvaluationSet, output: Path, depth: int, min_relevance: int) -
     if opened.queries is None or opened.corpus is None:
         raise ValueError("without --candidates lists are searched for, which needs texts: --data.")
     relevant = {
-        query: {document: 1 for document, grade in grades.items() if grade >= min_relevance}
+        query: {
+            document: 1 for document, grade in grades.items() if grade >= min_relevance and document in opened.corpus
+        }
         for query, grades in opened.qrels.items()
     }
-    there = {query: {d: 1 for d in documents if d in opened.corpus} for query, documents in relevant.items()}
-    there = {query: documents for query, documents in there.items() if documents}
+    there = {query: documents for query, documents in relevant.items() if documents}
     if not there:
         raise ValueError(f"no query of {opened!r} has a relevant document in the corpus.")
     asked = Texts.open(dict(zip(there, opened.queries.take(list(there)), strict=True)), "queries")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from pathlib import Path
 from typing import Annotated, Literal
 
@@ -86,8 +87,7 @@ def check_texts(data: object, queries: Path | None, corpus: Path | None, *, need
         raise typer.BadParameter("name either a folder with --data, or files with both --queries and --corpus.")
 
 
-def split_name(given: str) -> tuple[str | None, str]:
-    """``NAME=VALUE``; a name has no blank or slash, and a path that holds "=" is a path."""
+def split_name(given: str, names: str = r"[\w.+@-]+") -> tuple[str | None, str]:
+    """``NAME=VALUE``, where ``names`` says what a name looks like; a path that holds "=" is a path."""
     name, equals, value = given.partition("=")
-    named = equals and name and not set(name) & set("/\\ ") and not Path(given).exists()
-    return (name, value) if named else (None, given)
+    return (name, value) if equals and re.fullmatch(names, name) and not Path(given).exists() else (None, given)

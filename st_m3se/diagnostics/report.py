@@ -12,8 +12,8 @@ from st_m3se.diagnostics.diagnosis import Diagnosis, write_csv
 from st_m3se.diagnostics.plots import plot_densities, plot_evolution, plot_margins, save_figure
 from st_m3se.diagnostics.separation import NUMBERS
 from st_m3se.diagnostics.tracking import Evolution
-from st_m3se.evaluation.html import data_uri, render
-from st_m3se.evaluation.html import write_page as _write_page
+from st_m3se.evaluation.report import data_uri, render
+from st_m3se.evaluation.report import write_page as _write_page
 
 __all__ = [
     "about",

@@ -14,12 +14,11 @@ from st_m3se.core.extras import require
 from st_m3se.core.findings import Finding, found
 from st_m3se.data.qrels import is_own_document
 from st_m3se.evaluation.data import EvaluationSet, open_set
-from st_m3se.evaluation.html import Section
 from st_m3se.evaluation.measures import DEFAULT_MEASURES, check_grades, parse_measures, per_query
 from st_m3se.evaluation.provenance import provenance
 from st_m3se.evaluation.rankers import load_ranker
 from st_m3se.evaluation.rankings import Ranking, make_ranking
-from st_m3se.evaluation.report import write_report
+from st_m3se.evaluation.report import Section, write_report
 from st_m3se.evaluation.results import EvaluatedSet, Results, Values
 from st_m3se.evaluation.systems import NAME, Encoder, GivenRun, ReRanker, System, check_model, systems_of
 from st_m3se.retrieval.bm25 import BM25

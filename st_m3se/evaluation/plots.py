@@ -5,7 +5,7 @@ from __future__ import annotations
 import io
 import textwrap
 from collections.abc import Iterator, Sequence
-from contextlib import AbstractContextManager
+from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import cached_property
 from itertools import groupby
@@ -52,6 +52,13 @@ STYLE = {
     "svg.fonttype": "none",  # text stays text
     "svg.hashsalt": "st-m3se",  # the same file for the same figures
 }
+
+
+@contextmanager
+def style() -> Iterator[None]:
+    """The style of all figures, also as a decorator; matplotlib's settings are as they were when it ends."""
+    with require("matplotlib", "plot").rc_context(STYLE):
+        yield
 
 
 @dataclass(frozen=True)
@@ -118,30 +125,30 @@ def _measure(results: Results, title: str) -> str:
     return title if title in results.measures and len(results.columns) > 1 else "value"
 
 
+@style()
 def _bars(grid: pd.DataFrame, measure: str) -> Figure:
-    with style():
-        from matplotlib.patches import Patch
+    from matplotlib.patches import Patch
 
-        systems, places = len(grid), list(range(grid.shape[1]))
-        rows = max(1, -(-len(places) * systems // BARS))
-        per_row = -(-len(places) // rows)
-        parts = [places[start : start + per_row] for start in range(0, len(places), per_row)]
-        columns = max(1, min(systems, int(110 / (max(map(len, grid.index)) + 8))))
-        height = 0.4 + 0.22 * -(-systems // columns) + 2.6 * len(parts)
-        figure = new_figure(WIDTH, height)
-        panels = figure.subplots(len(parts), 1, squeeze=False, sharey=True)[:, 0]
-        for panel, part in zip(panels, parts, strict=True):
-            _draw_bars(panel, grid, part, per_row)
-            panel.set_ylabel(measure)
-        labels = [f" {label}" for label in grid.index]  # one that begins with an underscore would be left out
-        figure.legend(
-            [Patch(**_look(row)) for row in range(systems)],
-            labels,
-            loc="outside upper center",
-            ncols=columns,
-            frameon=False,
-        )
-        return _laid_out(figure)
+    systems, places = len(grid), list(range(grid.shape[1]))
+    rows = max(1, -(-len(places) * systems // BARS))
+    per_row = -(-len(places) // rows)
+    parts = [places[start : start + per_row] for start in range(0, len(places), per_row)]
+    columns = max(1, min(systems, int(110 / (max(map(len, grid.index)) + 8))))
+    height = 0.4 + 0.22 * -(-systems // columns) + 2.6 * len(parts)
+    figure = new_figure(WIDTH, height)
+    panels = figure.subplots(len(parts), 1, squeeze=False, sharey=True)[:, 0]
+    for panel, part in zip(panels, parts, strict=True):
+        _draw_bars(panel, grid, part, per_row)
+        panel.set_ylabel(measure)
+    labels = [f" {label}" for label in grid.index]  # one that begins with an underscore would be left out
+    figure.legend(
+        [Patch(**_look(row)) for row in range(systems)],
+        labels,
+        loc="outside upper center",
+        ncols=columns,
+        frameon=False,
+    )
+    return _laid_out(figure)
 
 
 def _draw_bars(panel: Axes, grid: pd.DataFrame, part: Sequence[int], slots: int) -> None:
@@ -198,6 +205,7 @@ def _tests(results: Results, measure: str) -> dict[str, pd.DataFrame]:
     return {group: found[group] for group in results.groups if group in found}
 
 
+@style()
 def plot_differences(results: Results, measure: str | None = None) -> Figure:
     """The tested differences to the baseline on every set, with their intervals; filled where significant.
 
@@ -211,30 +219,29 @@ def plot_differences(results: Results, measure: str | None = None) -> Figure:
     tests = _tests(results, measure)
     if not tests:
         raise ValueError(f"nothing was tested against {_against(results)!r} by {measure}: that takes a set with both.")
-    with style():
-        tested = {name for found in tests.values() for name in found["set"]}
-        names = [name for name in results.sets if name in tested]
-        places = {name: place for place, name in enumerate(reversed(names))}
-        columns = min(PANELS, len(tests))
-        rows = -(-len(tests) // columns)
-        height = 0.7 + rows * (0.6 + 0.24 * len(names))
-        figure = new_figure(WIDTH if columns > 1 else WIDTH * 0.66, height)
-        panels = figure.subplots(rows, columns, squeeze=False, sharex=True, sharey=True)
-        for panel, (group, found) in zip(panels.flat, tests.items(), strict=False):
-            for test in found.itertuples():
-                place, face = places[test.set], COLOURS[0] if test.significant else "white"
-                panel.plot([test.low, test.high], [place] * 2, color="black", linewidth=1)
-                panel.plot(
-                    test.difference, place, marker="o", markersize=5.5, markerfacecolor=face, markeredgecolor="black"
-                )
-            panel.axvline(0, color="0.5", linewidth=0.8, linestyle="--")
-            panel.set_title(_title(group, columns), fontsize=9)
-            panel.set_yticks(list(places.values()), ["\n".join(textwrap.wrap(plain(name), 30)) for name in places])
-            panel.set_ylim(-0.6, len(names) - 0.4)
-            tidy(panel, "x")
-        _finish(panels, len(tests))
-        figure.supxlabel(f"{measure} minus that of {textwrap.shorten(plain(_against(results)), 90)}", fontsize=9)
-        return _laid_out(figure)
+    tested = {name for found in tests.values() for name in found["set"]}
+    names = [name for name in results.sets if name in tested]
+    places = {name: place for place, name in enumerate(reversed(names))}
+    columns = min(PANELS, len(tests))
+    rows = -(-len(tests) // columns)
+    height = 0.7 + rows * (0.6 + 0.24 * len(names))
+    figure = new_figure(WIDTH if columns > 1 else WIDTH * 0.66, height)
+    panels = figure.subplots(rows, columns, squeeze=False, sharex=True, sharey=True)
+    for panel, (group, found) in zip(panels.flat, tests.items(), strict=False):
+        for test in found.itertuples():
+            place, face = places[test.set], COLOURS[0] if test.significant else "white"
+            panel.plot([test.low, test.high], [place] * 2, color="black", linewidth=1)
+            panel.plot(
+                test.difference, place, marker="o", markersize=5.5, markerfacecolor=face, markeredgecolor="black"
+            )
+        panel.axvline(0, color="0.5", linewidth=0.8, linestyle="--")
+        panel.set_title(_title(group, columns), fontsize=9)
+        panel.set_yticks(list(places.values()), ["\n".join(textwrap.wrap(plain(name), 30)) for name in places])
+        panel.set_ylim(-0.6, len(names) - 0.4)
+        tidy(panel, "x")
+    _finish(panels, len(tests))
+    figure.supxlabel(f"{measure} minus that of {textwrap.shorten(plain(_against(results)), 90)}", fontsize=9)
+    return _laid_out(figure)
 
 
 def _title(group: str, columns: int) -> str:
@@ -262,6 +269,7 @@ def _counts(differences: np.ndarray) -> str:
     return f"{wins:,} won, {len(differences) - wins - losses:,} tied, {losses:,} lost"
 
 
+@style()
 def plot_wins(results: Results, name: str, measure: str | None = None) -> Figure:
     """For each system, its value minus the baseline's for every query of a set, sorted: how many won, and how much.
 
@@ -279,21 +287,20 @@ def plot_wins(results: Results, name: str, measure: str | None = None) -> Figure
         raise ValueError(
             f"on {name!r} there are no two systems with {measure}, one of them the baseline, to show differences of."
         )
-    with style():
-        columns = min(PANELS, len(others))
-        rows = -(-len(others) // columns)
-        figure = new_figure(WIDTH if columns > 1 else WIDTH * 0.66, 0.5 + 2.4 * rows)
-        panels = figure.subplots(rows, columns, squeeze=False, sharex=True, sharey=True)
-        limit = max(0.05, *(float(np.abs(values).max()) * 1.08 for values in others.values()))
-        for panel, (group, values) in zip(panels.flat, others.items(), strict=False):
-            _draw_wins(panel, values)
-            panel.set_title(_title(group, columns), fontsize=9)
-            panel.set_ylim(-limit, limit)
-        _finish(panels, len(others))
-        figure.supylabel(f"difference in {measure}", fontsize=9)
-        against = textwrap.shorten(plain(reference(results, name, measure) or ""), 90)
-        figure.supxlabel(f"queries, best difference to {against} first", fontsize=9)
-        return _laid_out(figure)
+    columns = min(PANELS, len(others))
+    rows = -(-len(others) // columns)
+    figure = new_figure(WIDTH if columns > 1 else WIDTH * 0.66, 0.5 + 2.4 * rows)
+    panels = figure.subplots(rows, columns, squeeze=False, sharex=True, sharey=True)
+    limit = max(0.05, *(float(np.abs(values).max()) * 1.08 for values in others.values()))
+    for panel, (group, values) in zip(panels.flat, others.items(), strict=False):
+        _draw_wins(panel, values)
+        panel.set_title(_title(group, columns), fontsize=9)
+        panel.set_ylim(-limit, limit)
+    _finish(panels, len(others))
+    figure.supylabel(f"difference in {measure}", fontsize=9)
+    against = textwrap.shorten(plain(reference(results, name, measure) or ""), 90)
+    figure.supxlabel(f"queries, best difference to {against} first", fontsize=9)
+    return _laid_out(figure)
 
 
 def _draw_wins(panel: Axes, differences: np.ndarray) -> None:
@@ -325,13 +332,13 @@ def _laid_out(figure: Figure) -> Figure:
     return figure
 
 
+@style()
 def image(figure: Figure, form: str) -> bytes:
     """The figure as "svg" or "png", the same bytes for the same figure."""
     # Without these the SVG would hold the date, and addresses of vocabularies.
     metadata: dict[str, Any] = {"Date": None, "Creator": None, "Format": None, "Type": None} if form == "svg" else {}
-    with style():
-        file = io.BytesIO()
-        figure.savefig(file, format=form, dpi=150, metadata=metadata)
+    file = io.BytesIO()
+    figure.savefig(file, format=form, dpi=150, metadata=metadata)
     return file.getvalue()
 
 
@@ -346,12 +353,6 @@ def save_figure(figure: Figure, path: str | Path, *, svg: bytes | None = None) -
         with atomic_file(file, overwrite=True) as temporary:
             temporary.write_bytes(content)
     return files
-
-
-def style() -> AbstractContextManager[None]:
-    """The style of all figures; matplotlib's settings are as they were when it ends."""
-    context: AbstractContextManager[None] = require("matplotlib", "plot").rc_context(STYLE)
-    return context
 
 
 def new_figure(width: float, height: float) -> Figure:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from functools import cached_property
 from pathlib import Path
@@ -361,15 +361,9 @@ class Results:
             findings = tuple(
                 Finding(**{**finding, "examples": tuple(finding["examples"])}) for finding in each["findings"]
             )
-            known = {key: each[key] for key in SET if key != "query_ids"}
-            sets[name] = EvaluatedSet(**known, query_ids=tuple(each["query_ids"]), findings=findings)
-        values = {
-            name: {
-                system: {measure: np.array(each, dtype=np.float64) for measure, each in measures.items()}
-                for system, measures in systems.items()
-            }
-            for name, systems in data["values"].items()
-        }
+            known = {key: each[key] for key in SET} | {"query_ids": tuple(each["query_ids"]), "findings": findings}
+            sets[name] = EvaluatedSet(**known)
+        values = _each(data["values"], lambda column: np.array(column, dtype=np.float64))
         return cls(data["provenance"], data["settings"], sets, data["systems"], values, data["seconds"])
 
     def to_json(self, *, summary: bool = True) -> dict[str, Any]:
@@ -380,12 +374,9 @@ class Results:
             "settings": self.settings,
             "sets": {
                 name: {
-                    **{key: getattr(each, key) for key in SET},
-                    "query_ids": list(each.query_ids),
+                    **vars(each),
                     "queries": each.queries,
-                    "findings": [
-                        {**finding._asdict(), "examples": list(finding.examples)} for finding in each.findings
-                    ],
+                    "findings": [finding._asdict() for finding in each.findings],
                 }
                 for name, each in self.sets.items()
             },
@@ -398,13 +389,7 @@ class Results:
                 name: json.loads(frame.to_json(orient="records", double_precision=15)) for name, frame in frames.items()
             }
             data["summary"] = {"alpha": self.alpha, **records}
-        data["values"] = {
-            name: {
-                system: {measure: values.tolist() for measure, values in measures.items()}
-                for system, measures in systems.items()
-            }
-            for name, systems in self.values.items()
-        }
+        data["values"] = _each(self.values, lambda column: column.tolist())
         return data
 
     def save(self, path: str | Path, *, summary: bool = True) -> Path:
@@ -413,6 +398,17 @@ class Results:
         with atomic_file(path, overwrite=True) as temporary:
             temporary.write_text(_json_text(with_checksum(self.to_json(summary=summary))) + "\n", encoding="utf-8")
         return path
+
+
+def _each(values: Mapping[str, Any], change: Callable[[Any], Any]) -> dict[str, dict[str, dict[str, Any]]]:
+    """The values with each column, one of a set, system and measure, changed."""
+    return {
+        name: {
+            system: {measure: change(column) for measure, column in measures.items()}
+            for system, measures in systems.items()
+        }
+        for name, systems in values.items()
+    }
 
 
 def _unique(pairs: Sequence[tuple[str, Any]]) -> dict[str, Any]:

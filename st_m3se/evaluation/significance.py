@@ -10,7 +10,7 @@ import numpy as np
 
 from st_m3se.core.extras import require
 
-__all__ = ["Comparison", "compare", "confidence_interval", "confidence_intervals", "resamples"]
+__all__ = ["Comparison", "compare", "confidence_intervals", "resamples"]
 
 BLOCK_NUMBERS = 1 << 21  # drawn at once: 16 MiB of float64
 
@@ -42,29 +42,21 @@ class Comparison:
     significant: bool
 
 
-def confidence_interval(
-    values: np.ndarray, *, level: float = 0.95, n_resamples: int = 9999, seed: int = 0
-) -> tuple[float, float]:
-    """Bootstrap confidence interval of the mean over queries: percentiles of the means of resampled queries.
+def confidence_intervals(
+    values: Mapping[str, np.ndarray], *, level: float = 0.95, n_resamples: int = 9999, seed: int = 0
+) -> dict[str, tuple[float, float]]:
+    """Bootstrap confidence intervals of the means over queries: percentiles of the means of resampled queries.
+
+    The systems share the draws, which take most of the time; each interval is the one that the system would get alone.
 
     Args:
-        values: float64 ``[queries]``: one measure of one system, or differences of two.
+        values: System name to float64 ``[queries]``, of one measure; the same queries in the same order.
         level: How often such an interval holds the true mean.
         n_resamples: Samples, of as many queries, drawn with replacement.
         seed: Of the draws.
 
     Raises:
         ValueError: If there is no value, one is not finite, or an option is out of its range.
-    """
-    return confidence_intervals({"values": values}, level=level, n_resamples=n_resamples, seed=seed)["values"]
-
-
-def confidence_intervals(
-    values: Mapping[str, np.ndarray], *, level: float = 0.95, n_resamples: int = 9999, seed: int = 0
-) -> dict[str, tuple[float, float]]:
-    """:func:`confidence_interval` of several systems on the same queries.
-
-    They share the draws, which take most of the time; each interval is the one that the system would get alone.
     """
     if not 0 < level < 1:
         raise ValueError(f"level must lie between 0 and 1, got {level}.")

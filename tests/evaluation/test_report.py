@@ -11,11 +11,10 @@ import numpy as np
 import pytest
 
 from evaluation.results_samples import HOSTILE, hostile, results_of, sample
-from st_m3se.evaluation import html
+from st_m3se.evaluation import report
 from st_m3se.evaluation.comparison import merge_results
-from st_m3se.evaluation.html import write_html
 from st_m3se.evaluation.plots import plots
-from st_m3se.evaluation.report import write_report
+from st_m3se.evaluation.report import write_html, write_report
 from st_m3se.evaluation.results import Results
 from st_m3se.evaluation.tables import grids, plain
 
@@ -150,7 +149,7 @@ class TestData:
                     np.testing.assert_allclose(values, results.per_query(name, group, measure), atol=5.1e-5)
 
     def test_what_would_be_too_much_is_left_to_the_file_beside_it(self, monkeypatch, tmp_path):
-        monkeypatch.setattr(html, "EMBEDDED", 1000)
+        monkeypatch.setattr(report, "EMBEDDED", 1000)
         text = written(sample(), tmp_path)
         assert self.embedded(text)["measures"] == ["nDCG@10"]
         assert "R@100, AP would make this page too large" in text
