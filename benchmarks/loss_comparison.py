@@ -138,10 +138,14 @@ class Comparison:
         if row in HOST:
             self.train_host(student, row, seed, float(self.rankings("softmax-cross-entropy", seed)["cpu_seconds"]))
         elif row != START:
-            options = {name: getattr(args, name) for name in ("list_size", "filter", "epochs", "batch_size")}
+            options = {name: getattr(args, name) for name in ("list_size", "epochs", "batch_size")}
             config = DistillationConfig(learning_rate=args.learning_rate, scale=SCALE, **options)
             lists = training_lists(
-                self.scores["train"], self.candidates, list_size=args.list_size, filtered=args.filter, seed=seed
+                self.scores["train"],
+                self.candidates,
+                list_size=args.list_size,
+                false_negatives="leave-out" if args.filter else "keep",
+                seed=seed,
             )
             with tempfile.TemporaryDirectory() as scratch:
                 train_student(student, lists, row, Path(scratch), config, seed=seed, keep_start=False)

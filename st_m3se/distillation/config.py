@@ -29,6 +29,7 @@ LOSSES: dict[str, tuple[str, dict[str, Any]]] = {
 """A loss's name, its class and its options in the paper's setting."""
 
 LOSS_NAMES = ("combined", "contrastive", *LOSSES)
+FALSE_NEGATIVES = ("leave-out", "relabel", "keep")
 DTYPES = ("float32", "bfloat16", "float16", "int8")
 
 
@@ -104,8 +105,15 @@ class DistillationConfig:
         "Teach with the mean of the per-query z-scores of teacher and guide. Default: what is better on held-out "
         "queries; where these have no judgements, on.",
     )
-    filter: bool = _option(
-        bool, True, "teacher scores", "Leave out negatives that the teacher scores above a known relevant document."
+    false_negatives: str = _option(
+        str,
+        "leave-out",
+        "teacher scores",
+        "Unjudged documents that the teacher scores above a known relevant one: leave-out, relabel (as relevant), or "
+        "keep (as negatives).",
+    )
+    false_negative_margin: float = _option(
+        float, 0.0, "teacher scores", "The same of those that are lower by less than this, in the teacher's units.", 0
     )
     anyway: bool = _option(bool, False, "teacher scores", "Go on with a teacher that is no better than the student.")
     teacher_max_length: int | None = _option(
@@ -177,6 +185,7 @@ class DistillationConfig:
         for name, value, known in (
             ("loss", self.loss, LOSS_NAMES),
             ("teacher_dtype", self.teacher_dtype, DTYPES),
+            ("false_negatives", self.false_negatives, FALSE_NEGATIVES),
         ):
             if value is not None and value not in known:
                 raise ValueError(f"{name} must be one of {', '.join(known)}, got {value!r}.")

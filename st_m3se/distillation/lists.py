@@ -175,7 +175,8 @@ def training_lists(
     candidates: Candidates,
     *,
     list_size: int,
-    filtered: bool,
+    false_negatives: str,
+    margin: float = 0.0,
     seed: int,
     teacher: bool = True,
 ) -> Dataset:
@@ -185,10 +186,12 @@ def training_lists(
         taught: The scores to teach.
         candidates: Where they are from.
         list_size: Documents per list.
-        filtered: Leave out negatives that the teacher scores above a known relevant document.
+        false_negatives: What becomes of negatives that the teacher scores above a known relevant document: "leave-out",
+            "relabel" or "keep".
+        margin: So much lower counts as above, too.
         seed: For the draws.
-        teacher: Without judgements, whether the positive is the teacher's best candidate, or the search's: the
-            control knows no teacher.
+        teacher: False for the control, which knows none: it is not taught what the teacher relabels, and without
+            judgements the positive is the search's best candidate, not the teacher's.
 
     Raises:
         ValueError: If no query has a positive and a negative.
@@ -204,7 +207,8 @@ def training_lists(
         data.corpus,
         qrels,
         list_size=list_size,
-        absolute_margin=0.0 if filtered and judged else None,
+        absolute_margin=margin if judged and false_negatives != "keep" else None,
+        relabel=judged and teacher and false_negatives == "relabel",
         seed=seed,
     )
 

@@ -437,7 +437,7 @@ class _Distillation:
                 )
             if ready and not rank():
                 given = ((query, list(listed), list(listed.values())) for query, listed in ready.items())
-                rows = chain(given, *scored)
+                rows = chain[Any](given, *scored)
                 manifest = {"teacher": next(iter(self.teachers))}
                 TeacherScores.from_rows(rows, folder / "teacher-1", manifest=manifest, overwrite=True)
             return {"pairs": sum(map(len, pools.values()))}
@@ -573,7 +573,8 @@ class _Distillation:
             lists_by = "the first result of the search"
         else:
             lists_by = "judgements" if self.judged else "the teacher"
-        own = ("scale", "learning_rate", "epochs", "batch_size", "list_size", "filter", "evaluations", "max_length")
+        own = ["scale", "learning_rate", "epochs", "batch_size", "list_size", "evaluations", "max_length"]
+        own += ["false_negatives", "false_negative_margin"]
         settings = {
             **{option: getattr(config, option) for option in own},
             **{"loss": loss, "seed": seed, "student": self.start, "dev": dev, "positives": lists_by},
@@ -586,7 +587,8 @@ class _Distillation:
                 taught,
                 self.candidates,
                 list_size=config.list_size,
-                filtered=config.filter,
+                false_negatives=config.false_negatives,
+                margin=config.false_negative_margin,
                 seed=seed,
                 teacher=name == AFTER,
             )

@@ -11,11 +11,12 @@ from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, TypeAlias, TypeVar, overload
+from typing import TYPE_CHECKING, Any, TypeAlias, TypedDict, TypeVar, overload
 
 import numpy as np
 import pyarrow as pa
 from tqdm.auto import tqdm
+from typing_extensions import Unpack
 
 from st_m3se.core.findings import report
 from st_m3se.core.ids import short
@@ -49,6 +50,20 @@ Item = TypeVar("Item")
 Result = TypeVar("Result")
 
 
+class TeacherOptions(TypedDict, total=False):
+    """How a teacher scores; :func:`score_candidates` says what each is."""
+
+    max_length: int | None
+    dtype: Precision | None
+    prompt: str | None
+    batch_tokens: int | None
+    device: str | None
+    backend: Backend
+    revision: str | None
+    trust_remote_code: bool
+    label: int | None
+
+
 @overload
 def score_candidates(
     teacher: Mapping[str, TeacherSource],
@@ -57,19 +72,10 @@ def score_candidates(
     corpus: TextSource,
     output: str | Path,
     *,
-    max_length: int | None = ...,
-    dtype: Precision | None = ...,
-    prompt: str | None = ...,
-    batch_tokens: int | None = ...,
     shard_queries: int | None = ...,
-    device: str | None = ...,
-    backend: Backend = ...,
-    revision: str | None = ...,
-    trust_remote_code: bool = ...,
-    label: int | None = ...,
     strict: bool = ...,
-    name: str | None = ...,
     show_progress_bar: bool = ...,
+    **options: Unpack[TeacherOptions],
 ) -> dict[str, TeacherScores]: ...
 
 
@@ -81,19 +87,11 @@ def score_candidates(
     corpus: TextSource,
     output: str | Path,
     *,
-    max_length: int | None = ...,
-    dtype: Precision | None = ...,
-    prompt: str | None = ...,
-    batch_tokens: int | None = ...,
     shard_queries: int | None = ...,
-    device: str | None = ...,
-    backend: Backend = ...,
-    revision: str | None = ...,
-    trust_remote_code: bool = ...,
-    label: int | None = ...,
     strict: bool = ...,
     name: str | None = ...,
     show_progress_bar: bool = ...,
+    **options: Unpack[TeacherOptions],
 ) -> TeacherScores: ...
 
 
@@ -104,19 +102,11 @@ def score_candidates(
     corpus: TextSource,
     output: str | Path,
     *,
-    max_length: int | None = None,
-    dtype: Precision | None = None,
-    prompt: str | None = None,
-    batch_tokens: int | None = None,
     shard_queries: int | None = None,
-    device: str | None = None,
-    backend: Backend = "torch",
-    revision: str | None = None,
-    trust_remote_code: bool = False,
-    label: int | None = None,
     strict: bool = False,
     name: str | None = None,
     show_progress_bar: bool = True,
+    **options: Unpack[TeacherOptions],
 ) -> TeacherScores | dict[str, TeacherScores]:
     """Score each query's candidate documents with a teacher, into a store.
 
@@ -185,17 +175,6 @@ def score_candidates(
     documents, unusual = open_texts(corpus, "corpus")
     report("score_candidates", findings + unusual, strict=strict)
     texts = asked, documents
-    options = {
-        "max_length": max_length,
-        "dtype": dtype,
-        "prompt": prompt,
-        "batch_tokens": batch_tokens,
-        "device": device,
-        "backend": backend,
-        "revision": revision,
-        "trust_remote_code": trust_remote_code,
-        "label": label,
-    }
     if not isinstance(teacher, Mapping):
         return _score(_teacher(teacher, name, options), lists, texts, Path(output), shard_queries, show_progress_bar)
     if name is not None:
@@ -238,20 +217,13 @@ def as_teacher(
     if all(hasattr(teacher, part) for part in ("settings", "prepare", "score")):  # a Teacher already
         own: Teacher = teacher
         return own
+    of_models: dict[str, Any] = {"max_length": max_length, "dtype": dtype, "prompt": prompt}
+    of_models |= {"batch_tokens": batch_tokens, "label": label}
     if isinstance(teacher, (str, Path)):
         from st_m3se.retrieval.teacher_models import load, wrap
 
         model = load(teacher, backend=backend, device=device, revision=revision, trust_remote_code=trust_remote_code)
-        return wrap(
-            model,
-            name=name or str(teacher),
-            revision=revision,
-            max_length=max_length,
-            dtype=dtype,
-            prompt=prompt,
-            batch_tokens=batch_tokens,
-            label=label,
-        )
+        return wrap(model, name=name or str(teacher), revision=revision, **of_models)
     loading = {"backend": backend != "torch", "revision": revision is not None, "trust_remote_code": trust_remote_code}
     if given := [option for option, value in loading.items() if value]:
         raise ValueError(f"{', '.join(given)} belongs to a teacher by name or path; this one is loaded already.")
@@ -263,15 +235,7 @@ def as_teacher(
 
             if device is not None:
                 teacher.to(device)
-            return wrap(
-                teacher,
-                name=name,
-                max_length=max_length,
-                dtype=dtype,
-                prompt=prompt,
-                batch_tokens=batch_tokens,
-                label=label,
-            )
+            return wrap(teacher, name=name, **of_models)
     if callable(getattr(teacher, "encode_query", None)):  # which are functions, too, but of features
         raise TypeError(
             f"a {type(teacher).__name__} has no scores of pairs of its own. Pass the function that compares its "
@@ -282,20 +246,13 @@ def as_teacher(
             "a teacher must be a CrossEncoder, a SentenceTransformer, SparseEncoder or MultiVectorEncoder, the name or "
             f"path of one, or a function of (query, document) pairs, got {type(teacher).__name__}."
         )
-    of_models = {
-        "max_length": max_length,
-        "dtype": dtype,
-        "prompt": prompt,
-        "batch_tokens": batch_tokens,
-        "label": label,
-    }
     if given := [option for option, value in {**of_models, "device": device}.items() if value is not None]:
         raise ValueError(f"{', '.join(given)} is for models; the function has to see to it itself.")
     return CallableTeacher(teacher, name)
 
 
-def _teacher(teacher: Any, name: str | None, options: dict[str, Any]) -> Teacher:
-    if isinstance(teacher, (str, Path)) and options["device"] is None and (rank := os.environ.get("LOCAL_RANK")):
+def _teacher(teacher: Any, name: str | None, options: TeacherOptions) -> Teacher:
+    if isinstance(teacher, (str, Path)) and options.get("device") is None and (rank := os.environ.get("LOCAL_RANK")):
         import torch
 
         if torch.cuda.is_available():

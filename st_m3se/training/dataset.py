@@ -40,6 +40,7 @@ def build_distillation_dataset(
     min_relevance: int = 1,
     absolute_margin: float | None = None,
     relative_margin: float | None = None,
+    relabel: bool = False,
     resample: bool = True,
     strict: bool = False,
     cache_dir: str | Path | None = None,
@@ -98,6 +99,7 @@ def build_distillation_dataset(
             :func:`sentence_transformers.util.mine_hard_negatives`.
         relative_margin: The same, with a share of the positive score's magnitude. Of logits, which have no zero that
             means anything, ``absolute_margin`` is the clearer choice.
+        relabel: Count what these margins find as positives, instead of leaving it out.
         resample: Whether lists change with the epoch. False for evaluation.
         strict: Refuse what is unusual: ids that repeat, empty texts, judgements that repeat or contradict each other,
             and judged documents that are absent. Else this is reported by warnings and dealt with as in evaluation,
@@ -142,11 +144,17 @@ def build_distillation_dataset(
     if max_positives is None and list_size is not None:
         max_positives = 1 if layout == "columns" else max(list_size // 2, 1)
 
+    if relabel and absolute_margin is None and relative_margin is None:
+        raise ValueError(
+            "relabel makes positives of the documents that the teacher scores near a known one: say how near with "
+            "absolute_margin (0.0: above it) or relative_margin."
+        )
     options = JoinOptions(
         teacher_positives=teacher_positives,
         min_relevance=min_relevance,
         absolute_margin=absolute_margin,
         relative_margin=relative_margin,
+        relabel=relabel,
         min_negatives=list_size - 1 if layout == "columns" and list_size is not None else 1,
     )
     folder = Path(config.HF_DATASETS_CACHE) / "st-m3se-lists" if cache_dir is None else Path(cache_dir)

@@ -26,7 +26,7 @@ __all__ = ["JoinCounts", "JoinOptions", "join_lists"]
 
 logger = logging.getLogger(__name__)
 
-CACHE_VERSION = 5  # part of every cache file's name: raise it when what is cached changes
+CACHE_VERSION = 6  # part of every cache file's name: raise it when what is cached changes
 BLOCK_SCORES = 1 << 22  # joined together: some hundred megabytes
 BATCH_QUERIES = 1_000  # in one Arrow batch
 TEXTS_AT_ONCE = 1 << 15
@@ -40,6 +40,7 @@ class JoinOptions:
     min_relevance: int
     absolute_margin: float | None
     relative_margin: float | None
+    relabel: bool
     min_negatives: int
 
 
@@ -55,6 +56,7 @@ class JoinCounts:
     judged_unscored: int = 0
     copies: int = 0
     false_negatives: int = 0
+    relabelled: int = 0
     lowest: float | None = None
     highest: float | None = None
 
@@ -82,6 +84,8 @@ class JoinCounts:
             message += f" {self.copies} candidates repeat another candidate's text and are left out."
         if self.false_negatives:
             message += f" {self.false_negatives} negatives within the margin of a positive are left out."
+        if self.relabelled:
+            message += f" {self.relabelled} candidates within the margin of a positive are positives, too."
         return message
 
 
@@ -176,7 +180,10 @@ class _Join:
         rows, scores, positives, places = (values[~copies] for values in (rows, scores, positives, places))
         positives |= teacher_top(rows, scores, options.teacher_positives)
         near = likely_false_negatives(rows, scores, positives, options.absolute_margin, options.relative_margin)
-        rows, scores, positives, places = (values[~near] for values in (rows, scores, positives, places))
+        if options.relabel:
+            positives |= near
+        else:
+            rows, scores, positives, places = (values[~near] for values in (rows, scores, positives, places))
 
         num_positives = np.bincount(rows[positives], minlength=count)
         num_negatives = np.bincount(rows[~positives], minlength=count)
@@ -187,7 +194,10 @@ class _Join:
         few = (num_negatives > 0) & (num_negatives < options.min_negatives)
         counts.too_few_negatives += int(((num_positives > 0) & few).sum())
         counts.copies += int(copies.sum())
-        counts.false_negatives += int(near.sum())
+        if options.relabel:
+            counts.relabelled += int(near.sum())
+        else:
+            counts.false_negatives += int(near.sum())
 
         order = np.lexsort((-scores, ~positives, rows))
         order = order[usable[rows[order]]]

@@ -19,7 +19,8 @@ GIVEN = {
     "judgements": False,
     "scale": 30.0,
     "seeds": (1, 2),
-    "filter": False,
+    "false_negatives": "relabel",
+    "false_negative_margin": 0.5,
 }
 
 

@@ -51,12 +51,12 @@ def test_without_judgements_the_teacher_is_the_only_label(candidates: Candidates
     )
     data.qrels["train"] = {query: {"d00": 1} for query in data.qrels["train"]}  # wrong ones: nobody may look at them
     assert candidates.pools("train", 1) == first
-    for row in training_lists(scores, candidates, list_size=4, filtered=True, seed=0):
+    for row in training_lists(scores, candidates, list_size=4, false_negatives="leave-out", seed=0):
         assert row["positives"] == [True, False, False, False]
         assert row["scores"][0] == max(row["scores"])
     texts_of = {query: data.corpus[pool[0]] for query, pool in first.items()}
     names = {text: query for query, text in data.queries.items()}
-    for row in training_lists(scores, candidates, list_size=4, filtered=True, seed=0, teacher=False):
+    for row in training_lists(scores, candidates, list_size=4, false_negatives="leave-out", seed=0, teacher=False):
         assert row["documents"][0] == texts_of[names[row["query"]]]
 
 
@@ -65,12 +65,18 @@ def test_lists_are_filtered_by_the_known_positive(candidates: Candidates, tmp_pa
     lists = {query: ids for query, ids in relevant.items() if len(set(ids)) == 3}
     chosen = list(lists.items())[:2]
     scores = TeacherScores.from_rows([(query, ids, [3.0, 5.0, 1.0]) for query, ids in chosen], tmp_path / "made")
-    kept = training_lists(scores, candidates, list_size=3, filtered=False, seed=0)
+    kept = training_lists(scores, candidates, list_size=3, false_negatives="keep", seed=0)
     assert len(kept) == 2
     assert kept[0]["scores"] == [3.0, 5.0, 1.0]
-    filtered = training_lists(scores, candidates, list_size=3, filtered=True, seed=0)
+    filtered = training_lists(scores, candidates, list_size=3, false_negatives="leave-out", seed=0)
     assert filtered[0]["scores"] == [3.0, 1.0]
     assert filtered[0]["positives"] == [True, False]
+    with pytest.raises(ValueError, match="nothing to train on"):
+        training_lists(scores, candidates, list_size=3, false_negatives="leave-out", margin=2.5, seed=0)
+    both = training_lists(scores, candidates, list_size=4, false_negatives="relabel", seed=0)
+    assert dict(zip(both[0]["scores"], both[0]["positives"], strict=True)) == {3.0: True, 5.0: True, 1.0: False}
+    control = training_lists(scores, candidates, list_size=4, false_negatives="relabel", seed=0, teacher=False)
+    assert control[0]["positives"] == [True, False], "the control knows nothing of the teacher"
 
 
 def test_measures_by_hand() -> None:

@@ -221,6 +221,17 @@ def test_margins_leave_out_likely_false_negatives(rows_of: Any, tmp_path: Path) 
     assert negatives(absolute_margin=1.0, sampling="top") == ["d3"]
     assert negatives(relative_margin=0.2) == ["d3"]  # 5 - 5 * 0.2 = 4
     assert negatives(absolute_margin=0.0, sampling="random", list_size=2)[0] in ("d2", "d3")
+    assert negatives(absolute_margin=0.0, relabel=True, list_size=None) == ["d2", "d3"]
+    relabelled = build_distillation_dataset(
+        store, QUERIES, CORPUS, {"q0": {"d0": 1}}, absolute_margin=1.0, relabel=True, list_size=None, cache_dir=tmp_path
+    )
+    (found,) = lists(relabelled).values()
+    assert [(document, positive) for document, _, positive in found] == [
+        ("d1", True),
+        ("d0", True),
+        ("d2", True),
+        ("d3", False),
+    ]
 
 
 # What cannot be used.
@@ -342,6 +353,7 @@ def test_a_store_with_holes_is_refused(tmp_path: Path) -> None:
         ({"qrels": None, "teacher_positives": 0}, "nothing else says"),
         ({"seed": -1}, "seed must be"),
         ({"absolute_margin": -1.0}, "absolute_margin must be"),
+        ({"relabel": True}, "say how near with absolute_margin"),
         ({"relative_margin": float("nan")}, "relative_margin must be"),
     ],
 )
