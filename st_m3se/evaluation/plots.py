@@ -81,7 +81,7 @@ def plots(results: Results) -> Iterator[Plot]:
     for title, grid in grids(results, turn=False).items():
         alt = f"Bar chart of the table {title}: {len(grid)} systems, {grid.shape[1]} groups of bars."
         caption = f"{title}: means with bootstrap intervals."
-        yield Plot(f"bars {title}", caption, alt, _bars(grid, _measure(results, title)))
+        yield Plot(f"bars {title}", caption, alt, _bars(results, title, grid))
     for measure in results.measures:
         if tests := _tests(results, measure):
             against = plain(_against(results))
@@ -117,18 +117,16 @@ def plot_bars(results: Results, measure: str | None = None) -> Figure:
     ``measure`` is by default the first; it has no effect where there is a single set.
     """
     tables = grids(results, turn=False)
-    title = next((title for title in tables if title == (measure or results.measures[0])), next(iter(tables)))
-    return _bars(tables[title], _measure(results, title))
-
-
-def _measure(results: Results, title: str) -> str:
-    return title if title in results.measures and len(results.columns) > 1 else "value"
+    title = plain(measure or results.measures[0])
+    title = title if title in tables else next(iter(tables))
+    return _bars(results, title, tables[title])
 
 
 @style()
-def _bars(grid: pd.DataFrame, measure: str) -> Figure:
+def _bars(results: Results, title: str, grid: pd.DataFrame) -> Figure:
     from matplotlib.patches import Patch
 
+    measure = title if title in results.measures and len(results.columns) > 1 else "value"
     systems, places = len(grid), list(range(grid.shape[1]))
     rows = max(1, -(-len(places) * systems // BARS))
     per_row = -(-len(places) // rows)
@@ -141,13 +139,8 @@ def _bars(grid: pd.DataFrame, measure: str) -> Figure:
         _draw_bars(panel, grid, part, per_row)
         panel.set_ylabel(measure)
     labels = [f" {label}" for label in grid.index]  # one that begins with an underscore would be left out
-    figure.legend(
-        [Patch(**_look(row)) for row in range(systems)],
-        labels,
-        loc="outside upper center",
-        ncols=columns,
-        frameon=False,
-    )
+    handles = [Patch(**_look(row)) for row in range(systems)]
+    figure.legend(handles, labels, loc="outside upper center", ncols=columns, frameon=False)
     return _laid_out(figure)
 
 
