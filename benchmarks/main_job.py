@@ -48,7 +48,7 @@ def make_data(source: Path, target: Path, queries: int, documents: int) -> None:
     (target / "qrels").mkdir(parents=True)
     for split in ("train", "test"):
         collection = Collection.open(source, split)
-        qrels = {str(query): judged for query, judged in collection.qrels.items() if max(judged.values()) > 0}
+        qrels = {str(query): judged for query, judged in (collection.qrels or {}).items() if max(judged.values()) > 0}
         chosen = rng.sample(sorted(qrels), min(queries, len(qrels)))
         lines = [f"{q}\t{d}\t{grade}\n" for q in chosen for d, grade in qrels[q].items() if grade > 0]
         (target / "qrels" / f"{split}.tsv").write_text(
@@ -56,8 +56,7 @@ def make_data(source: Path, target: Path, queries: int, documents: int) -> None:
         )
         kept |= dict.fromkeys(line.split("\t")[1] for line in lines)
         asked += chosen
-    corpus, texts = collection.corpus, collection.queries
-    assert corpus is not None
+    texts, corpus = collection.texts
     others = sorted(str(each) for each in corpus if str(each) not in kept)
     chosen = [*kept, *rng.sample(others, max(0, min(documents - len(kept), len(others))))]
     for name, ids, source_texts in (("queries", list(dict.fromkeys(asked)), texts), ("corpus", chosen, corpus)):
@@ -184,13 +183,14 @@ def ours(data: Path, options: argparse.Namespace, folder: Path, clock: Clock, dt
     with clock.stage("load"):
         student = SentenceTransformer(options.student)
         train = Collection.open(data, "train")
-        queries = {query: train.queries.take([query])[0] for query in train.qrels}
+        asked = list(train.qrels or {})
+        queries = dict(zip(asked, train.texts[0].take(asked), strict=True))
     with clock.stage("candidates"):
         candidates = find_candidates(
             queries, data, [student], folder / "candidates", depth=options.list_size, positives=train.qrels
         )
     with clock.stage("teacher"):
-        scores = score_candidates(options.teacher, candidates, data, data, folder / "scores", dtype=dtype)  # type: ignore[call-overload]
+        scores = score_candidates(str(options.teacher), candidates, data, data, folder / "scores", dtype=dtype)  # type: ignore[arg-type]
     with clock.stage("training"):
         lists = build_distillation_dataset(scores, data=data, split="train", list_size=options.list_size)
         training = SentenceTransformerTrainingArguments(**arguments(options, folder))

@@ -8,41 +8,28 @@ from typing import Annotated
 import pyarrow.compute as pc
 import typer
 
-from st_m3se.cli.convert import IdsChoice
-from st_m3se.core.reading import IdType
+from st_m3se.cli import options
+from st_m3se.cli.options import check_texts
 
 __all__ = ["candidates"]
 
 
 def candidates(
     output: Annotated[Path, typer.Argument(metavar="OUT", help="The folder to make: a store, one row per query.")],
-    data: Annotated[
-        Path | None,
-        typer.Option("--data", help="A BEIR folder: corpus.jsonl, queries.jsonl and, for --split, qrels/SPLIT.tsv."),
-    ] = None,
-    queries: Annotated[
-        Path | None,
-        typer.Option("--queries", help="Queries: jsonl (_id, text) or TSV (id, text), plain, gz or zst; or Parquet."),
-    ] = None,
-    corpus: Annotated[
-        Path | None, typer.Option("--corpus", help="Documents: jsonl (_id, title, text), TSV or Parquet likewise.")
-    ] = None,
+    data: options.Data = None,
+    queries: options.Queries = None,
+    corpus: options.Corpus = None,
     source: Annotated[
         list[str] | None,
         typer.Option(
-            "--source",
             metavar="SOURCE",
             help="bm25, or the name or folder of a bi-encoder, sparse or multi-vector encoder. Repeat it to merge "
             "several by reciprocal rank fusion. Without it: bm25.",
         ),
     ] = None,
-    depth: Annotated[int, typer.Option("--depth", min=1, help="Documents per query, at most.")] = 50,
-    split: Annotated[
-        str | None, typer.Option("--split", help="Only the queries judged in qrels/SPLIT.tsv of --data.")
-    ] = None,
-    qrels: Annotated[
-        Path | None, typer.Option("--qrels", help="Only the queries judged in this file, TREC or BEIR.")
-    ] = None,
+    depth: Annotated[int, typer.Option(min=1, help="Documents per query, at most.")] = 50,
+    split: Annotated[str | None, typer.Option(help="Only the queries judged in qrels/SPLIT.tsv of --data.")] = None,
+    qrels: Annotated[Path | None, typer.Option(help="Only the queries judged in this file, TREC or BEIR.")] = None,
     include_positives: Annotated[
         bool,
         typer.Option(
@@ -53,7 +40,6 @@ def candidates(
     exclude: Annotated[
         list[Path] | None,
         typer.Option(
-            "--exclude",
             metavar="FILE",
             help="Leave out the pairs of a qrels file, or the documents of a file with an id on each line. Repeatable.",
         ),
@@ -62,30 +48,15 @@ def candidates(
         bool,
         typer.Option("--exclude-same-id", help="Leave out the document with the query's own id, unless it is judged."),
     ] = False,
-    stemmer: Annotated[
-        str, typer.Option("--stemmer", help="Snowball stemmer for bm25: english, german, ..., or none.")
-    ] = "english",
-    stopwords: Annotated[
-        str, typer.Option("--stopwords", help="Stop words for bm25: english, german, ..., or none.")
-    ] = "english",
-    tokens: Annotated[
-        str,
-        typer.Option("--tokens", help="What bm25 takes for words: words, or bigrams for Chinese, Japanese, Korean."),
-    ] = "words",
-    batch_size: Annotated[int, typer.Option("--batch-size", min=1, help="Texts that a model encodes at once.")] = 32,
-    device: Annotated[
-        str | None, typer.Option("--device", help="Device of the models: cuda, cpu, ... Without it: the best there is.")
-    ] = None,
-    trust_remote_code: Annotated[
-        bool, typer.Option("--trust-remote-code", help="Let models by name run code of their own.")
-    ] = False,
-    ids: Annotated[
-        IdsChoice, typer.Option("--ids", help="Keep the ids as they are (TSV: str), or make them str or int.")
-    ] = IdsChoice.KEEP,
-    strict: Annotated[
-        bool, typer.Option("--strict", help="Refuse empty texts, ids that repeat, absent documents and so on.")
-    ] = False,
-    overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace OUT.")] = False,
+    stemmer: Annotated[str, typer.Option(help="Snowball stemmer for bm25: english, german, ..., or none.")] = "english",
+    stopwords: Annotated[str, typer.Option(help="Stop words for bm25: english, german, ..., or none.")] = "english",
+    tokens: options.Tokens = "words",
+    batch_size: options.BatchSize = 32,
+    device: options.Device = None,
+    trust_remote_code: options.TrustRemoteCode = False,
+    ids: options.Ids = "keep",
+    strict: options.Strict = False,
+    overwrite: options.Overwrite = False,
 ) -> None:
     """Find candidate documents for each query, for a teacher to score.
 
@@ -95,8 +66,7 @@ def candidates(
     BM25 scores, the model's similarity, or with several sources their reciprocal rank fusion. Equal scores stand in
     the order of the corpus. The source bm25 needs the extra named candidates.
     """
-    if (data is None) == (queries is None and corpus is None) or (queries is None) != (corpus is None):
-        raise typer.BadParameter("name either a folder with --data, or files with both --queries and --corpus.")
+    check_texts(data, queries, corpus)
     if split is not None and (data is None or qrels is not None):
         raise typer.BadParameter("--split names a file of --data; without --data, or for another file, use --qrels.")
     if include_positives and split is None and qrels is None:
@@ -108,7 +78,7 @@ def candidates(
     from st_m3se.retrieval.candidates import find_candidates
     from st_m3se.retrieval.exclusions import read_exclusions
 
-    id_type: IdType | None = None if ids is IdsChoice.KEEP else "int" if ids is IdsChoice.INT else "str"
+    id_type = None if ids == "keep" else ids
     opened = Collection.open(
         data, split, queries=queries, corpus=corpus, qrels=qrels, id_type=id_type, judged_only=True
     )

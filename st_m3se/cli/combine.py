@@ -2,103 +2,73 @@
 
 from __future__ import annotations
 
-from enum import Enum
 from pathlib import Path
 from typing import Annotated
 
 import typer
 
+from st_m3se.cli import options
+from st_m3se.scores.combine import Aggregation, Calibration, Missing
 from st_m3se.scores.combine import combine as combine_stores
 
 __all__ = ["combine"]
 
 
-class CalibrationChoice(str, Enum):
-    """The common scale."""
-
-    Z_NORM = "z-norm"
-    MIN_MAX = "min-max"
-    RANK = "rank"
-    LOG_RANK = "log-rank"
-    LOGIT = "logit"
-    NONE = "none"
-
-
-class AggregationChoice(str, Enum):
-    """What becomes of a document's scores."""
-
-    MEAN = "mean"
-    MEDIAN = "median"
-    MIN = "min"
-
-
-class MissingChoice(str, Enum):
-    """What to do with what a store lacks."""
-
-    RAISE = "raise"
-    DROP = "drop"
-
-
 def combine(
     stores: Annotated[
-        list[Path],
-        typer.Argument(metavar="STORE", help="Two or more stores of scores; with log-rank or logit one is enough."),
+        list[Path], typer.Argument(metavar="STORE", help="Two or more stores; of one, log-rank or logit.")
     ],
     output: Annotated[Path, typer.Argument(metavar="OUT", help="The folder of the new store.")],
     calibration: Annotated[
-        CalibrationChoice,
+        Calibration,
         typer.Option(
-            "--calibration",
             help="Bring each query's scores to a common scale: mean 0 and deviation 1, 0 to 1, ranks from 0 to 1, "
-            "not at all; or log-rank and logit, which make scores of an order and of probabilities.",
+            "or not at all. log-rank and logit make scores of an order and of probabilities, and take one store, too.",
         ),
-    ] = CalibrationChoice.Z_NORM,
+    ] = "z-norm",
     aggregation: Annotated[
-        AggregationChoice, typer.Option("--aggregation", help="The mean, median or lowest of a document's scores.")
-    ] = AggregationChoice.MEAN,
+        Aggregation, typer.Option(help="The mean, median or lowest of a document's scores.")
+    ] = "mean",
     spread: Annotated[
         float | None,
         typer.Option(
-            "--spread",
             help="For z-norm: what one standard deviation becomes. Without it the first store's mean deviation, so "
             "that margins keep its units; 1 gives plain z-scores.",
         ),
     ] = None,
     missing: Annotated[
-        MissingChoice,
-        typer.Option("--missing", help="Stop at a query or document that a store lacks, or drop it and count."),
-    ] = MissingChoice.RAISE,
+        Missing,
+        typer.Option(help="Stop at a query or document that a store lacks, or drop it and count."),
+    ] = "raise",
     max_disagreement: Annotated[
         float | None,
         typer.Option(
-            "--max-disagreement",
             metavar="X",
             help="Drop documents whose calibrated scores have a standard deviation over the teachers above X.",
         ),
     ] = None,
-    overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace OUT.")] = False,
+    overwrite: options.Overwrite = False,
 ) -> None:
     """Combine several teachers' scores of the same documents into a new store.
 
-    For example: st-m3se combine scores-minilm scores-bge scores-both
+    For example: st-m3se combine scores-minilm scores-bge scores-both, or st-m3se combine ranking scores --calibration
+    log-rank.
 
     OUT gets the queries and documents in the order of the first store, and appears whole or not at all.
     """
     combined = combine_stores(
         stores,
         output,
-        calibration=calibration.value,
-        aggregation=aggregation.value,
+        calibration=calibration,
+        aggregation=aggregation,
         spread=spread,
-        missing=missing.value,
+        missing=missing,
         max_disagreement=max_disagreement,
         overwrite=overwrite,
         show_progress_bar=True,
     )
     source, parents = combined.manifest["source"], combined.manifest["parents"]
-    typer.echo(
-        f"combined {', '.join(parent['name'] for parent in parents)}: {aggregation.value} after {calibration.value}"
-    )
+    typer.echo(f"combined {', '.join(parent['name'] for parent in parents)}: {aggregation} after {calibration}")
     for parent in parents:
         if any(parent["unused"].values()):
             typer.echo(

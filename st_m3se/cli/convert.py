@@ -2,31 +2,17 @@
 
 from __future__ import annotations
 
-from enum import Enum
 from pathlib import Path
 from typing import Annotated
 
 import typer
 
+from st_m3se.cli import options
+from st_m3se.core.reading import OnError
 from st_m3se.scores.convert import DESTINATIONS, SOURCES
 from st_m3se.scores.convert import convert as convert_scores
 
 __all__ = ["convert"]
-
-
-class OnErrorChoice(str, Enum):
-    """What to do with a bad line."""
-
-    RAISE = "raise"
-    SKIP = "skip"
-
-
-class IdsChoice(str, Enum):
-    """What the ids become."""
-
-    KEEP = "keep"
-    STR = "str"
-    INT = "int"
 
 
 def convert(
@@ -52,28 +38,22 @@ def convert(
         ),
     ] = None,
     on_error: Annotated[
-        OnErrorChoice, typer.Option("--on-error", help="Stop at the first bad line, or skip bad lines and count them.")
-    ] = OnErrorChoice.RAISE,
-    ids: Annotated[
-        IdsChoice, typer.Option("--ids", help="Keep the ids as they are (text formats: str), or make them str or int.")
-    ] = IdsChoice.KEEP,
+        OnError, typer.Option(help="Stop at the first bad line, or skip bad lines and count them.")
+    ] = "raise",
+    ids: options.Ids = "keep",
     scores: Annotated[
-        Path | None, typer.Option("--scores", help="The score pickle, or a store of it, beside a hard-negatives file.")
+        Path | None, typer.Option(help="The score pickle, or a store of it, beside a hard-negatives file.")
     ] = None,
-    qrels: Annotated[
-        Path | None, typer.Option("--qrels", help="The positives, TREC or BEIR, to write MarginMSE pairs.")
-    ] = None,
+    qrels: Annotated[Path | None, typer.Option(help="The positives, TREC or BEIR, to write MarginMSE pairs.")] = None,
     column: Annotated[
         list[str] | None,
-        typer.Option("--column", metavar="COLUMN=NAME", help="A table's name for query_id, document_id, score, ..."),
+        typer.Option(metavar="COLUMN=NAME", help="A table's name for query_id, document_id, score, ..."),
     ] = None,
-    teacher: Annotated[
-        str | None, typer.Option("--teacher", help="The teacher's name, for the store's manifest.")
-    ] = None,
+    teacher: Annotated[str | None, typer.Option(help="The teacher's name, for the store's manifest.")] = None,
     tag: Annotated[
-        str | None, typer.Option("--tag", help="Of a TREC run. Default: the name of OUT without its endings.")
+        str | None, typer.Option(help="Of a TREC run. Default: the name of OUT without its endings.")
     ] = None,
-    overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace OUT.")] = False,
+    overwrite: options.Overwrite = False,
 ) -> None:
     """Convert teacher scores from any known format to a store or another format.
 
@@ -92,8 +72,8 @@ def convert(
         destination,
         source_format=source_format,
         destination_format=destination_format,
-        on_error="skip" if on_error is OnErrorChoice.SKIP else "raise",
-        id_type=None if ids is IdsChoice.KEEP else "int" if ids is IdsChoice.INT else "str",
+        on_error=on_error,
+        id_type=None if ids == "keep" else ids,
         scores=scores,
         qrels=qrels,
         columns=columns,

@@ -23,9 +23,9 @@ def describe(
     ],
     qrels: Annotated[
         Path | None,
-        typer.Option("--qrels", help="The positives, TREC or BEIR: counts those that have a score, and their margins."),
+        typer.Option(help="The positives, TREC or BEIR: counts those that have a score, and their margins."),
     ] = None,
-    bins: Annotated[int, typer.Option("--bins", min=1, help="Bars of each histogram.")] = 20,
+    bins: Annotated[int, typer.Option(min=1, help="Bars of each histogram.")] = 20,
     validate: Annotated[
         bool,
         typer.Option("--validate", help="Check every row first, and stop at what is wrong with status 1."),

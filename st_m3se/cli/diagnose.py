@@ -7,7 +7,8 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from st_m3se.cli.score import BackendChoice, DtypeChoice
+from st_m3se.cli import options
+from st_m3se.cli.options import check_texts, split_name
 
 if TYPE_CHECKING:
     from st_m3se.diagnostics.scoring import Scorer
@@ -15,6 +16,8 @@ if TYPE_CHECKING:
     from st_m3se.scores.teacher_scores import TeacherScores
 
 __all__ = ["diagnose"]
+
+NAMES = r"[^/\\]+"  # of scorers, for figures
 
 
 def diagnose(
@@ -24,18 +27,16 @@ def diagnose(
     data: Annotated[
         str | None,
         typer.Option(
-            "--data",
             metavar="DIR",
             help="A BEIR folder: corpus.jsonl, queries.jsonl and qrels/SPLIT.tsv; or the name of a BEIR set.",
         ),
     ] = None,
     split: Annotated[
-        str | None, typer.Option("--split", help="Which judgements of --data: test (the default), dev or train.")
+        str | None, typer.Option(help="Which judgements of --data: test (the default), dev or train.")
     ] = None,
     scorer: Annotated[
         list[str] | None,
         typer.Option(
-            "--scorer",
             metavar="[NAME=]SCORER",
             help="bm25, or the name or folder of a CrossEncoder or SentenceTransformer. Repeat it to compare. NAME= is "
             "what figures call it.",
@@ -44,7 +45,6 @@ def diagnose(
     scores: Annotated[
         list[str] | None,
         typer.Option(
-            "--scores",
             metavar="[NAME=]STORE",
             help="Scores that are there already, such as a teacher's. Documents that it lacks are left out for all "
             "scorers. Repeatable.",
@@ -53,43 +53,37 @@ def diagnose(
     candidates: Annotated[
         Path | None,
         typer.Option(
-            "--candidates",
             metavar="RUN",
             help="The lists: a store or a TREC run, whose scores are ignored. Without it: the best --depth documents "
             "by BM25, and the relevant ones.",
         ),
     ] = None,
-    depth: Annotated[int, typer.Option("--depth", min=1, help="Documents per query without --candidates.")] = 50,
-    queries: Annotated[Path | None, typer.Option("--queries", help="Queries, in place of --data.")] = None,
-    corpus: Annotated[Path | None, typer.Option("--corpus", help="Documents, in place of --data.")] = None,
-    qrels: Annotated[Path | None, typer.Option("--qrels", help="Judgements (TREC, BEIR), in place of --split.")] = None,
+    depth: Annotated[int, typer.Option(min=1, help="Documents per query without --candidates.")] = 50,
+    queries: options.Queries = None,
+    corpus: options.Corpus = None,
+    qrels: options.Qrels = None,
     min_relevance: Annotated[
-        int, typer.Option("--min-relevance", min=1, help="The grade from which a document is relevant; TREC DL: 2.")
+        int, typer.Option(min=1, help="The grade from which a document is relevant; TREC DL: 2.")
     ] = 1,
-    max_queries: Annotated[
-        int | None, typer.Option("--max-queries", min=1, help="Look at so many queries, drawn at random.")
-    ] = None,
+    max_queries: Annotated[int | None, typer.Option(min=1, help="Look at so many queries, drawn at random.")] = None,
     gap: Annotated[
         str | None,
         typer.Option(
-            "--gap",
             metavar="BEFORE,AFTER,TEACHER",
             help="Three of the scorers: how much of the teacher's lead over BEFORE has AFTER closed?",
         ),
     ] = None,
-    measure: Annotated[str, typer.Option("--measure", help="What the lead is measured in.")] = "RR@10",
+    measure: Annotated[str, typer.Option(help="What the lead is measured in.")] = "RR@10",
     evolution: Annotated[
         list[str] | None,
         typer.Option(
-            "--evolution",
             metavar="[NAME=]CSV",
             help="A record of ScoreEvolutionCallback, to be drawn; several stand side by side. Needs no --data; a "
             "report in OUT gets it too.",
         ),
     ] = None,
     model_card: Annotated[
-        Path | None,
-        typer.Option("--model-card", metavar="FOLDER", help="Add the margin plot to the card of this saved model."),
+        Path | None, typer.Option(metavar="FOLDER", help="Add the margin plot to the card of this saved model.")
     ] = None,
     exclude_same_id: Annotated[
         bool,
@@ -98,32 +92,16 @@ def diagnose(
             help="Leave out the document with the query's own id, unless it is judged for it.",
         ),
     ] = True,
-    strict: Annotated[
-        bool,
-        typer.Option("--strict", help="Refuse empty texts, ids that repeat, absent documents and so on."),
-    ] = False,
-    resamples: Annotated[int, typer.Option("--resamples", min=1, help="Bootstrap draws for the intervals.")] = 1000,
-    seed: Annotated[int, typer.Option("--seed", help="For these draws and for --max-queries.")] = 0,
-    max_length: Annotated[
-        int | None, typer.Option("--max-length", min=1, help="Tokens that models read. Default: each model's own.")
-    ] = None,
-    dtype: Annotated[
-        DtypeChoice, typer.Option("--dtype", help="Auto is bfloat16 (or float16) on a GPU, float32 on a CPU.")
-    ] = DtypeChoice.AUTO,
-    batch_tokens: Annotated[
-        int | None, typer.Option("--batch-tokens", min=1, help="Tokens of a batch. Lower it when memory runs out.")
-    ] = None,
-    device: Annotated[
-        str | None, typer.Option("--device", help="Such as cuda:1 or cpu. Default: a GPU, where there is one.")
-    ] = None,
-    backend: Annotated[BackendChoice, typer.Option("--backend", help="What runs the models.")] = BackendChoice.TORCH,
-    label: Annotated[
-        int | None,
-        typer.Option("--label", min=0, help="Of cross-encoders with several labels, the one that is the score."),
-    ] = None,
-    trust_remote_code: Annotated[
-        bool, typer.Option("--trust-remote-code", help="Let models by name run code of their own.")
-    ] = False,
+    strict: options.Strict = False,
+    resamples: Annotated[int, typer.Option(min=1, help="Bootstrap draws for the intervals.")] = 1000,
+    seed: Annotated[int, typer.Option(help="For these draws and for --max-queries.")] = 0,
+    max_length: options.MaxLength = None,
+    dtype: options.Dtype = "auto",
+    batch_tokens: options.BatchTokens = None,
+    device: options.Device = None,
+    backend: options.BackendOption = "torch",
+    label: options.Label = None,
+    trust_remote_code: options.TrustRemoteCode = False,
 ) -> None:
     """Show how far scorers separate relevant documents from others, over the same lists.
 
@@ -136,14 +114,16 @@ def diagnose(
 
     With --gap base,student,teacher: from where to where the student has come, and where its teacher is.
     """
-    given_data = [scorer, scores, data, queries, corpus, qrels, split, candidates]
-    if not scorer and not scores:
-        if any(option is not None for option in given_data) or not evolution:
-            raise typer.BadParameter("name what to look at: --scorer or --scores, or only --evolution.")
-        if model_card is not None or gap is not None:
-            raise typer.BadParameter("--model-card and --gap need scorers.")
-    else:
-        _check(data, split, queries, corpus, qrels, candidates, models=bool(scorer))
+    if scorer or scores:
+        if data is None and split is not None:
+            raise typer.BadParameter("--split is for --data; for a file of judgements, use --qrels.")
+        if data is None and qrels is None:
+            raise typer.BadParameter("name the judgements: --data, or --qrels.")
+        check_texts(data, queries, corpus, needed=bool(scorer) or candidates is None)
+    elif not evolution or any(given is not None for given in (data, queries, corpus, qrels, split, candidates)):
+        raise typer.BadParameter("name what to look at: --scorer or --scores, or only --evolution.")
+    elif model_card is not None or gap is not None:
+        raise typer.BadParameter("--model-card and --gap need scorers.")
     names = None if gap is None else tuple(name.strip() for name in gap.split(","))
     if names is not None and len(names) != 3:
         raise typer.BadParameter("expected three names: BEFORE,AFTER,TEACHER.", param_hint="--gap")
@@ -157,7 +137,7 @@ def diagnose(
     from st_m3se.evaluation.data import open_set, qrels_set
 
     require("matplotlib", "plot")  # not after hours of scoring
-    records = [Evolution.read(path, name) for name, path in map(_split, evolution or [])]
+    records = [Evolution.read(path, name) for name, path in (split_name(each, NAMES) for each in evolution or [])]
     if not scorer and not scores:
         write_evolution(records, output)
         if (output / DIAGNOSIS).is_file():
@@ -173,12 +153,12 @@ def diagnose(
     else:
         name = qrels.stem if qrels is not None else ""
         opened = qrels_set(qrels or "", name=name, run=candidates, queries=queries, corpus=corpus, strict=strict)
-    options: dict[str, Any] = {
+    of_models: dict[str, Any] = {
         "max_length": max_length,
-        "dtype": None if dtype is DtypeChoice.AUTO else dtype.value,
+        "dtype": None if dtype == "auto" else dtype,
         "batch_tokens": batch_tokens,
         "device": device,
-        "backend": backend.value,
+        "backend": backend,
         "label": label,
         "trust_remote_code": trust_remote_code,
     }
@@ -198,7 +178,7 @@ def diagnose(
         max_queries=max_queries,
         n_resamples=resamples,
         seed=seed,
-        **options,
+        **of_models,
     )
     write_report(found, output, records)
     typer.echo(render_text(found))
@@ -207,40 +187,12 @@ def diagnose(
     typer.echo(f"wrote {output / 'report.html'}, score_densities and margins (.png, .svg, .csv), numbers.csv, scores/")
 
 
-def _check(
-    data: str | None,
-    split: str | None,
-    queries: Path | None,
-    corpus: Path | None,
-    qrels: Path | None,
-    candidates: Path | None,
-    *,
-    models: bool,
-) -> None:
-    if data is not None and (queries is not None or corpus is not None):
-        raise typer.BadParameter("name either a folder with --data, or files with --queries and --corpus.")
-    if data is None and split is not None:
-        raise typer.BadParameter("--split is for --data; for a file of judgements, use --qrels.")
-    if data is None and qrels is None:
-        raise typer.BadParameter("name the judgements: --data, or --qrels.")
-    if (queries is None) != (corpus is None):
-        raise typer.BadParameter("--queries and --corpus belong together.")
-    if data is None and queries is None and (models or candidates is None):
-        raise typer.BadParameter("scorers and BM25 candidates read texts: --data, or --queries and --corpus.")
-
-
-def _split(given: str) -> tuple[str | None, str]:
-    """NAME=VALUE, where the name is no path."""
-    name, equals, value = given.partition("=")
-    return (name, value) if equals and name and "/" not in name and "\\" not in name else (None, given)
-
-
 def _scorers(models: list[str], stores: list[str]) -> dict[str, Scorer]:
     from st_m3se.scores.teacher_scores import TeacherScores
 
     found: dict[str, Scorer] = {}
     for given, is_store in [*((each, False) for each in models), *((each, True) for each in stores)]:
-        name, value = _split(given)
+        name, value = split_name(given, NAMES)
         name = name or value.rstrip("/").rsplit("/", 1)[-1]
         if name in found:
             raise typer.BadParameter(f"two scorers are called {name!r}. Name them: --scorer NAME={value}.")
@@ -256,11 +208,12 @@ def _find(opened: EvaluationSet, output: Path, depth: int, min_relevance: int) -
     if opened.queries is None or opened.corpus is None:
         raise ValueError("without --candidates lists are searched for, which needs texts: --data.")
     relevant = {
-        query: {document: 1 for document, grade in grades.items() if grade >= min_relevance}
+        query: {
+            document: 1 for document, grade in grades.items() if grade >= min_relevance and document in opened.corpus
+        }
         for query, grades in opened.qrels.items()
     }
-    there = {query: {d: 1 for d in documents if d in opened.corpus} for query, documents in relevant.items()}
-    there = {query: documents for query, documents in there.items() if documents}
+    there = {query: documents for query, documents in relevant.items() if documents}
     if not there:
         raise ValueError(f"no query of {opened!r} has a relevant document in the corpus.")
     asked = Texts.open(dict(zip(there, opened.queries.take(list(there)), strict=True)), "queries")

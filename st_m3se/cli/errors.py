@@ -44,9 +44,10 @@ def flags_of(command: Callable[..., None]) -> dict[str, str]:
     """The command's options: the name in Python to the flag, ``--on`` or ``--on/--off``."""
     given = {name: get_args(hint)[1:] for name, hint in get_type_hints(command, include_extras=True).items()}
     options = {name: option for name, extras in given.items() for option in extras if isinstance(option, OptionInfo)}
-    # In an annotation the first name stands where the default would, until typer moves it.
+    # In an annotation the first name stands where the default would, until typer moves it. Without one it follows.
     names = {name: [str(option.default), *(option.param_decls or ())] for name, option in options.items()}
-    return {name: next(flag for flag in flags if flag.startswith("--")) for name, flags in names.items()}
+    given_names = {name: [flag for flag in flags if flag.startswith("--")] for name, flags in names.items()}
+    return {name: (flags or [f"--{name.replace('_', '-')}"])[0] for name, flags in given_names.items()}
 
 
 def in_flags(message: str, flags: Mapping[str, str]) -> str:

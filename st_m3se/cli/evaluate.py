@@ -9,8 +9,8 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from st_m3se.cli import options
 from st_m3se.cli.evaluated_systems import Given, read_systems
-from st_m3se.cli.score import DtypeChoice
 
 if TYPE_CHECKING:
     from st_m3se.evaluation.data import EvaluationSet
@@ -34,17 +34,16 @@ def evaluate(
     ] = None,
     data: Annotated[
         list[Path] | None,
-        typer.Option("--data", metavar="FOLDER", help="A BEIR folder: corpus, queries and qrels. Repeatable."),
+        typer.Option(metavar="FOLDER", help="A BEIR folder: corpus, queries and qrels. Repeatable."),
     ] = None,
     beir_set: Annotated[
         list[str] | None,
         typer.Option("--set", metavar="NAME", help="A BEIR set by its name, downloaded once: scifact, nq. Repeatable."),
     ] = None,
-    split: Annotated[str, typer.Option("--split", help="Which judgements: test, dev or train.")] = "test",
+    split: Annotated[str, typer.Option(help="Which judgements: test, dev or train.")] = "test",
     qrels: Annotated[
         str | None,
         typer.Option(
-            "--qrels",
             metavar="FILE",
             help="Judgements, TREC or BEIR, in place of the folder's. Without --data and --set, runs are measured "
             "on them alone.",
@@ -53,21 +52,19 @@ def evaluate(
     candidates: Annotated[
         str | None,
         typer.Option(
-            "--candidates",
             metavar="FILE",
             help="Re-rank this run (likewise, or MS MARCO's top1000) instead of searching the corpus.",
         ),
     ] = None,
     queries: Annotated[
-        Path | None, typer.Option("--queries", metavar="FILE", help="With --qrels and without --data: the queries.")
+        Path | None, typer.Option(metavar="FILE", help="With --qrels and without --data: the queries.")
     ] = None,
     corpus: Annotated[
-        Path | None, typer.Option("--corpus", metavar="FILE", help="With --qrels and without --data: the documents.")
+        Path | None, typer.Option(metavar="FILE", help="With --qrels and without --data: the documents.")
     ] = None,
     system: Annotated[
         list[str] | None,
         typer.Option(
-            "--system",
             metavar="[NAME=]SYSTEM",
             help="bm25, or the name or folder of a bi-encoder, sparse encoder or multi-vector encoder. Repeatable. "
             "NAME=MODEL1,MODEL2 are seeds of one system.",
@@ -76,7 +73,6 @@ def evaluate(
     run: Annotated[
         list[str] | None,
         typer.Option(
-            "--run",
             metavar="[NAME=]FILE",
             help="A finished run: TREC, ColBERT, any file that st-m3se convert reads, or a store. Repeatable. "
             "NAME=FILE1,FILE2 are seeds of one system.",
@@ -85,78 +81,60 @@ def evaluate(
     rerank: Annotated[
         list[str] | None,
         typer.Option(
-            "--rerank",
             metavar="[NAME=]MODEL",
             help="A cross-encoder that re-ranks each --system (without any: each --run), or --candidates. Repeatable.",
         ),
     ] = None,
     rerank_depth: Annotated[
         int,
-        typer.Option(
-            "--rerank-depth", min=1, help="Documents that are re-ranked; the others follow below, in their old order."
-        ),
+        typer.Option(min=1, help="Documents that are re-ranked; the others follow below, in their old order."),
     ] = 100,
     first_stage: Annotated[
         list[str] | None,
-        typer.Option("--first-stage", metavar="NAME", help="Re-rank only this system or run. Repeatable."),
+        typer.Option(metavar="NAME", help="Re-rank only this system or run. Repeatable."),
     ] = None,
     kind: Annotated[
         list[str] | None,
         typer.Option(
-            "--kind",
             metavar="[NAME=]KIND",
             help="bi-encoder, sparse or multi-vector. Without it, the model's configuration says so.",
         ),
     ] = None,
     query_prompt: Annotated[
         list[str] | None,
-        typer.Option("--query-prompt", metavar="[NAME=]TEXT", help="In front of queries. Default: the model's own."),
+        typer.Option(metavar="[NAME=]TEXT", help="In front of queries. Default: the model's own."),
     ] = None,
     document_prompt: Annotated[
         list[str] | None,
-        typer.Option("--document-prompt", metavar="[NAME=]TEXT", help="In front of documents, likewise."),
+        typer.Option(metavar="[NAME=]TEXT", help="In front of documents, likewise."),
     ] = None,
     max_length: Annotated[
         list[str] | None,
-        typer.Option(
-            "--max-length", metavar="[NAME=]N", help="Tokens of a text; for a re-ranker's pairs name it: NAME=N."
-        ),
+        typer.Option(metavar="[NAME=]N", help="Tokens of a text; for a re-ranker's pairs name it: NAME=N."),
     ] = None,
     label: Annotated[
         list[str] | None,
-        typer.Option(
-            "--label", metavar="[NAME=]N", help="Of a cross-encoder with several labels, the one that is the score."
-        ),
+        typer.Option(metavar="[NAME=]N", help="Of a cross-encoder with several labels, the one that is the score."),
     ] = None,
-    trust_remote_code: Annotated[
-        bool, typer.Option("--trust-remote-code", help="Let models by name run code of their own.")
-    ] = False,
-    tokens: Annotated[
-        str,
-        typer.Option("--tokens", help="What bm25 takes for words: words, or bigrams for Chinese, Japanese, Korean."),
-    ] = "words",
-    dtype: Annotated[
-        DtypeChoice, typer.Option("--dtype", help="Precision of the models. Auto leaves encoders as they come.")
-    ] = DtypeChoice.AUTO,
+    trust_remote_code: options.TrustRemoteCode = False,
+    tokens: options.Tokens = "words",
+    dtype: options.Dtype = "auto",
     measure: Annotated[
         list[str] | None,
         typer.Option(
-            "--measure",
             metavar="NAME",
             help="As ir_measures writes them: P@5, RR(rel=2)@10. Repeatable; the first is the headline. Default: "
             "nDCG@10, RR@10, R@100, R@1000, AP.",
         ),
     ] = None,
-    depth: Annotated[int, typer.Option("--depth", min=1, help="Documents per query that a search finds.")] = 1000,
+    depth: Annotated[int, typer.Option(min=1, help="Documents per query that a search finds.")] = 1000,
     baseline: Annotated[
         str | None,
-        typer.Option(
-            "--baseline", metavar="NAME", help="Test every other system against this one. Default: all pairs."
-        ),
+        typer.Option(metavar="NAME", help="Test every other system against this one. Default: all pairs."),
     ] = None,
     confidence: Annotated[
         float | None,
-        typer.Option("--confidence", help="Of intervals; the tests' level is 1 minus this. Default: 0.95."),
+        typer.Option(help="Of intervals; the tests' level is 1 minus this. Default: 0.95."),
     ] = None,
     exclude_same_id: Annotated[
         bool,
@@ -165,21 +143,16 @@ def evaluate(
             help="BEIR's rule: a document with the query's own id is no result, unless it is judged for the query.",
         ),
     ] = True,
-    strict: Annotated[
-        bool, typer.Option("--strict", help="Refuse a set with empty texts, duplicate ids, absent documents and so on.")
-    ] = False,
-    batch_size: Annotated[int, typer.Option("--batch-size", min=1, help="Texts that a model encodes at once.")] = 32,
-    device: Annotated[
-        str | None, typer.Option("--device", help="Such as cuda:1 or cpu. Default: a GPU, where there is one.")
-    ] = None,
+    strict: options.Strict = False,
+    batch_size: options.BatchSize = 32,
+    device: options.Device = None,
     cache: Annotated[
-        Path | None, typer.Option("--cache", metavar="FOLDER", help="Of embeddings. Default: OUT/embeddings.")
+        Path | None, typer.Option(metavar="FOLDER", help="Of embeddings. Default: OUT/embeddings.")
     ] = None,
     plots: Annotated[bool, typer.Option("--plots/--no-plots", help="Draw plots; needs the extra named plot.")] = True,
     diagnosis: Annotated[
         Path | None,
         typer.Option(
-            "--diagnosis",
             metavar="FOLDER",
             help="What st-m3se diagnose has written: its figures and numbers become a section of report.html.",
         ),
@@ -249,7 +222,7 @@ def evaluate(
         rerank=rerank or [],
         rerank_depth=rerank_depth,
         first_stages=first_stage or [],
-        dtype=None if dtype is DtypeChoice.AUTO else dtype.value,
+        dtype=None if dtype == "auto" else dtype,
         options={
             "kind": kind or [],
             "query-prompt": query_prompt or [],

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-import re
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
+
+from st_m3se.cli.options import split_name
 
 if TYPE_CHECKING:
     from st_m3se.retrieval.models import EncoderKind
@@ -22,19 +23,11 @@ KINDS: dict[str, EncoderKind] = {
 
 @dataclass(frozen=True)
 class Given:
-    """Options of the command line.
+    """Options of the command line, as they were typed.
 
-    Attributes:
-        systems: ``[NAME=]SYSTEM`` or ``NAME=MODEL1,MODEL2``.
-        runs: ``[NAME=]FILE`` or ``NAME=FILE1,FILE2``.
-        rerank: ``[NAME=]MODEL``.
-        rerank_depth: Documents that they re-rank.
-        first_stages: Names of what they re-rank; none is every system that searches, or else every run.
-        dtype: Of all models.
-        options: "kind", "query-prompt", "document-prompt", "max-length" and "label": each ``VALUE`` for all models that
-            it suits or ``NAME=VALUE`` for one.
-        trust_remote_code: Of all models.
-        tokens: What BM25 takes for words.
+    Attributes: options: "kind", "query-prompt", "document-prompt", "max-length" and "label": each ``VALUE`` for all
+        models that it suits or ``NAME=VALUE`` for one. first_stages: Names of what is re-ranked; none is every system
+        that searches, or else every run.
     """
 
     systems: Sequence[str]
@@ -49,7 +42,7 @@ class Given:
 
     def option(self, option: str, name: str, *, for_all: bool = True) -> str | None:
         """The value of an option for a system: its own, or else the one for all."""
-        values = dict(_split(text) for text in self.options[option])
+        values = dict(split_name(text) for text in self.options[option])
         return values.get(name, values.get(None) if for_all else None)
 
     def number(self, option: str, name: str, *, for_all: bool = True) -> int | None:
@@ -70,7 +63,7 @@ class Given:
             ValueError: Naming the first.
         """
         for option, texts in self.options.items():
-            for owner in (_split(text)[0] for text in texts):
+            for owner in (split_name(text)[0] for text in texts):
                 if owner is not None and owner not in names:
                     raise ValueError(
                         f"--{option} is for {owner!r}, which is no system here; there are {', '.join(names)}."
@@ -96,7 +89,7 @@ def read_systems(given: Given, *, candidates: bool, unscored: bool) -> dict[str,
     for option, texts in (("--system", given.systems), ("--run", given.runs)):
         taken = set(systems)  # by systems of another kind, of which this is no seed
         for text in texts:
-            own, value = _split(text)
+            own, value = split_name(text)
             name = own or (file_stem(value) if option == "--run" else _last_part(value))
             parts = _parts(value)
             if not parts:
@@ -112,7 +105,7 @@ def read_systems(given: Given, *, candidates: bool, unscored: bool) -> dict[str,
             else:
                 sources = [bm25 if model == "bm25" else Encoder(model, **_encoder(given, name)) for model in parts]
             systems.setdefault(name, []).extend(sources)
-    given.check([*systems, *(_split(text)[0] or _last_part(text) for text in given.rerank)])
+    given.check([*systems, *(split_name(text)[0] or _last_part(text) for text in given.rerank)])
     _add_rerankers(systems, given, candidates)
     return systems
 
@@ -129,7 +122,7 @@ def _add_rerankers(systems: dict[str, list[Any]], given: Given, candidates: bool
     if candidates and not given.first_stages:
         stages = [None]
     for text in given.rerank:
-        own, value = _split(text)
+        own, value = split_name(text)
         name = own or _last_part(value)
         options = {
             "dtype": given.dtype,
@@ -159,14 +152,6 @@ def _encoder(given: Given, name: str) -> dict[str, Any]:
         "dtype": given.dtype,
         "trust_remote_code": given.trust_remote_code,
     }
-
-
-def _split(text: str) -> tuple[str | None, str]:
-    """NAME=VALUE; a path that holds "=" is a path."""
-    name, separator, value = text.partition("=")
-    if not separator or not re.fullmatch(r"[\w.+@-]+", name) or Path(text).exists():
-        return None, text
-    return name, value
 
 
 def _parts(text: str) -> list[str]:

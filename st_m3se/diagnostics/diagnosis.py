@@ -174,15 +174,14 @@ def diagnose(
 ) -> Diagnosis:
     """Score the same lists with several scorers, and measure how each separates positives from negatives.
 
-    ``output`` gets a store of each scorer's scores in ``scores/``, the judgements of the lists in ``qrels.tsv``, from
-    which every number can be computed again, and what :meth:`Diagnosis.save` writes. Figures are drawn by
-    :func:`~st_m3se.diagnostics.report.write_report`. A call that was killed goes on where it was when it is repeated.
+    ``output`` gets a store of each scorer's scores in ``scores/``, the judgements of the lists in ``qrels.tsv``, and
+    what :meth:`Diagnosis.save` writes; :func:`~st_m3se.diagnostics.report.write_report` draws the figures. A call that
+    was killed goes on where it was when it is repeated.
 
     Args:
         scorers: By the name that figures give them: "bm25" or :class:`~st_m3se.BM25`; a CrossEncoder or
-            SentenceTransformer, or the name or path of one; a function of (query, document) pairs; or a
-            :class:`~st_m3se.scores.TeacherScores` store. Documents that one of the stores has not scored are left out
-            for all.
+            SentenceTransformer, or the name or path of one; a function of (query, document) pairs; or a store.
+            Documents that one of the stores has not scored are left out for all.
         candidates: Whose documents are scored: a store or its path, whose scores are ignored, or query id to document
             ids. Without their relevant documents the lists say nothing: ``find_candidates(..., positives=qrels)``.
         qrels: Query id to document id to relevance.
@@ -191,10 +190,10 @@ def diagnose(
         corpus: The documents, likewise.
         name: What the data are, for titles.
         notes: What is to be known of the data, for the report.
-        gap: The names of three of the scorers, (student before, student after, teacher): how much of the teacher's lead
-            over the first the second has closed, see :func:`~st_m3se.diagnostics.closed_share`.
+        gap: Three of the scorers, (student before, student after, teacher): see
+            :func:`~st_m3se.diagnostics.closed_share`.
         measure: What the lead is measured in, re-ranking the lists; any name of ir_measures.
-        min_relevance: The relevance from which a document is a positive. TREC's deep learning tracks mean 2.
+        min_relevance: See :meth:`JudgedLists.of`, as for the next two.
         exclude_same_id: Leave out the document that has the query's own id, unless it is judged for it.
         max_queries: Look at so many queries, drawn at random; None is all.
         n_resamples: Bootstrap draws for the intervals.

@@ -36,16 +36,15 @@ It never is for a student, whose rows are lists."""
 class ScoreEvolutionCallback(TrainerCallback):
     """Writes the scores of a few documents every so many steps of a training, to be drawn over the steps.
 
-    For ``SentenceTransformerTrainer`` (the model's own similarity of its embeddings) and ``CrossEncoderTrainer`` (raw
-    logits), with the unmodified trainers: ``callbacks=[ScoreEvolutionCallback(tracked)]``. It takes the scores before
-    the first step, every ``every_steps`` steps, and after the last one; only the followed texts are encoded, without
-    dropout, in the model's own precision. The training is the same, bit for bit, with and without it: every module's
-    mode and all random states are put back. With several processes the first one does it alone.
+    For the unmodified ``SentenceTransformerTrainer`` (the model's own similarity) and ``CrossEncoderTrainer`` (raw
+    logits). It takes the scores before the first step, every ``every_steps`` steps, and after the last one, without
+    dropout. The
+    training is the same, bit for bit, with and without it: every module's mode and all random states are put back. With
+    several processes the first one does it alone.
 
     The record is a CSV (step, epoch, query_id, document_id, positive, score) that grows while the training runs, and a
-    JSON of the same name with the texts, the settings and ``share``, the measured share of the training time that this
-    took. A training that goes on from a checkpoint goes on with its record; what a lost stretch had written after that
-    checkpoint is dropped first.
+    JSON of the same name with the texts, the settings and ``share``, the share of the training time that this took. A
+    training that goes on from a checkpoint goes on with its record.
 
     Args:
         tracked: What to follow, from :func:`~st_m3se.diagnostics.track`.

@@ -33,9 +33,7 @@ class ClosedShare:
     Attributes:
         measure: In what.
         names: The scorers: (student before, student after, teacher).
-        before: The mean over the queries, with its interval.
-        after: Likewise.
-        teacher: Likewise.
+        before: The mean over the queries, with its interval; ``after`` and ``teacher`` likewise.
         gap: ``teacher - before``, the lead that there was to close.
         share: ``(after - before) / (teacher - before)``; None where the teacher was not ahead.
         interval: Of the share; None where the interval of the gap reaches down to 0, since a share of nothing has none.
@@ -118,7 +116,10 @@ def share_of_gap(
     confidence: float = 0.95,
     seed: int = 0,
 ) -> ClosedShare:
-    """The closed share of values per query: float ``[3, Q]``, of the student before and after, and of the teacher."""
+    """The closed share of values per query: float ``[3, Q]``, of the student before and after, and of the teacher.
+
+    Intervals hold a share of ``confidence`` of ``n_resamples`` bootstrap draws of queries.
+    """
     queries = values.shape[1]
     drawn = np.concatenate([counts @ values.T / queries for counts in resamples(queries, n_resamples, seed)])
     tails = (1 - confidence) / 2, (1 + confidence) / 2

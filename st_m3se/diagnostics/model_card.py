@@ -27,17 +27,13 @@ BEFORE = (
 def add_to_model_card(model_folder: str | Path, diagnosis_folder: str | Path) -> Path:
     """Put the margin plot, the numbers and the closed share of the teacher's lead into a saved model's card.
 
-    sentence-transformers writes ``README.md`` anew whenever a model is saved, from a template that has no place for a
-    figure. So this goes into the card of a folder that is already saved: a section in front of "Training Details" and
-    the figure in ``assets/``. Called again it replaces its section. ``model.save_pretrained`` to the same folder
-    removes it; publish the folder as it is: ``model.push_to_hub("me/model", local_model_path=model_folder)``.
+    sentence-transformers writes ``README.md`` anew whenever a model is saved, so this goes into the card of a folder
+    that is already saved, in front of "Training Details", and replaces its own section when called again. Publish the
+    folder as it is: ``model.push_to_hub("me/model", local_model_path=model_folder)``.
 
     Args:
         model_folder: Where ``model.save_pretrained`` has written the model.
         diagnosis_folder: What ``st-m3se diagnose`` has written, with its figures.
-
-    Returns:
-        The card.
 
     Raises:
         FormatError: If one of the folders is not what it should be.

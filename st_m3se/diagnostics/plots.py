@@ -6,10 +6,9 @@ What differs by colour differs by lightness too, and by line style, marker or ha
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Mapping, Sequence
-from functools import wraps
+from collections.abc import Mapping, Sequence
 from textwrap import shorten
-from typing import TYPE_CHECKING, Any, TypeVar, cast
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
@@ -39,21 +38,8 @@ STYLES: tuple[tuple[str, Any, str], ...] = (
 """Colour, dashes and marker of the first, second ... scorer; the colours' lightness alternates."""
 VISIBLE = 0.02  # of its peak: where a density is lower, a figure need not show it
 
-Draw = TypeVar("Draw", bound=Callable[..., Any])
 
-
-def _styled(draw: Draw) -> Draw:
-    """Draw in the style of all figures."""
-
-    @wraps(draw)
-    def styled(*args: Any, **kwargs: Any) -> Any:
-        with style():
-            return draw(*args, **kwargs)
-
-    return cast(Draw, styled)
-
-
-@_styled
+@style()
 def plot_densities(scorers: Mapping[str, Separation]) -> Figure:
     """The densities of positives' and negatives' scores, one panel for each scorer, since each has units of its own."""
     columns = min(len(scorers), 3 if len(scorers) != 4 else 2)
@@ -61,20 +47,11 @@ def plot_densities(scorers: Mapping[str, Separation]) -> Figure:
     figure = new_figure(max(4.2 * columns, 5.0), 3.2 * rows + 0.5)
     for place, (name, found) in enumerate(scorers.items(), start=1):
         axes = figure.add_subplot(rows, columns, place)
-        for label, look, density in (
-            ("positives", POSITIVE, found.positives),
-            ("negatives", NEGATIVE, found.negatives),
-        ):
+        for label, look in (("positives", POSITIVE), ("negatives", NEGATIVE)):
+            density = getattr(found, label)
             axes.plot(found.x, density, linewidth=1.8, label=label, **look)
-            axes.fill_between(
-                found.x,
-                density,
-                facecolor="none",
-                edgecolor=(look["color"], 0.55),
-                hatch=HATCHES[label],
-                linewidth=0,
-                label=label,
-            )
+            filled: dict[str, Any] = {"facecolor": "none", "edgecolor": (look["color"], 0.55), "linewidth": 0}
+            axes.fill_between(found.x, density, hatch=HATCHES[label], label=label, **filled)
         axes.set_xlim(*_visible(found.x, found.positives, found.negatives))
         axes.set_ylim(bottom=0)
         numbers = found.numbers
@@ -89,18 +66,11 @@ def plot_densities(scorers: Mapping[str, Separation]) -> Figure:
         tidy(axes)
     handles, labels = figure.axes[0].get_legend_handles_labels()
     both: Any = list(zip(handles[1::2], handles[0::2], strict=True))  # hatch and line in one
-    figure.legend(
-        both,
-        labels[0::2],
-        loc="outside lower center",
-        ncols=2,
-        frameon=False,
-        handlelength=3,
-    )
+    figure.legend(both, labels[0::2], loc="outside lower center", ncols=2, frameon=False, handlelength=3)
     return figure
 
 
-@_styled
+@style()
 def plot_margins(scorers: Mapping[str, Separation]) -> Figure:
     """The densities of all scorers' normalised margins in one panel."""
     figure = new_figure(7.2, 4.4)
@@ -136,7 +106,7 @@ def plot_margins(scorers: Mapping[str, Separation]) -> Figure:
     return figure
 
 
-@_styled
+@style()
 def plot_evolution(evolutions: Sequence[Evolution]) -> Figure:
     """Scores over training steps: one column for each model, side by side, and one row for each query."""
     queries = list(dict.fromkeys(query for each in evolutions for query in each.query_ids))
@@ -149,24 +119,21 @@ def plot_evolution(evolutions: Sequence[Evolution]) -> Figure:
                 continue
             axes = figure.add_subplot(len(queries), len(evolutions), row * len(evolutions) + column + 1)
             every = max(1, len(each.steps) // 8)
-            counts = {True: 0, False: 0}
-            for place in own:
-                positive = bool(each.positives[place])
-                axes.plot(
-                    each.steps,
-                    each.scores[:, place],
-                    linewidth=1.5,
-                    marker="o" if positive else "s",
-                    markersize=4,
-                    markerfacecolor=(POSITIVE if positive else NEGATIVE)["color"] if positive else "white",
-                    markevery=(counts[positive] * every // 5, every),
-                    label=f"relevant ({len([p for p in own if each.positives[p]])})"
-                    if positive
-                    else f"not relevant ({len([p for p in own if not each.positives[p]])})",
-                    **(POSITIVE if positive else NEGATIVE),
-                )
-                counts[positive] += 1
-            known = f"{texts[query]}" if query in texts else f"query {query}"
+            for positive, look in ((True, POSITIVE), (False, NEGATIVE)):
+                places = [place for place in own if each.positives[place] == positive]
+                for count, place in enumerate(places):
+                    axes.plot(
+                        each.steps,
+                        each.scores[:, place],
+                        linewidth=1.5,
+                        marker="o" if positive else "s",
+                        markersize=4,
+                        markerfacecolor=look["color"] if positive else "white",
+                        markevery=(count * every // 5, every),
+                        label=f"{'' if positive else 'not '}relevant ({len(places)})",
+                        **look,
+                    )
+            known = texts.get(query, f"query {query}")
             axes.set_title(
                 (f"{_short(each.name)}\n" if row == 0 else "") + f"“{shorten(known, 52, placeholder=' …')}”", fontsize=9
             )
@@ -184,7 +151,7 @@ def plot_evolution(evolutions: Sequence[Evolution]) -> Figure:
     return figure
 
 
-@_styled
+@style()
 def plot_gap(
     values: Mapping[str, Mapping[str, Mapping[float, Sequence[float]]]],
     *,
@@ -218,14 +185,8 @@ def plot_gap(
                 markerfacecolor=color if test else "white",
                 label=f"{_short(system)}, {split}",
             )
-            axes.fill_between(
-                x,
-                [each.min() for each in drawn],
-                [each.max() for each in drawn],
-                color=color,
-                alpha=0.15,
-                linewidth=0,
-            )
+            low, high = ([end(each) for each in drawn] for end in (np.min, np.max))
+            axes.fill_between(x, low, high, color=color, alpha=0.15, linewidth=0)
     axes.set_xticks(sorted({x for splits in values.values() for points in splits.values() for x in points}))
     axes.set_xlabel(axis)
     axes.set_ylabel(measure)

@@ -12,8 +12,8 @@ from st_m3se.diagnostics.diagnosis import Diagnosis, write_csv
 from st_m3se.diagnostics.plots import plot_densities, plot_evolution, plot_margins, save_figure
 from st_m3se.diagnostics.separation import NUMBERS
 from st_m3se.diagnostics.tracking import Evolution
-from st_m3se.evaluation.html import data_uri, render
-from st_m3se.evaluation.html import write_page as _write_page
+from st_m3se.evaluation.report import data_uri, render
+from st_m3se.evaluation.report import write_page as _write_page
 
 __all__ = [
     "about",
@@ -75,15 +75,12 @@ def write_evolution(evolutions: Sequence[Evolution], folder: str | Path) -> None
 
 
 def html_section(folder: str | Path) -> tuple[str, str]:
-    """A diagnosis as a section of an HTML page: its title, and HTML that holds the figures as SVG images.
+    """A diagnosis as a section of an HTML page: its title, and HTML to put below it (headings from h3, no styles).
 
-    As images, since the folder may be another's: a browser runs no script in them.
+    The figures are images, since the folder may be another's: a browser runs no script in them.
 
     Args:
         folder: What ``st-m3se diagnose`` has written.
-
-    Returns:
-        The title, and the HTML that belongs below it (headings from h3, no styles of its own).
     """
     folder = Path(folder)
     diagnosis = Diagnosis.load(folder)
@@ -150,12 +147,7 @@ def about(diagnosis: Diagnosis) -> str:
 
 
 def about_gap(diagnosis: Diagnosis, write: Callable[[str], str] = str) -> str:
-    """The closed share of the teacher's lead, in a sentence; empty where nobody asked for it.
-
-    Args:
-        diagnosis: Whose.
-        write: How to write the scorers' names, such as :func:`~st_m3se.core.markdown.markdown`.
-    """
+    """The closed share of the teacher's lead, in a sentence; empty where nobody asked; ``write`` writes names."""
     gap = diagnosis.gap
     if gap is None:
         return ""

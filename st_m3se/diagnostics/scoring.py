@@ -36,24 +36,20 @@ def score_lists(
     show_progress_bar: bool = True,
     **options: Any,
 ) -> dict[str, TeacherScores]:
-    """Score every document of the lists with every scorer.
+    """Score every document of the lists with every scorer; gives the stores by name.
 
-    Models go through :func:`~st_m3se.score_candidates`: raw logits, and what was killed goes on with the same
-    call. BM25 scores, and those that are taken from a store, are written anew.
+    Models go through :func:`~st_m3se.score_candidates`: raw logits, and what was killed goes on with the same call.
+    BM25 scores, and those that are taken from a store, are written anew.
 
     Args:
         lists: What to score.
-        scorers: By name: a store; "bm25" or :class:`~st_m3se.BM25`; or whatever ``score_candidates`` takes
-            as a teacher.
+        scorers: By name: a store; "bm25" or :class:`~st_m3se.BM25`; or whatever ``score_candidates`` takes as a
+            teacher.
         queries: Their texts; needed by all but stores.
         corpus: The documents, likewise.
         output: The folder in which each scorer gets a folder of its name.
         show_progress_bar: Show progress.
-        options: For ``score_candidates``: ``max_length``, ``dtype``, ``batch_tokens``, ``device``, ``backend`` ...
-            They are for models by name or path and for loaded models; callables take none.
-
-    Returns:
-        The stores, by name.
+        options: For ``score_candidates``, of models: ``max_length``, ``dtype``, ``batch_tokens``, ``device``, ...
     """
     stores = {}
     folders = folder_names(scorers)

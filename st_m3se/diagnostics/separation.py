@@ -82,25 +82,20 @@ def measure_separation(
 ) -> dict[str, Separation]:
     """Densities of scores and of normalised margins, and five numbers with their intervals, for each scorer.
 
-    - **Densities** are Gaussian kernel density estimates of :func:`bandwidth`, each document with the same weight, on a
-      grid of four bins or more to the bandwidth. (``scipy.stats.gaussian_kde`` gives the same to a hundredth of the
-      peak, but would have to be evaluated anew for each of a thousand draws; here a draw is a sum of queries' curves.)
-      Where the lowest score is exactly 0, as BM25's, no score can be lower: what a kernel has below 0 is reflected.
-    - **overlap**: the area under the lower of the two curves, ``∫ min(p, n)``: 0 if the scores of positives and
-      negatives have no value in common, 1 if they are distributed alike.
-    - **AUC per query**: the share of a query's (positive, negative) pairs in which the positive has the higher score,
-      ties counting half; the mean over queries. What ranking needs.
-    - **AUC pooled**: the same over all pairs, of different queries as well. Lower than the former where a score means
-      one thing for one query and another for the next, so that no threshold fits all.
-    - **Normalised margins**: ``(s_i - s_j) / spread`` for each positive i and negative j of a query; each query has the
-      same weight, shared by its pairs. The paper does not publish its normalisation; this one is ours, see
-      :func:`list_spread`: shifting or scaling the scores does not change it. The share of the margins above 0 is the
-      AUC per query. **margin peak** is where their density is highest, **margin mean** their mean.
+    - **Densities** are Gaussian kernel density estimates of :func:`bandwidth`, each document with the same weight.
+      Where the lowest score is exactly 0, as BM25's, what a kernel has below 0 is reflected.
+      ``scipy.stats.gaussian_kde`` gives the same to a hundredth of the peak, but would be evaluated anew for each draw;
+      here a draw is a sum of curves.
+    - **overlap**: ``∫ min(p, n)`` of the two curves: 0 if positives and negatives have no score in common, 1 if alike.
+    - **AUC per query**: the share of a query's (positive, negative) pairs in the right order, ties counting half; the
+      mean over queries. **AUC pooled**: the same over all pairs, of different queries as well.
+    - **Normalised margins**: ``(s_i - s_j) / spread`` for each positive i and negative j of a query, see
+      :func:`list_spread`; each query has the same weight. The paper does not publish its normalisation; this one is
+      ours. **margin peak** is where their density is highest, **margin mean** their mean.
 
-    Intervals are percentiles over ``n_resamples`` draws of as many queries with replacement, the same draws for every
-    scorer; the documents of a query stay together. Spread and bandwidths are those of all queries. A draw repeats
-    documents, which pulls two similar curves apart, so the draws of the overlap are shifted to have the estimate as
-    their mean.
+    Intervals are percentiles over draws of as many queries with replacement, the same for every scorer; spread and
+    bandwidths are those of all queries. A draw repeats documents, which pulls similar curves apart, so the draws of the
+    overlap are shifted to have the estimate as their mean.
 
     Args:
         lists: The lists.
@@ -137,15 +132,9 @@ def measure_separation(
 
 
 def margins(scores: np.ndarray, positives: np.ndarray, lengths: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """Each positive's score minus each negative's of its query.
+    """Each positive's score minus each negative's of its query: the margins ``[M]``, and the query of each.
 
-    Args:
-        scores: float ``[N]``, one list after the other.
-        positives: bool ``[N]``.
-        lengths: int ``[Q]``.
-
-    Returns:
-        The margins ``[M]``, and the query of each ``[M]``.
+    ``scores`` are float ``[N]``, one list after the other, ``positives`` bool ``[N]`` and ``lengths`` int ``[Q]``.
     """
     parts, sizes = [np.zeros(0)], []
     ends = np.cumsum(lengths)
@@ -170,16 +159,10 @@ def auc_per_query(scores: np.ndarray, positives: np.ndarray, lengths: np.ndarray
 
 
 def pooled_auc(scores: np.ndarray, positives: np.ndarray, owner: np.ndarray, counts: np.ndarray) -> np.ndarray:
-    """The area under the ROC curve over the documents of all queries, ties counting half.
+    """The area under the ROC curve over the documents of all queries, ties counting half: float64 ``[B]``.
 
-    Args:
-        scores: float ``[N]``.
-        positives: bool ``[N]``.
-        owner: int ``[N]``, the query of each document.
-        counts: float ``[B, Q]``, how often each query counts; a row is one sample of queries.
-
-    Returns:
-        float64 ``[B]``.
+    ``scores`` and ``positives`` are ``[N]``, ``owner`` the query of each document, and ``counts`` ``[B, Q]`` how often
+    each query counts; a row is one sample of queries.
     """
     order = np.flatnonzero(~positives)[np.argsort(scores[~positives], kind="stable")]
     below = np.zeros((len(counts), len(order) + 1))

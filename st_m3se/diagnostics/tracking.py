@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import json
 import random
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from io import StringIO
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, NamedTuple, TypeVar
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 import pandas as pd
@@ -26,8 +26,6 @@ if TYPE_CHECKING:
 __all__ = ["HEADER", "Evolution", "TrackedList", "track"]
 
 HEADER = ("step", "epoch", "query_id", "document_id", "positive", "score")
-
-Item = TypeVar("Item")
 
 
 class TrackedList(NamedTuple):
@@ -53,9 +51,9 @@ def track(
 ) -> list[TrackedList]:
     """Draw queries, and positives and negatives of each, to be followed.
 
-    Reservoir sampling in one pass over the candidates, so that every query that has enough positives and negatives is
-    as likely as another, however many there are; then likewise among the documents of a query. Where no query has that
-    many, which is the rule where each query has one relevant document, those with the most are drawn from.
+    Every query that has enough positives and negatives is as likely as another, then likewise among the documents of a
+    query. Where no query has that many, which is the rule where each query has one relevant document, those with the
+    most are drawn from.
 
     Args:
         candidates: Where negatives are drawn from: a store, its path, or query id to document ids.
@@ -66,7 +64,7 @@ def track(
         num_queries: How many queries.
         num_positives: Positives of each, at most.
         num_negatives: Negatives of each, at most.
-        seed: For the draws. The same seed draws the same from the same candidates.
+        seed: For the draws.
 
     Raises:
         FormatError: If no query has both a positive and a negative, or a text is missing.
@@ -78,56 +76,38 @@ def track(
     opened = Collection.open(queries=queries, corpus=corpus, qrels=qrels)
     (queries, corpus), qrels = opened.texts, opened.qrels or {}
     report("track", opened.findings)
-    rows = (
-        ((row.query_id, row.document_ids) for row in candidates)
-        if isinstance(candidates, TeacherScores)
-        else candidates.items()
-    )
-    chooser = random.Random(seed)
-    most, drawn = 0, _Reservoir[tuple[Id, list[Id], list[Id]]](num_queries, chooser)
-    for query, listed in rows:
+    lists: Any = candidates
+    store = isinstance(candidates, TeacherScores)
+    rows = ((row.query_id, row.document_ids) for row in lists) if store else lists.items()
+
+    def parts(query: Id, listed: Sequence[Id]) -> tuple[list[Id], list[Id]]:
         positives = [document for document, grade in qrels.get(query, {}).items() if grade > 0 and document in corpus]
         relevant = set(positives)
-        negatives = [document for document in listed if document not in relevant]
-        if not positives or not negatives:
-            continue
-        wealth = min(len(positives), num_positives) + min(len(negatives), num_negatives)
-        if wealth > most:
-            most, drawn = wealth, _Reservoir(num_queries, chooser)
-        if wealth == most:
-            drawn.offer((query, positives, negatives))
-    if not drawn:
+        return positives, [document for document in listed if document not in relevant]
+
+    most, richest = 0, list[Id]()
+    for query, listed in rows:
+        positives, negatives = parts(query, listed)
+        found = min(len(positives), num_positives) + min(len(negatives), num_negatives)
+        if positives and negatives and found >= most:
+            richest = richest if found == most else []
+            richest.append(query)
+            most = found
+    if not richest:
         raise FormatError(
             "no query has both a relevant document in the corpus and another candidate, so there is nothing to "
             "follow. Are the ids of candidates, judgements and texts the same ones?"
         )
+    chooser = random.Random(seed)
     tracked = []
-    for query, positives, negatives in drawn:
-        chosen = [
-            *_Reservoir(num_positives, chooser, positives),
-            *_Reservoir(num_negatives, chooser, negatives),
-        ]
-        flags = [document in positives for document in chosen]
+    for query in chooser.sample(richest, min(num_queries, len(richest))):
+        positives, negatives = parts(query, lists[query].document_ids if store else lists[query])
+        chosen = chooser.sample(positives, min(num_positives, len(positives)))
+        flags = [True] * len(chosen)
+        chosen += chooser.sample(negatives, min(num_negatives, len(negatives)))
+        flags += [False] * (len(chosen) - len(flags))
         tracked.append(TrackedList(query, queries[query], tuple(chosen), tuple(corpus.take(chosen)), tuple(flags)))
     return tracked
-
-
-class _Reservoir(list[Item]):
-    """Of all items offered so far, a uniform sample without replacement (Vitter 1985, algorithm R)."""
-
-    def __init__(self, size: int, chooser: random.Random, items: Iterable[Item] = ()) -> None:
-        super().__init__()
-        self._size, self._chooser, self._seen = size, chooser, 0
-        for item in items:
-            self.offer(item)
-
-    def offer(self, item: Item) -> None:
-        """Let an item take part."""
-        self._seen += 1
-        if len(self) < self._size:
-            self.append(item)
-        elif (place := self._chooser.randrange(self._seen)) < self._size:
-            self[place] = item
 
 
 @dataclass(frozen=True, eq=False)

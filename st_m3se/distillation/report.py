@@ -18,8 +18,8 @@ from st_m3se.diagnostics.plots import plot_margins
 from st_m3se.diagnostics.separation import NUMBERS, Estimate, measure_separation
 from st_m3se.distillation.data import DistillationData, open_data
 from st_m3se.distillation.lists import AFTER, BEFORE, CONTROL, ENSEMBLE, JUDGES, TEACHER
-from st_m3se.evaluation.html import data_uri, write_page
 from st_m3se.evaluation.plots import COLOURS, WIDTH, Plot, new_figure, style, tidy
+from st_m3se.evaluation.report import data_uri, write_page
 from st_m3se.evaluation.tables import NOTHING, provenance_rows
 from st_m3se.scores.teacher_scores import TeacherScores
 

@@ -15,19 +15,19 @@ if TYPE_CHECKING:
     from st_m3se.evaluation.evaluation import evaluate as evaluate
     from st_m3se.evaluation.evaluators import DistillationEvaluator as DistillationEvaluator
     from st_m3se.evaluation.evaluators import RetrievalEvaluator as RetrievalEvaluator
-    from st_m3se.evaluation.html import write_html as write_html
     from st_m3se.evaluation.measures import DEFAULT_MEASURES as DEFAULT_MEASURES
     from st_m3se.evaluation.measures import parse_measures as parse_measures
     from st_m3se.evaluation.measures import per_query as per_query
     from st_m3se.evaluation.plots import plot_bars as plot_bars
     from st_m3se.evaluation.plots import plot_differences as plot_differences
     from st_m3se.evaluation.plots import plot_wins as plot_wins
+    from st_m3se.evaluation.report import write_html as write_html
     from st_m3se.evaluation.report import write_report as write_report
     from st_m3se.evaluation.results import EvaluatedSet as EvaluatedSet
     from st_m3se.evaluation.results import Results as Results
     from st_m3se.evaluation.significance import Comparison as Comparison
     from st_m3se.evaluation.significance import compare as compare
-    from st_m3se.evaluation.significance import confidence_interval as confidence_interval
+    from st_m3se.evaluation.significance import confidence_intervals as confidence_intervals
     from st_m3se.evaluation.systems import Encoder as Encoder
     from st_m3se.evaluation.systems import GivenRun as GivenRun
     from st_m3se.evaluation.systems import ReRanker as ReRanker
@@ -40,12 +40,11 @@ MODULES = {
     "data": ("EvaluationSet", "Finding", "open_set", "qrels_set"),
     "evaluation": ("evaluate",),
     "evaluators": ("DistillationEvaluator", "RetrievalEvaluator"),
-    "html": ("write_html",),
     "measures": ("DEFAULT_MEASURES", "parse_measures", "per_query"),
     "plots": ("plot_bars", "plot_differences", "plot_wins"),
-    "report": ("write_report",),
+    "report": ("write_html", "write_report"),
     "results": ("EvaluatedSet", "Results"),
-    "significance": ("Comparison", "compare", "confidence_interval"),
+    "significance": ("Comparison", "compare", "confidence_intervals"),
     "systems": ("Encoder", "GivenRun", "ReRanker"),
     "tables": ("render_latex", "render_markdown", "render_terminal"),
 }

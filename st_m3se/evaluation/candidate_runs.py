@@ -55,15 +55,14 @@ UNSCORED = "the run is there to be re-ranked: by itself it would put documents i
 def open_candidates(
     run: str | Path | TeacherScores, query_ids: Sequence[str], corpus: Texts | None, cache_dir: Path
 ) -> tuple[TeacherScores, list[Finding]]:
-    """Open a run to re-rank.
+    """Open a run to re-rank, as a store in the cache, and what was unusual about it.
 
-    What comes back is a store in the cache: of evaluated queries only, in the order of the source, ids as text, best
-    first, with equal scores in the order of the source, without documents that the corpus does not have. As long as
-    source, queries and corpus stay the same, opening it again only opens the store.
+    The store has the evaluated queries only, ids as text, best first, equal scores in the order of the source, without
+    documents that the corpus does not have. As long as source, queries and corpus stay the same, it is made once.
 
     Args:
-        run: A TREC run; ``qid pid rank``, with or without a score, with tabs; MS MARCO's ``qid pid query passage``
-            with tabs, which has no scores; any other file that :func:`~st_m3se.scores.convert` reads; or a store.
+        run: A TREC run; ``qid pid rank``, with or without a score, with tabs; MS MARCO's ``qid pid query passage`` with
+            tabs, which has no scores; any other file that :func:`~st_m3se.scores.convert` reads; or a store.
         query_ids: The evaluated queries.
         corpus: The documents that exist; None lets all pass.
         cache_dir: Where to keep the store.

@@ -8,6 +8,8 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import pandas as pd
+
 from st_m3se.core.errors import FormatError
 from st_m3se.core.findings import EXAMPLES, Finding
 from st_m3se.evaluation.results import FILE, EvaluatedSet, Results, Values
@@ -26,8 +28,7 @@ def compare_files(
 ) -> Results:
     """Load several results files and put them beside each other.
 
-    Systems of the same name that were described or measured differently are told apart by their file: "model (a)" and
-    "model (b)".
+    Systems of the same name that were described or measured differently are told apart by their file: "model (a)".
 
     Args:
         paths: ``results.json`` files, or folders that hold one.
@@ -212,15 +213,13 @@ def _system_difference(system: str, one: Results, other: Results) -> str:
     if ours != theirs:
         return "their descriptions differ"
     for name in one.values.keys() & other.values.keys():
-        left, right = (
-            {
-                measure: dict(zip(part.sets[name].query_ids, values.tolist(), strict=True))
-                for measure, values in part.values[name].get(system, {}).items()
-            }
+        ours, theirs = (
+            {measure: pd.Series(found, part.sets[name].query_ids) for measure, found in measured.items()}
             for part in (one, other)
+            for measured in [part.values[name].get(system, {})]
         )
-        for measure in left.keys() & right.keys():
-            ours, theirs = left[measure], right[measure]
-            if any(ours[query] != theirs[query] for query in ours.keys() & theirs.keys()):
+        for measure in ours.keys() & theirs.keys():
+            common = ours[measure].index.intersection(theirs[measure].index)
+            if (ours[measure][common] != theirs[measure][common]).any():
                 return f"their {measure} on {name} differ"
     return ""

@@ -90,23 +90,11 @@ def open_set(
 ) -> EvaluationSet:
     """Open a BEIR folder, or a BEIR set by its name, to evaluate systems on.
 
-    What a folder holds says :meth:`Collection.open <st_m3se.data.collection.Collection.open>`.
-
-    Documents are held on disk, see :class:`~st_m3se.data.texts.Texts`; memory holds the ids of the documents, the
-    queries and the judgements. What is not as it should be is dealt with as BEIR's loader and trec_eval do, where these
-    define it, and every such thing is a :class:`Finding`:
-
-    - an empty document or query is kept, as the empty text;
-    - of an id that repeats, the last text counts, in the place of the first; of a pair that is judged
-      twice, the last grade;
-    - a judged query that has no text is not evaluated (BEIR's loader stops);
-    - a judged document that is not in the corpus stays in the judgements: if it is relevant, recall, AP and
-      the ideal DCG count it, and no system can find it;
-    - a query without a relevant document counts 0 in every measure, and so does one without candidates;
-    - query ids that are document ids too: noted, since the rule ``exclude_same_id`` acts on them.
-
-    What cannot be read at all (a line that is not JSON, a document without an id or text, a grade that is not an
-    integer) is an error in any mode.
+    What a folder holds says :meth:`Collection.open <st_m3se.data.collection.Collection.open>`. What is unusual is dealt
+    with as BEIR's loader and trec_eval do, where these define it, and each such thing is a :class:`Finding`: empty
+    texts are kept; the last text of an id and the last grade of a pair count; judged queries without a text are left
+    out; judged documents that the corpus lacks stay in the judgements; a query without a relevant document or without
+    candidates counts 0 in every measure.
 
     Args:
         source: The folder; or a name such as "scifact" or "cqadupstack/android", see
@@ -116,8 +104,8 @@ def open_set(
             NanoBEIR's "train", is opened with that one, which is a finding too.
         run: A run to re-rank, see :func:`qrels_set`. None is retrieval from the whole corpus.
         qrels: Judgements from elsewhere: a file, or a mapping.
-        strict: Refuse a set with findings, except those that are mere notes (another split, shared ids, a run
-            without scores or with other queries).
+        strict: Refuse a set with findings, except mere notes (another split, shared ids, a run without scores or with
+            other queries).
         cache_dir: For downloads and for copies that Arrow can map. None is beside the datasets library's cache.
 
     Raises:
@@ -143,24 +131,16 @@ def qrels_set(
 ) -> EvaluationSet:
     """A set from its parts: judgements, a run to re-rank, and where there are any, texts.
 
-    With judgements alone it is a set of ids, on which given runs are measured: TREC DL19 and DL20 without MS MARCO's
-    passages, for instance. With a run and texts it is a re-ranking task, the form in which the M3SE paper reports MS
-    MARCO dev, DL19, DL20 and NQ. Judgements and findings as in :func:`open_set`.
-
-    Example:
-        >>> qrels_set(  # doctest: +SKIP
-        ...     "2019qrels-pass.txt", name="dl19", run="msmarco-passagetest2019-top1000.tsv"
-        ... )
+    With judgements alone it is a set of ids, on which given runs are measured. With a run and texts it is a re-ranking
+    task, the form in which the M3SE paper reports MS MARCO dev, DL19, DL20 and NQ.
 
     Args:
-        qrels: A file (TREC, BEIR's TSV, Parquet) or a mapping, query id to document id to grade. DL19 and DL20: a
-            binary measure should ask for the grade 2, such as ``RR(rel=2)@10``, see
-            :func:`~st_m3se.evaluation.measures.parse_measures`.
+        qrels: A file (TREC, BEIR's TSV, Parquet) or a mapping, query id to document id to grade. For DL19 and DL20 a
+            binary measure should ask for the grade 2, such as ``RR(rel=2)@10``.
         name: For tables.
         split: For the report.
         run: The candidates: a TREC run; MS MARCO's ``qid pid rank``; its ``top1000`` files, ``qid pid query passage``,
-            whose texts are used unless ``queries`` or ``corpus`` are given; or a store, as ``find_candidates``
-            writes it.
+            whose texts are used unless ``queries`` or ``corpus`` are given; or a store.
         queries: Whatever :meth:`Texts.open <st_m3se.data.texts.Texts.open>` takes, such as ``queries.dev.small.tsv``.
         corpus: Likewise, such as ``collection.tsv``.
         strict: See :func:`open_set`.

@@ -14,12 +14,11 @@ from st_m3se.core.extras import require
 from st_m3se.core.findings import Finding, found
 from st_m3se.data.qrels import is_own_document
 from st_m3se.evaluation.data import EvaluationSet, open_set
-from st_m3se.evaluation.html import Section
 from st_m3se.evaluation.measures import DEFAULT_MEASURES, check_grades, parse_measures, per_query
 from st_m3se.evaluation.provenance import provenance
 from st_m3se.evaluation.rankers import load_ranker
 from st_m3se.evaluation.rankings import Ranking, make_ranking
-from st_m3se.evaluation.report import write_report
+from st_m3se.evaluation.report import Section, write_report
 from st_m3se.evaluation.results import EvaluatedSet, Results, Values
 from st_m3se.evaluation.systems import NAME, Encoder, GivenRun, ReRanker, System, check_model, systems_of
 from st_m3se.retrieval.bm25 import BM25
@@ -55,33 +54,27 @@ def evaluate(
 
     ``output/SET/SYSTEM`` keeps each ranking: ``run``, a store; ``run.trec``, the same for other tools; and
     ``system.json``, what it was made with and how long that took. The same call again makes only what is missing, so a
-    run that was killed goes on: embeddings of a corpus and scores of a re-ranker go on in their midst. A ranking that
-    was made with another model, set, depth or the like is refused, and the message says what differs. ``device``,
-    ``batch_size`` and the measures may change. The report is on the sets and systems of this call.
-
-    Where a set comes with a run to re-rank, an encoder or BM25 puts the documents of that run in order and searches
-    nothing.
+    run that was killed goes on. A ranking that was made with another model, set or depth is refused; ``device``,
+    ``batch_size`` and the measures may change. Where a set comes with a run, encoders and BM25 put its documents in
+    order and search nothing.
 
     Args:
         sets: Opened sets, or the folders or names that :func:`~st_m3se.evaluation.open_set` takes, with their test
             split.
         systems: A mapping from a name to a system, or to several models that are seeds of one system; or a list. A
-            system is "bm25" or :class:`~st_m3se.BM25`; an encoder, its name or folder, or an
-            :class:`Encoder` with options; a :class:`ReRanker`; a :class:`GivenRun`; or "candidates", the run that a set
-            comes with.
+            system is "bm25" or :class:`~st_m3se.BM25`; an encoder, its name or folder, or an :class:`Encoder` with
+            options; a :class:`ReRanker`; a :class:`GivenRun`; or "candidates", the run that a set comes with.
         output: The folder.
         measures: Names as ir_measures writes them, the headline first. None is nDCG@10, RR@10, R@100, R@1000 and AP, as
             far as ``depth`` reaches.
         depth: Documents per query that a search finds. A given run keeps all of its own.
-        exclude_same_id: BEIR's rule: the document with the query's own id is no result, unless it is judged for the
-            query.
+        exclude_same_id: BEIR's rule: the document with the query's own id is no result, unless it is judged for it.
         strict: Refuse a set with anything unusual, where a set is opened here.
         confidence: Of the intervals; 1 - confidence is the level of the tests.
         baseline: A system that each other one is tested against. None tests all pairs.
         batch_size: Texts that an encoder encodes at once.
         device: Where models run, such as "cuda:1" or "cpu". None is what there is.
-        cache_dir: Where embeddings of a corpus are kept, for other evaluations as well. None is
-            ``output/embeddings``.
+        cache_dir: Where embeddings of a corpus are kept. None is ``output/embeddings``.
         plots: Draw plots for the report, which needs matplotlib.
         sections: More sections for the page, such as :func:`~st_m3se.diagnostics.html_section` of a diagnosis.
         show_progress_bar: Show progress.

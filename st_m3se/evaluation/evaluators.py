@@ -10,15 +10,14 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
-import pyarrow as pa
 import torch
 from sentence_transformers.base.evaluation import BaseEvaluator
 from torch import Tensor
 
 from st_m3se.core.markdown import check_name
-from st_m3se.core.scored_list import ScoredList
 from st_m3se.evaluation.data import EvaluationSet, open_set
 from st_m3se.evaluation.measures import DEFAULT_MEASURES, check_grades, parse_measures, per_query
+from st_m3se.evaluation.rankers import ranked_lists
 from st_m3se.retrieval.models import CHUNK, embed_documents, embed_queries, model_kind, take_rows
 from st_m3se.retrieval.search import Search, SearchResult
 from st_m3se.retrieval.sources import Pairs
@@ -79,27 +78,22 @@ class DistillationEvaluator(_Evaluator):
     """Compare a student's scores with its teacher's on held-out lists.
 
     Pass it as ``evaluator=`` to the trainer of a SentenceTransformer, SparseEncoder or MultiVectorEncoder, or call it
-    on a model. Each distinct text is encoded once. The measures are means over the queries whose teacher scores differ
-    at all; documents that the teacher did not score are left out.
+    on a model. The measures are means over the queries whose teacher scores differ at all; documents that the teacher
+    did not score are left out.
 
     ``kendall_tau``
-        Kendall's tau-b between the two scores of a list's documents: 1 is the teacher's order, -1 its reverse. A
-        student that scores all documents of a list alike has no order and gets 0. The primary metric.
+        Kendall's tau-b between the two scores of a list: 1 is the teacher's order, -1 its reverse, 0 where the student
+        scores all documents alike. The primary metric.
     ``ndcg@k``
-        How good the student's first ``k`` documents are in the teacher's eyes. The gain of a document is
-        ``(t - min t) / (max t - min t)`` over its list's teacher scores ``t``. The discount is ``1 / log2(1 + rank)``;
-        the ideal order is the teacher's. Documents that the student ties share their mean gain, so that the order in
-        which a list was written gives nothing away.
+        nDCG with the gains ``(t - min t) / (max t - min t)`` of a list's teacher scores ``t``. Documents that the
+        student ties share their mean gain, so that the order of the list gives nothing away.
     ``margin_mae``, ``margin_rmse``
-        How far the student's margins are from the teacher's, in units of the teacher's logits. The margin of a document
-        is its distance from the teacher's first document (the first one on a tie): ``t_top - t_j`` for the teacher,
-        ``scale * (s_top - s_j)`` for the student. Mean absolute difference over a list's other documents, averaged over
-        queries; and the root of the equally averaged squares.
+        The mean absolute error, and the root of the mean squared error, of ``scale * (s_top - s_j)`` against ``t_top -
+        t_j`` over a list's documents but the teacher's first, averaged over queries; in units of the teacher's logits.
 
     Args:
         samples: Rows of ``query``, ``documents`` and ``scores``, as for :class:`~st_m3se.DistillationCollator`: dicts
-            or a ``datasets.Dataset``; other columns are ignored. A dataset of
-            :func:`~st_m3se.build_distillation_dataset` is read here, once. None or NaN is an unscored document.
+            or a ``datasets.Dataset``, read once; other columns are ignored. None or NaN is an unscored document.
         similarity_fct: From query embeddings ``[1, dim]`` and document embeddings ``[D, dim]`` to ``[1, D]``; those of
             a MultiVectorEncoder are lists of ``[tokens, dim]``. None is the model's own similarity.
         scale: What the loss multiplies the similarity with. Only the margin measures depend on it.
@@ -107,7 +101,7 @@ class DistillationEvaluator(_Evaluator):
         name: Goes in front of the metrics' names.
         batch_size: Texts that are encoded together.
         show_progress_bar: Whether to show one for the encoding.
-        write_csv: Whether to add a line to ``DistillationEvaluator_<name>_results.csv`` in the output folder.
+        write_csv: Add a line to ``DistillationEvaluator_<name>_results.csv`` in the output folder.
         truncate_dim: Cut dense embeddings to this dimension; None is the model's own.
 
     Raises:
@@ -233,21 +227,16 @@ def _checked(place: int, sample: Mapping[str, Any]) -> tuple[str, Sequence[str],
 class RetrievalEvaluator(_Evaluator):
     """Search a corpus with a model and measure what it finds, in the trainer or alone.
 
-    Pass it as ``evaluator=`` to the trainer of a SentenceTransformer, SparseEncoder or MultiVectorEncoder, or call it
-    on a model. The corpus is encoded and searched exactly in chunks, so that neither its texts nor its embeddings are
-    ever held as a whole. When several processes train, the first one searches and measures, and sentence-transformers
-    shares the encoding out among all.
+    Pass it as ``evaluator=`` to the trainer, or call it on a model. The corpus is encoded and searched exactly, in
+    chunks. When several processes train, the first one searches and measures, and sentence-transformers shares the
+    encoding out. The measures are those of ``st-m3se evaluate``; logs have them as ``eval_<name>_<measure>``, such as
+    ``eval_scifact_nDCG@10``, which ``metric_for_best_model`` takes, too. The first measure is the primary one.
 
-    The measures are those of ``st-m3se evaluate``: graded where the judgements are, over all judged queries. In the
-    trainer's logs they stand as ``eval_<name>_<measure>``, such as ``eval_scifact_nDCG@10``, which
-    ``metric_for_best_model`` takes, too. The first measure is the primary one.
-
-    Why not sentence-transformers' ``InformationRetrievalEvaluator``: its judgements are sets, without grades; it keeps
-    the whole corpus as a list of texts and sorts hits in Python; and nothing leaves out a query's own document.
+    Why not sentence-transformers' ``InformationRetrievalEvaluator``: its judgements have no grades; it keeps the whole
+    corpus as a list of texts; and nothing leaves out a query's own document.
 
     Args:
-        source: A BEIR folder, the name of a BEIR set, or an :class:`~st_m3se.evaluation.EvaluationSet`, with a corpus
-            to search.
+        source: A BEIR folder, the name of a BEIR set, or an :class:`~st_m3se.evaluation.EvaluationSet` with a corpus.
         split: Which judgements of the folder: ``qrels/<split>.tsv``.
         name: Goes in front of the measures' names. None is the set's own name, "" is nothing.
         measures: Names such as "nDCG@10", see :func:`~st_m3se.evaluation.measures.parse_measures`.
@@ -274,7 +263,6 @@ class RetrievalEvaluator(_Evaluator):
             arguments = SentenceTransformerTrainingArguments(
                 ..., load_best_model_at_end=True, metric_for_best_model="eval_scifact_nDCG@10"
             )
-            trainer = SentenceTransformerTrainer(..., evaluator=evaluator)
     """
 
     def __init__(
@@ -335,12 +323,7 @@ class RetrievalEvaluator(_Evaluator):
 
     def evaluate_queries(self, model: Any) -> dict[str, np.ndarray]:
         """Each measure for each query: float64 ``[queries]``, in the order of the set's ``query_ids``."""
-        found = self.search(model)
-        ids = self.corpus.ids.cast(pa.large_string()).combine_chunks()
-        lists = (
-            ScoredList(query, ids.take(pa.array(rows[rows >= 0])).to_pylist(), scores[rows >= 0].tolist())
-            for query, rows, scores in zip(self.queries, found.rows, found.scores, strict=True)
-        )
+        lists = ranked_lists(self.queries, self.corpus, self.search(model))
         options: dict[str, Any] = {"exclude_same_id": self.exclude_same_id, "query_ids": self.set.query_ids}
         return per_query(lists, self.set.qrels, self.measures, **options)
 

@@ -31,12 +31,9 @@ BLOCK_QUERIES = 1_000  # evaluated together: some hundred megabytes at 1,000 doc
 def parse_measures(names: Sequence[str]) -> list[Measure]:
     """The measures of ir_measures by these names.
 
-    They are written ``NAME@CUTOFF`` or ``NAME(parameter=value)@CUTOFF``: ``nDCG@10``, ``RR@10`` (also ``MRR@10``),
-    ``R@100`` (``Recall@100``), ``AP`` (``MAP``), ``P@5``, ``Success@1``, ``Rprec``, ``Judged@10`` and more.
-
-    Binary measures take a grade of 1 for relevant. Where judgements say otherwise, ``rel`` is the lowest grade that
-    is: TREC's deep learning tracks report passages with ``RR(rel=2)@10``, ``R(rel=2)@1000`` and ``AP(rel=2)``, since
-    their grade 1 means "on the subject and no answer". nDCG takes the grades as they are.
+    ``NAME@CUTOFF`` or ``NAME(parameter=value)@CUTOFF``: ``nDCG@10``, ``RR@10`` (also ``MRR@10``), ``R@100``, ``AP``,
+    ``P@5``, ``Success@1``, ``Rprec``, ``Judged@10`` and more. Binary measures take a grade of 1 for relevant; ``rel``
+    sets another lowest grade, as TREC's deep learning tracks need: ``RR(rel=2)@10``, ``AP(rel=2)``.
 
     Raises:
         ValueError: If there is no such measure, or nothing that is installed computes it.
@@ -73,24 +70,20 @@ def per_query(
     exclude_same_id: bool = True,
     query_ids: Sequence[Id] | None = None,
 ) -> dict[str, np.ndarray]:
-    """Each measure for each query.
+    """Each measure for each query, with trec_eval's values on the same run.
 
-    The values are those of trec_eval on the same run. It compares scores as float32, and puts equal ones in falling
-    order of the document's id, whatever the order of the file. ir_measures computes some measures with other programs,
-    which do neither (RR@10 among them): they all get the order that trec_eval would make.
-
-    The run is read once, a thousand queries at a time.
+    trec_eval compares scores as float32, and puts equal ones in falling order of the document's id. ir_measures
+    computes some measures with other programs, which do neither (RR@10 among them): all get the order that trec_eval
+    would make.
 
     Args:
-        run: The ranked lists, in any order, with their documents in any order: a store, or any rows. Ids that are
-            integers are taken as their decimal text. Queries that are not asked for are passed over.
-        qrels: Query id to document id to grade, an integer. Ids that are integers are taken as their decimal text. A
-            document that is not judged counts as not relevant.
+        run: The ranked lists in any order, read once: a store, or any rows. Ids that are integers are taken as their
+            decimal text. Queries that are not asked for are passed over.
+        qrels: Query id to document id to grade, an integer. A document that is not judged counts as not relevant.
         measures: Names, see :func:`parse_measures`.
-        exclude_same_id: Leave out the result that has the query's own id, as BEIR does by default: where queries are
-            documents too (ArguAna, Quora) a query would find itself. A document that is judged for the query stays,
-            which BEIR drops too. Mind it where the ids are mere numbers and document 7 has nothing to do with query 7;
-            trec_eval knows no such rule.
+        exclude_same_id: Leave out the result that has the query's own id, as BEIR does by default, where queries are
+            documents too (ArguAna, Quora). A document that is judged for the query stays, which BEIR drops too. Mind it
+            where ids are mere numbers; trec_eval knows no such rule.
         query_ids: Which queries, in which order. None is all of ``qrels`` in their order.
 
     Returns:
@@ -98,8 +91,8 @@ def per_query(
         with trec_eval's option ``-c``, and so does one without a relevant document.
 
     Raises:
-        FormatError: If a query has two rows, a document stands twice in a list, a score is not finite, or a grade is
-            no integer.
+        FormatError: If a query has two rows, a document stands twice in a list, a score is not finite, or a grade is no
+            integer.
         ValueError: If a measure is unknown or does not suit the grades, or a query has no judgement.
     """
     ir_measures = require("ir_measures", "eval")

@@ -5,7 +5,7 @@ from __future__ import annotations
 import io
 import textwrap
 from collections.abc import Iterator, Sequence
-from contextlib import AbstractContextManager
+from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import cached_property
 from itertools import groupby
@@ -18,7 +18,7 @@ import pandas as pd
 from st_m3se.core.extras import require
 from st_m3se.core.files import atomic_file
 from st_m3se.evaluation.results import AVERAGE
-from st_m3se.evaluation.tables import DIGITS, NOTHING, Grid, grids, leading, plain, reference
+from st_m3se.evaluation.tables import DIGITS, NOTHING, grids, leading, plain, reference
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -54,6 +54,13 @@ STYLE = {
 }
 
 
+@contextmanager
+def style() -> Iterator[None]:
+    """The style of all figures, also as a decorator; matplotlib's settings are as they were when it ends."""
+    with require("matplotlib", "plot").rc_context(STYLE):
+        yield
+
+
 @dataclass(frozen=True)
 class Plot:
     """A figure and what it shows: ``name`` for its files, ``caption`` below it, ``alt`` for who cannot see it."""
@@ -71,10 +78,10 @@ class Plot:
 
 def plots(results: Results) -> Iterator[Plot]:
     """All plots of a report: bars and tested differences of every measure, wins and losses by the headline measure."""
-    for grid in grids(results, turn=False):
-        alt = f"Bar chart of the table {grid.title}: {len(grid.rows)} systems, {len(grid.columns)} groups of bars."
-        caption = f"{grid.title}: means with bootstrap intervals."
-        yield Plot(f"bars {grid.title}", caption, alt, _bars(grid, _measure(results, grid)))
+    for title, grid in grids(results, turn=False).items():
+        alt = f"Bar chart of the table {title}: {len(grid)} systems, {grid.shape[1]} groups of bars."
+        caption = f"{title}: means with bootstrap intervals."
+        yield Plot(f"bars {title}", caption, alt, _bars(results, title, grid))
     for measure in results.measures:
         if tests := _tests(results, measure):
             against = plain(_against(results))
@@ -107,54 +114,42 @@ def plots(results: Results) -> Iterator[Plot]:
 def plot_bars(results: Results, measure: str | None = None) -> Figure:
     """Bars with intervals: every system on every set and on average; for a single set, on every measure.
 
-    Args:
-        results: What to show.
-        measure: By default the first; without effect where there is a single set.
-
-    Raises:
-        ImportError: If matplotlib is missing.
+    ``measure`` is by default the first; it has no effect where there is a single set.
     """
-    tables = {grid.title: grid for grid in grids(results, turn=False)}
-    grid = tables.get(measure or results.measures[0], next(iter(tables.values())))
-    return _bars(grid, _measure(results, grid))
+    tables = grids(results, turn=False)
+    title = plain(measure or results.measures[0])
+    title = title if title in tables else next(iter(tables))
+    return _bars(results, title, tables[title])
 
 
-def _measure(results: Results, grid: Grid) -> str:
-    return grid.title if grid.title in results.measures and len(results.columns) > 1 else "value"
+@style()
+def _bars(results: Results, title: str, grid: pd.DataFrame) -> Figure:
+    from matplotlib.patches import Patch
+
+    measure = title if title in results.measures and len(results.columns) > 1 else "value"
+    systems, places = len(grid), list(range(grid.shape[1]))
+    rows = max(1, -(-len(places) * systems // BARS))
+    per_row = -(-len(places) // rows)
+    parts = [places[start : start + per_row] for start in range(0, len(places), per_row)]
+    columns = max(1, min(systems, int(110 / (max(map(len, grid.index)) + 8))))
+    height = 0.4 + 0.22 * -(-systems // columns) + 2.6 * len(parts)
+    figure = new_figure(WIDTH, height)
+    panels = figure.subplots(len(parts), 1, squeeze=False, sharey=True)[:, 0]
+    for panel, part in zip(panels, parts, strict=True):
+        _draw_bars(panel, grid, part, per_row)
+        panel.set_ylabel(measure)
+    labels = [f" {label}" for label in grid.index]  # one that begins with an underscore would be left out
+    handles = [Patch(**_look(row)) for row in range(systems)]
+    figure.legend(handles, labels, loc="outside upper center", ncols=columns, frameon=False)
+    return _laid_out(figure)
 
 
-def _bars(grid: Grid, measure: str) -> Figure:
-    with style():
-        from matplotlib.patches import Patch
-
-        systems, places = len(grid.rows), list(range(len(grid.columns)))
-        rows = max(1, -(-len(places) * systems // BARS))
-        per_row = -(-len(places) // rows)
-        parts = [places[start : start + per_row] for start in range(0, len(places), per_row)]
-        columns = max(1, min(systems, int(110 / (max(map(len, grid.rows)) + 8))))
-        height = 0.4 + 0.22 * -(-systems // columns) + 2.6 * len(parts)
-        figure = new_figure(WIDTH, height)
-        panels = figure.subplots(len(parts), 1, squeeze=False, sharey=True)[:, 0]
-        for panel, part in zip(panels, parts, strict=True):
-            _draw_bars(panel, grid, part, per_row)
-            panel.set_ylabel(measure)
-        labels = [f" {label}" for label in grid.rows]  # one that begins with an underscore would be left out
-        figure.legend(
-            [Patch(**_look(row)) for row in range(systems)],
-            labels,
-            loc="outside upper center",
-            ncols=columns,
-            frameon=False,
-        )
-        return _laid_out(figure)
-
-
-def _draw_bars(panel: Axes, grid: Grid, part: Sequence[int], slots: int) -> None:
+def _draw_bars(panel: Axes, grid: pd.DataFrame, part: Sequence[int], slots: int) -> None:
     """Some of the columns, in a panel that has room for so many."""
-    systems = len(grid.rows)
+    systems = len(grid)
     width = 0.84 / systems
     for row in range(systems):
-        shown = [grid.figures[row][place] for place in part]
+        shown = grid.iloc[row, list(part)].tolist()
         x = np.arange(len(part)) + (row - (systems - 1) / 2) * width
         heights = np.array([np.nan if figure is None else figure.value for figure in shown])
         bars = panel.bar(x, np.nan_to_num(heights), width, **_look(row))
@@ -203,47 +198,43 @@ def _tests(results: Results, measure: str) -> dict[str, pd.DataFrame]:
     return {group: found[group] for group in results.groups if group in found}
 
 
+@style()
 def plot_differences(results: Results, measure: str | None = None) -> Figure:
     """The tested differences to the baseline on every set, with their intervals; filled where significant.
 
     Without a baseline, the differences to the first system, or to the first besides BM25 where there are two.
-
-    Args:
-        results: What to show.
-        measure: By default the first.
+    ``measure`` is by default the first.
 
     Raises:
         ValueError: If nothing was tested against it.
-        ImportError: If matplotlib is missing.
     """
     measure = measure or results.measures[0]
     tests = _tests(results, measure)
     if not tests:
         raise ValueError(f"nothing was tested against {_against(results)!r} by {measure}: that takes a set with both.")
-    with style():
-        tested = {name for found in tests.values() for name in found["set"]}
-        names = [name for name in results.sets if name in tested]
-        places = {name: place for place, name in enumerate(reversed(names))}
-        columns = min(PANELS, len(tests))
-        rows = -(-len(tests) // columns)
-        height = 0.7 + rows * (0.6 + 0.24 * len(names))
-        figure = new_figure(WIDTH if columns > 1 else WIDTH * 0.66, height)
-        panels = figure.subplots(rows, columns, squeeze=False, sharex=True, sharey=True)
-        for panel, (group, found) in zip(panels.flat, tests.items(), strict=False):
-            for test in found.itertuples():
-                place, face = places[test.set], COLOURS[0] if test.significant else "white"
-                panel.plot([test.low, test.high], [place] * 2, color="black", linewidth=1)
-                panel.plot(
-                    test.difference, place, marker="o", markersize=5.5, markerfacecolor=face, markeredgecolor="black"
-                )
-            panel.axvline(0, color="0.5", linewidth=0.8, linestyle="--")
-            panel.set_title(_title(group, columns), fontsize=9)
-            panel.set_yticks(list(places.values()), ["\n".join(textwrap.wrap(plain(name), 30)) for name in places])
-            panel.set_ylim(-0.6, len(names) - 0.4)
-            tidy(panel, "x")
-        _finish(panels, len(tests))
-        figure.supxlabel(f"{measure} minus that of {textwrap.shorten(plain(_against(results)), 90)}", fontsize=9)
-        return _laid_out(figure)
+    tested = {name for found in tests.values() for name in found["set"]}
+    names = [name for name in results.sets if name in tested]
+    places = {name: place for place, name in enumerate(reversed(names))}
+    columns = min(PANELS, len(tests))
+    rows = -(-len(tests) // columns)
+    height = 0.7 + rows * (0.6 + 0.24 * len(names))
+    figure = new_figure(WIDTH if columns > 1 else WIDTH * 0.66, height)
+    panels = figure.subplots(rows, columns, squeeze=False, sharex=True, sharey=True)
+    for panel, (group, found) in zip(panels.flat, tests.items(), strict=False):
+        for test in found.itertuples():
+            place, face = places[test.set], COLOURS[0] if test.significant else "white"
+            panel.plot([test.low, test.high], [place] * 2, color="black", linewidth=1)
+            panel.plot(
+                test.difference, place, marker="o", markersize=5.5, markerfacecolor=face, markeredgecolor="black"
+            )
+        panel.axvline(0, color="0.5", linewidth=0.8, linestyle="--")
+        panel.set_title(_title(group, columns), fontsize=9)
+        panel.set_yticks(list(places.values()), ["\n".join(textwrap.wrap(plain(name), 30)) for name in places])
+        panel.set_ylim(-0.6, len(names) - 0.4)
+        tidy(panel, "x")
+    _finish(panels, len(tests))
+    figure.supxlabel(f"{measure} minus that of {textwrap.shorten(plain(_against(results)), 90)}", fontsize=9)
+    return _laid_out(figure)
 
 
 def _title(group: str, columns: int) -> str:
@@ -271,6 +262,7 @@ def _counts(differences: np.ndarray) -> str:
     return f"{wins:,} won, {len(differences) - wins - losses:,} tied, {losses:,} lost"
 
 
+@style()
 def plot_wins(results: Results, name: str, measure: str | None = None) -> Figure:
     """For each system, its value minus the baseline's for every query of a set, sorted: how many won, and how much.
 
@@ -281,7 +273,6 @@ def plot_wins(results: Results, name: str, measure: str | None = None) -> Figure
 
     Raises:
         ValueError: If fewer than two systems were measured there, or the baseline was not.
-        ImportError: If matplotlib is missing.
     """
     measure = measure or results.measures[0]
     others = _others(results, name, measure)
@@ -289,21 +280,20 @@ def plot_wins(results: Results, name: str, measure: str | None = None) -> Figure
         raise ValueError(
             f"on {name!r} there are no two systems with {measure}, one of them the baseline, to show differences of."
         )
-    with style():
-        columns = min(PANELS, len(others))
-        rows = -(-len(others) // columns)
-        figure = new_figure(WIDTH if columns > 1 else WIDTH * 0.66, 0.5 + 2.4 * rows)
-        panels = figure.subplots(rows, columns, squeeze=False, sharex=True, sharey=True)
-        limit = max(0.05, *(float(np.abs(values).max()) * 1.08 for values in others.values()))
-        for panel, (group, values) in zip(panels.flat, others.items(), strict=False):
-            _draw_wins(panel, values)
-            panel.set_title(_title(group, columns), fontsize=9)
-            panel.set_ylim(-limit, limit)
-        _finish(panels, len(others))
-        figure.supylabel(f"difference in {measure}", fontsize=9)
-        against = textwrap.shorten(plain(reference(results, name, measure) or ""), 90)
-        figure.supxlabel(f"queries, best difference to {against} first", fontsize=9)
-        return _laid_out(figure)
+    columns = min(PANELS, len(others))
+    rows = -(-len(others) // columns)
+    figure = new_figure(WIDTH if columns > 1 else WIDTH * 0.66, 0.5 + 2.4 * rows)
+    panels = figure.subplots(rows, columns, squeeze=False, sharex=True, sharey=True)
+    limit = max(0.05, *(float(np.abs(values).max()) * 1.08 for values in others.values()))
+    for panel, (group, values) in zip(panels.flat, others.items(), strict=False):
+        _draw_wins(panel, values)
+        panel.set_title(_title(group, columns), fontsize=9)
+        panel.set_ylim(-limit, limit)
+    _finish(panels, len(others))
+    figure.supylabel(f"difference in {measure}", fontsize=9)
+    against = textwrap.shorten(plain(reference(results, name, measure) or ""), 90)
+    figure.supxlabel(f"queries, best difference to {against} first", fontsize=9)
+    return _laid_out(figure)
 
 
 def _draw_wins(panel: Axes, differences: np.ndarray) -> None:
@@ -335,26 +325,20 @@ def _laid_out(figure: Figure) -> Figure:
     return figure
 
 
+@style()
 def image(figure: Figure, form: str) -> bytes:
     """The figure as "svg" or "png", the same bytes for the same figure."""
     # Without these the SVG would hold the date, and addresses of vocabularies.
     metadata: dict[str, Any] = {"Date": None, "Creator": None, "Format": None, "Type": None} if form == "svg" else {}
-    with style():
-        file = io.BytesIO()
-        figure.savefig(file, format=form, dpi=150, metadata=metadata)
+    file = io.BytesIO()
+    figure.savefig(file, format=form, dpi=150, metadata=metadata)
     return file.getvalue()
 
 
 def save_figure(figure: Figure, path: str | Path, *, svg: bytes | None = None) -> tuple[Path, Path]:
     """Write ``path`` with the endings .png and .svg; the same figure gives the same bytes.
 
-    Args:
-        figure: The figure.
-        path: Where to, without an ending.
-        svg: The figure as SVG, where that is there already.
-
-    Returns:
-        The two files.
+    ``svg`` is the figure as SVG, where that is there already.
     """
     path = Path(path)
     files = path.with_name(f"{path.name}.png"), path.with_name(f"{path.name}.svg")
@@ -362,12 +346,6 @@ def save_figure(figure: Figure, path: str | Path, *, svg: bytes | None = None) -
         with atomic_file(file, overwrite=True) as temporary:
             temporary.write_bytes(content)
     return files
-
-
-def style() -> AbstractContextManager[None]:
-    """The style of all figures; matplotlib's settings are as they were when it ends."""
-    context: AbstractContextManager[None] = require("matplotlib", "plot").rc_context(STYLE)
-    return context
 
 
 def new_figure(width: float, height: float) -> Figure:

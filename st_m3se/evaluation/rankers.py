@@ -24,11 +24,11 @@ from st_m3se.retrieval.embeddings import embed_corpus
 from st_m3se.retrieval.fingerprint import model_fingerprint
 from st_m3se.retrieval.models import embed_documents, embed_queries, encoder_kind, take_rows
 from st_m3se.retrieval.scoring import as_teacher
-from st_m3se.retrieval.search import search
+from st_m3se.retrieval.search import SearchResult, search
 from st_m3se.retrieval.sources import Pairs
 from st_m3se.scores.teacher_scores import TeacherScores
 
-__all__ = ["bm25_scores", "load_ranker", "pair_scorer"]
+__all__ = ["bm25_scores", "load_ranker", "pair_scorer", "ranked_lists"]
 
 PAIRS = 4_096  # compared together
 
@@ -54,7 +54,7 @@ class LexicalRanker(Ranker):
 
     def rank(self, ranking: Ranking) -> None:
         """Search, or score the candidates."""
-        queries, corpus = ranking.texts
+        queries, corpus = ranking.evaluation_set.texts
         options: dict[str, Any] = {"show_progress_bar": ranking.show_progress_bar}
         with ranking.timed("search"):
             if ranking.evaluation_set.candidates is None:
@@ -78,13 +78,7 @@ def bm25_scores(
 ) -> Iterator[ScoredList]:
     """BM25 scores of given documents, with the statistics of the whole corpus: 0 where no word matches.
 
-    Args:
-        source: Its settings.
-        lists: Query id to document ids, all of which have texts.
-        queries: Their texts.
-        corpus: The documents.
-        place: A temporary folder is made beside it.
-        show_progress_bar: Show progress.
+    ``lists`` are query id to document ids, all of which have texts; a temporary folder is made beside ``place``.
     """
     asked = Texts.open(dict(zip(lists, queries.take(list(lists)), strict=True)), "queries")
     wanted = {query: dict.fromkeys(documents, 1) for query, documents in lists.items()}
@@ -121,7 +115,7 @@ class EncoderRanker(Ranker):
             scored = ranking.score(scorer, ranking.evaluation_set.candidates, "encode and compare", name=label)
             ranking.write(map(best_first, scored), self.description)
             return
-        queries, corpus = ranking.texts
+        queries, corpus = ranking.evaluation_set.texts
         options: dict[str, Any] = {"batch_size": ranking.batch_size, "show_progress_bar": ranking.show_progress_bar}
         embeddings = embed_corpus(self._model, corpus, ranking.cache_dir, **options)
         ranking.seconds["encode corpus"] = embeddings.seconds
@@ -136,12 +130,14 @@ class EncoderRanker(Ranker):
                 similarity=str(self._model.similarity_fn_name),
                 excluded=(same.queries, same.documents) if ranking.exclude_same_id else None,
             )
-        ids = corpus.ids.cast(pa.large_string()).combine_chunks()
-        lists = (
-            ScoredList(query, ids.take(pa.array(rows[rows >= 0])).to_pylist(), scores[rows >= 0].tolist())
-            for query, rows, scores in zip(queries, result.rows, result.scores, strict=True)
-        )
-        ranking.write(lists, self.description)
+        ranking.write(ranked_lists(queries, corpus, result), self.description)
+
+
+def ranked_lists(queries: Texts, corpus: Texts, found: SearchResult) -> Iterator[ScoredList]:
+    """What a search has found for each of the queries, with the documents' ids as text."""
+    ids = corpus.ids.cast(pa.large_string()).combine_chunks()
+    for query, rows, scores in zip(queries, found.rows, found.scores, strict=True):
+        yield ScoredList(query, ids.take(pa.array(rows[rows >= 0])).to_pylist(), scores[rows >= 0].tolist())
 
 
 def pair_scorer(model: Any, batch_size: int) -> Callable[[list[tuple[str, str]]], np.ndarray]:

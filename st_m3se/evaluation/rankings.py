@@ -17,7 +17,6 @@ from st_m3se.core.errors import FormatError
 from st_m3se.core.files import digest, read_checked_json, sweep_folder, write_checked_json
 from st_m3se.core.findings import Finding
 from st_m3se.core.scored_list import ScoredList
-from st_m3se.data.texts import Texts
 from st_m3se.evaluation.data import EvaluationSet
 from st_m3se.retrieval.scoring import score_candidates
 from st_m3se.scores.formats.runs import write_run
@@ -68,18 +67,6 @@ class Ranking:
         """Where the ranked lists are."""
         return self.folder / "run"
 
-    @property
-    def texts(self) -> tuple[Texts, Texts]:
-        """Queries and corpus.
-
-        Raises:
-            ValueError: If it is a set of ids only.
-        """
-        queries, corpus = self.evaluation_set.queries, self.evaluation_set.corpus
-        if queries is None or corpus is None:
-            raise ValueError(f"the set {self.evaluation_set.name} has ids only, and this system needs texts.")
-        return queries, corpus
-
     def write(self, rows: Iterable[ScoredList], description: dict[str, Any]) -> None:
         """Write the ranked lists."""
         TeacherScores.from_rows(rows, self.store, manifest={"source": description}, overwrite=True)
@@ -90,7 +77,12 @@ class Ranking:
         begun = folder.exists()
         with self.timed(step):
             scored: TeacherScores = score_candidates(
-                model, candidates, *self.texts, folder, show_progress_bar=self.show_progress_bar, **options
+                model,
+                candidates,
+                *self.evaluation_set.texts,
+                folder,
+                show_progress_bar=self.show_progress_bar,
+                **options,
             )
         if begun:
             del self.seconds[step]

@@ -1,23 +1,43 @@
-"""A folder with everything that an evaluation found: for programs, papers, terminals and browsers."""
+"""The report of an evaluation: a folder for programs, papers and browsers, and pages that need no other file."""
 
 from __future__ import annotations
 
 import re
+from base64 import b64encode
 from collections.abc import Mapping, Sequence
 from pathlib import Path
+from textwrap import shorten
 from typing import TYPE_CHECKING, Any
 
+from st_m3se.core.extras import require
 from st_m3se.core.files import atomic_file
-from st_m3se.evaluation.html import Section, write_html
+from st_m3se.evaluation.citations import citations
+from st_m3se.evaluation.plots import Plot, save_figure
 from st_m3se.evaluation.plots import plots as draw
-from st_m3se.evaluation.plots import save_figure
 from st_m3se.evaluation.results import FILE
-from st_m3se.evaluation.tables import render_latex, render_markdown
+from st_m3se.evaluation.tables import (
+    NOTHING,
+    grids,
+    headline,
+    legend,
+    number_columns,
+    plain,
+    reference,
+    render_latex,
+    render_markdown,
+    text_tables,
+)
 
 if TYPE_CHECKING:
     from st_m3se.evaluation.results import Results
 
-__all__ = ["write_report"]
+__all__ = ["Section", "data_uri", "render", "write_html", "write_page", "write_report"]
+
+Section = tuple[str, str]
+"""A title, and HTML that is put into the page as it is."""
+
+LETTERS = 160  # of a query
+EMBEDDED = 1_000_000  # values per query that the page holds: some 7 MB
 
 
 def write_report(
@@ -38,7 +58,7 @@ def write_report(
         results: What to report.
         folder: Where to; it is made.
         plots: Draw the plots, as PNG and SVG; the page holds them too. Needs matplotlib.
-        sections: More sections for the page; see :func:`st_m3se.evaluation.html.write_html`.
+        sections: More sections for the page; see :func:`write_html`.
         title: Of the page.
         texts: Of the queries, by set and id, for the page.
 
@@ -79,3 +99,116 @@ def _file_name(name: str, taken: set[str]) -> str:
         number += 1
     taken.add(found)
     return found
+
+
+def write_html(
+    results: Results,
+    path: str | Path,
+    *,
+    plots: Sequence[Plot] = (),
+    sections: Sequence[Section] = (),
+    title: str | None = None,
+    texts: Mapping[str, Mapping[Any, str]] | None = None,
+) -> Path:
+    """Write the page.
+
+    Its tables are sorted by a click on a column's head, and the values per query can be searched. Without JavaScript
+    everything but these is there. All names are escaped.
+
+    Args:
+        results: What to show.
+        path: The file; what stood there is replaced.
+        plots: From :func:`st_m3se.evaluation.plots.plots`; they become part of the file.
+        sections: More sections, put before the provenance. The caller escapes what is not trusted in their HTML.
+        title: By default the names of the sets.
+        texts: Of the queries, by set and id, to stand beside the ids.
+    """
+    tables = text_tables(results)
+    names = [plain(name) for name in results.sets]
+    several = f" and {len(names) - 3} more sets" if len(names) > 3 else ""
+    embedded, measures = _per_query(results, texts or {})
+    return write_page(
+        path,
+        "report.html",
+        title=title or "Evaluation on " + ", ".join(names[:3]) + several,
+        headline=headline(results),
+        grids=list(grids(results).items()),
+        legend=legend(results),
+        alpha=results.alpha,
+        plots=[(plot, data_uri(plot.svg)) for plot in plots],
+        tables=tables,
+        tests={measure: tables[f"Significance: {measure}"] for measure in results.measures},
+        citations=citations(results),
+        sections=sections,
+        embedded=embedded,
+        left_out=[measure for measure in results.measures if measure not in measures],
+        nothing=NOTHING,
+        dates=", ".join(dict.fromkeys(str(part.get("date", "")) for part in results.parts)),
+        version=", ".join(dict.fromkeys(str(part.get("st_m3se", "")) for part in results.parts)),
+    )
+
+
+def write_page(path: str | Path, template: str, *, package: str = "st_m3se.evaluation", **values: Any) -> Path:
+    """Write a page in the style of all pages, which needs no other file.
+
+    Args:
+        path: The file; what stood there is replaced.
+        template: Its name; it extends ``page.html``.
+        package: Where its folder ``templates`` is.
+        values: What it shows; "title" at least.
+    """
+    page = render(template, package=package, **values)
+    with atomic_file(path, overwrite=True) as temporary:
+        temporary.write_text(page, encoding="utf-8")
+    return Path(path)
+
+
+def render(template: str, *, package: str = "st_m3se.evaluation", **values: Any) -> str:
+    """A page or a part of one; all values are escaped, but for those that a template calls safe."""
+    jinja2 = require("jinja2", "eval")
+    folders = [jinja2.PackageLoader(name, "templates") for name in dict.fromkeys([package, "st_m3se.evaluation"])]
+    environment = jinja2.Environment(
+        loader=jinja2.ChoiceLoader(folders),
+        autoescape=True,
+        undefined=jinja2.StrictUndefined,
+        trim_blocks=True,
+        lstrip_blocks=True,
+    )
+    environment.policies["json.dumps_kwargs"] = {"separators": (",", ":"), "ensure_ascii": True}
+    environment.globals |= {"zip": zip, "number_columns": number_columns}
+    return str(environment.get_template(template).render(**values))
+
+
+def data_uri(svg: bytes) -> str:
+    """A drawing as an image, whose ids, styles and scripts have no effect on the page around it."""
+    return "data:image/svg+xml;base64," + b64encode(svg).decode("ascii")
+
+
+def _per_query(results: Results, texts: Mapping[str, Mapping[Any, str]]) -> tuple[dict[str, Any], list[str]]:
+    """The values per query for the page's script, of all measures or, where that is too much, of the headline's.
+
+    In lists, not objects: a system may have any name.
+    """
+    measures = list(results.measures)
+    count = sum(evaluated.queries for evaluated in results.sets.values()) * len(results.groups)
+    measures = measures if count * len(measures) <= EMBEDDED else measures[:1]
+    groups = list(results.groups)
+    sets = []
+    for name, evaluated in results.sets.items():
+        values = []
+        for measure in measures:
+            found = [results.per_query(name, group, measure) for group in groups]
+            values.append([None if array is None else [round(float(value), 4) for value in array] for array in found])
+        against = reference(results, name, measures[0])
+        sets.append(
+            {
+                "name": plain(name),
+                "queries": [plain(query) for query in evaluated.query_ids],
+                "texts": [shorten(plain(texts[name].get(query, "")), LETTERS) for query in evaluated.query_ids]
+                if name in texts
+                else None,
+                "values": values,
+                "reference": None if against is None else groups.index(against),
+            }
+        )
+    return {"measures": measures, "systems": [plain(group) for group in groups], "sets": sets}, measures

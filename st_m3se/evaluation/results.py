@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from functools import cached_property
 from pathlib import Path
@@ -83,7 +83,7 @@ class EvaluatedSet:
         """The description of an opened set."""
         return cls(
             documents=None if source.corpus is None else len(source.corpus),
-            judgements=sum(len(source.qrels[query]) for query in source.query_ids),
+            judgements=source.judgements,
             split=source.split,
             form=source.form,
             fingerprint=source.fingerprint,
@@ -295,11 +295,9 @@ class Results:
         """The means over queries and seeds, by (measure, column, group).
 
         The columns are the sets, what :attr:`columns` puts together, and "average", the unweighted mean over the
-        measure's columns; each only of the groups that have all of its sets. Seeds are averaged one by one, and one
-        that lacks a set is left out.
-
-        Of each: mean; deviation, the standard deviation (n - 1) over the seeds, NaN for one; seeds, how many; low and
-        high, the bootstrap interval over queries, NaN for a mean over sets.
+        measure's columns; each only of the groups that have all of its sets. Of each: mean; deviation, the standard
+        deviation (n - 1) over the seeds, NaN for one; seeds, how many, without those that lack a set; low and high, the
+        bootstrap interval over queries, NaN for a mean over sets.
         """
         return pd.DataFrame(self._means(), columns=MEANS).set_index(MEANS[:3])
 
@@ -363,15 +361,9 @@ class Results:
             findings = tuple(
                 Finding(**{**finding, "examples": tuple(finding["examples"])}) for finding in each["findings"]
             )
-            known = {key: each[key] for key in SET if key != "query_ids"}
-            sets[name] = EvaluatedSet(**known, query_ids=tuple(each["query_ids"]), findings=findings)
-        values = {
-            name: {
-                system: {measure: np.array(each, dtype=np.float64) for measure, each in measures.items()}
-                for system, measures in systems.items()
-            }
-            for name, systems in data["values"].items()
-        }
+            known = {key: each[key] for key in SET} | {"query_ids": tuple(each["query_ids"]), "findings": findings}
+            sets[name] = EvaluatedSet(**known)
+        values = _each(data["values"], lambda column: np.array(column, dtype=np.float64))
         return cls(data["provenance"], data["settings"], sets, data["systems"], values, data["seconds"])
 
     def to_json(self, *, summary: bool = True) -> dict[str, Any]:
@@ -382,12 +374,9 @@ class Results:
             "settings": self.settings,
             "sets": {
                 name: {
-                    **{key: getattr(each, key) for key in SET},
-                    "query_ids": list(each.query_ids),
+                    **vars(each),
                     "queries": each.queries,
-                    "findings": [
-                        {**finding._asdict(), "examples": list(finding.examples)} for finding in each.findings
-                    ],
+                    "findings": [finding._asdict() for finding in each.findings],
                 }
                 for name, each in self.sets.items()
             },
@@ -400,13 +389,7 @@ class Results:
                 name: json.loads(frame.to_json(orient="records", double_precision=15)) for name, frame in frames.items()
             }
             data["summary"] = {"alpha": self.alpha, **records}
-        data["values"] = {
-            name: {
-                system: {measure: values.tolist() for measure, values in measures.items()}
-                for system, measures in systems.items()
-            }
-            for name, systems in self.values.items()
-        }
+        data["values"] = _each(self.values, lambda column: column.tolist())
         return data
 
     def save(self, path: str | Path, *, summary: bool = True) -> Path:
@@ -415,6 +398,17 @@ class Results:
         with atomic_file(path, overwrite=True) as temporary:
             temporary.write_text(_json_text(with_checksum(self.to_json(summary=summary))) + "\n", encoding="utf-8")
         return path
+
+
+def _each(values: Mapping[str, Any], change: Callable[[Any], Any]) -> dict[str, dict[str, dict[str, Any]]]:
+    """The values with each column, one of a set, system and measure, changed."""
+    return {
+        name: {
+            system: {measure: change(column) for measure, column in measures.items()}
+            for system, measures in systems.items()
+        }
+        for name, systems in values.items()
+    }
 
 
 def _unique(pairs: Sequence[tuple[str, Any]]) -> dict[str, Any]:

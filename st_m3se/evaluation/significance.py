@@ -10,7 +10,7 @@ import numpy as np
 
 from st_m3se.core.extras import require
 
-__all__ = ["Comparison", "compare", "confidence_interval", "confidence_intervals", "resamples"]
+__all__ = ["Comparison", "compare", "confidence_intervals", "resamples"]
 
 BLOCK_NUMBERS = 1 << 21  # drawn at once: 16 MiB of float64
 
@@ -42,32 +42,21 @@ class Comparison:
     significant: bool
 
 
-def confidence_interval(
-    values: np.ndarray, *, level: float = 0.95, n_resamples: int = 9999, seed: int = 0
-) -> tuple[float, float]:
-    """Bootstrap confidence interval of the mean over queries: percentiles of the means of resampled queries.
-
-    Args:
-        values: float64 ``[queries]``: one measure of one system, or differences of two.
-        level: How often such an interval holds the true mean.
-        n_resamples: How many times as many queries are drawn, with replacement.
-        seed: Of the draws.
-
-    Returns:
-        The lower and the upper end; both are the value itself where all values are equal.
-
-    Raises:
-        ValueError: If there is no value, one is not finite, or an option is out of its range.
-    """
-    return confidence_intervals({"values": values}, level=level, n_resamples=n_resamples, seed=seed)["values"]
-
-
 def confidence_intervals(
     values: Mapping[str, np.ndarray], *, level: float = 0.95, n_resamples: int = 9999, seed: int = 0
 ) -> dict[str, tuple[float, float]]:
-    """:func:`confidence_interval` of several systems on the same queries.
+    """Bootstrap confidence intervals of the means over queries: percentiles of the means of resampled queries.
 
-    They share the draws, which take most of the time; each interval is the one that the system would get alone.
+    The systems share the draws, which take most of the time; each interval is the one that the system would get alone.
+
+    Args:
+        values: System name to float64 ``[queries]``, of one measure; the same queries in the same order.
+        level: How often such an interval holds the true mean.
+        n_resamples: Samples, of as many queries, drawn with replacement.
+        seed: Of the draws.
+
+    Raises:
+        ValueError: If there is no value, one is not finite, or an option is out of its range.
     """
     if not 0 < level < 1:
         raise ValueError(f"level must lie between 0 and 1, got {level}.")
@@ -86,25 +75,23 @@ def compare(
 ) -> list[Comparison]:
     """Compare systems pairwise on the same queries: all pairs, or with a ``baseline`` each of the others to it.
 
-    The paired randomisation test asks how often the mean difference would be at least as large if, query by query, it
-    were chance which of the two systems got which value (Smucker, Allan and Carterette, CIKM 2007). With few queries
-    all ``2 ** queries`` ways are counted, else ``n_resamples`` are drawn, with one added to both counts. Holm's
-    correction is over the pairs of this one call; correct by hand where conclusions are drawn over several measures
-    or sets.
+    The paired randomisation test asks how often the mean difference would be at least as large if, query by query,
+    chance decided which of the two systems got which value (Smucker, Allan and Carterette, CIKM 2007). With few queries
+    all
+    ``2 ** queries`` ways are counted, else ``n_resamples`` are drawn, with one added to both counts. Holm's correction
+    is over the pairs of this one call; correct by hand where conclusions are drawn over several measures or sets.
 
-    scipy's ``permutation_test`` and ``bootstrap`` draw anew for every pair and measure, which takes minutes for ten
-    systems and 7,000 queries; here all pairs share the draws, and the sums are matrix products. statsmodels collects
-    garbage in every correction. The tests hold all three to theirs.
+    scipy's ``permutation_test`` and ``bootstrap`` draw anew for every pair, which takes minutes for ten systems and
+    7,000 queries; here all pairs share the draws.
 
     Args:
-        values: System name to float64 ``[queries]``, the same queries in the same order. Of several seeds of one
-            system give the mean over seeds.
+        values: System name to float64 ``[queries]``, the same queries in the same order; of several seeds their mean.
         measure: For the result.
         baseline: A system's name, or None for all pairs in their order.
         alpha: The chance of one or more false findings in the whole family; intervals have the level ``1 - alpha``
             each, uncorrected.
         n_resamples: Of the randomisation test and of the bootstrap.
-        seed: Of both; the same seed gives the same result.
+        seed: Of both.
 
     Raises:
         ValueError: If the systems have different numbers of queries, or none, or a value is not finite, or there is no

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple, TypeAlias
@@ -172,10 +172,9 @@ def systems_of(systems: Any) -> list[System]:
     """Name what is to be evaluated; first stages come before what re-ranks them.
 
     Args:
-        systems: A mapping from a name to a source or to several, which are seeds of one system: ``NAME-1``,
-            ``NAME-2``, ...; or a list of sources, which get the last part of their model's name; or one source. A
-            source is "bm25" or :class:`~st_m3se.BM25`; "candidates", the run that a set comes with; an
-            :class:`Encoder` or its model alone; a :class:`ReRanker`; or a :class:`GivenRun`.
+        systems: A mapping from a name to a source or to several, which are seeds of one system: ``NAME-1``, ``NAME-2``,
+            ...; or a list of sources, which get the last part of their model's name; or one source. What a source is,
+            see :func:`~st_m3se.evaluation.evaluate`.
 
     Raises:
         ValueError: If two have one name, a name cannot name a folder, or a first stage is missing.
@@ -196,7 +195,7 @@ def systems_of(systems: Any) -> list[System]:
             named.append(System(name := _name(source), name, source))
     if not named:
         raise ValueError('there is no system to evaluate: name one, such as "bm25" or a model.')
-    named = list(_with_first_stages(named))
+    named = _with_first_stages(named)
     for place, system in enumerate(named):
         if not NAME.fullmatch(system.name):
             raise ValueError(
@@ -264,33 +263,29 @@ def _name(source: BM25 | Encoder | ReRanker | GivenRun) -> str:
     return f"{source.first_stage}+{name}" if isinstance(source, ReRanker) and source.first_stage else name
 
 
-def _with_first_stages(systems: Sequence[System]) -> Iterator[System]:
+def _with_first_stages(systems: Sequence[System]) -> list[System]:
     """Re-rankers behind their first stages: one for each seed of the first stage, which are seeds as well."""
     ready: list[System] = []
     waiting = list(systems)
     while waiting:
-        pending = {name for each in waiting for name in (each.name, each.group)}
-        for system in waiting:
-            name, group, source = system
-            if not isinstance(source, ReRanker) or source.first_stage is None:
-                made = [system]
-            elif source.first_stage in pending:
-                continue
-            else:
-                stages = [each.name for each in ready if source.first_stage in (each.name, each.group)]
-                names = [name] if len(stages) == 1 else [f"{name}-{seed}" for seed in range(1, len(stages) + 1)]
-                made = [
-                    System(own, group, replace(source, first_stage=stage))
-                    for own, stage in zip(names, stages, strict=True)
-                ]
-            if made:
-                break
-        else:
-            missing = waiting[0].source.first_stage if isinstance(waiting[0].source, ReRanker) else None
+        pending = {name for each in waiting for name in each[:2]}
+        system = next((each for each in waiting if _first_stage(each) not in pending), waiting[0])
+        waiting.remove(system)
+        stage = _first_stage(system)
+        if not isinstance(system.source, ReRanker) or stage is None:
+            ready.append(system)
+            continue
+        stages = [each.name for each in ready if stage in each[:2]]
+        if stage in pending or not stages:
             raise ValueError(
-                f"{waiting[0].name!r} re-ranks {missing!r}, which is no other system here; there are "
+                f"{system.name!r} re-ranks {stage!r}, which is no other system here; there are "
                 f"{', '.join(each.name for each in ready) or 'none'}."
             )
-        waiting.remove(system)
-        ready += made
-        yield from made
+        for seed, first in enumerate(stages, start=1):
+            own = system.name if len(stages) == 1 else f"{system.name}-{seed}"
+            ready.append(System(own, system.group, replace(system.source, first_stage=first)))
+    return ready
+
+
+def _first_stage(system: System) -> str | None:
+    return system.source.first_stage if isinstance(system.source, ReRanker) else None

@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from itertools import product
 from string import ascii_lowercase
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import pandas as pd
@@ -20,9 +20,10 @@ from st_m3se.evaluation.results import AVERAGE, Results
 
 if TYPE_CHECKING:
     from rich.console import Console
+    from rich.table import Table
     from rich.text import Text
 
-__all__ = ["Grid", "Shown", "grids", "headline", "legend", "render_latex", "render_markdown", "render_terminal"]
+__all__ = ["Shown", "grids", "headline", "legend", "render_latex", "render_markdown", "render_terminal"]
 
 DIGITS = 3
 NOTHING = "\N{EN DASH}"
@@ -51,7 +52,8 @@ LATEX = {
 # Tables of figures.
 
 
-class Shown(NamedTuple):
+@dataclass(frozen=True)
+class Shown:
     """A figure as the tables show it: with several seeds a deviation, on a set an interval, marks of significance."""
 
     value: float
@@ -73,82 +75,59 @@ class Shown(NamedTuple):
         return "" if np.isnan(self.low) else bracketed(self.low, self.high)
 
 
-@dataclass(frozen=True)
-class Grid:
-    """A table of figures.
-
-    Attributes:
-        title: The measure; or the set or the system, where there is but one.
-        corner: What the first column names.
-        rows: Their labels.
-        columns: Their labels.
-        figures: [rows, columns]; None where nothing was measured.
-        by_set: Whether the sets are the rows, with the average last.
-    """
-
-    title: str
-    corner: str
-    rows: tuple[str, ...]
-    columns: tuple[str, ...]
-    figures: tuple[tuple[Shown | None, ...], ...]
-    by_set: bool = False
-
-    def turned(self) -> Grid:
-        """With rows for columns."""
-        figures = tuple(zip(*self.figures, strict=True))
-        return Grid(self.title, "set", self.columns, self.rows, figures, by_set=not self.by_set)
-
-
 def plain(text: str) -> str:
     """A name on one line, without characters that move a terminal's cursor."""
     return "".join(letter if letter.isprintable() else "\N{REPLACEMENT CHARACTER}" for letter in text)
 
 
-def grids(results: Results, *, turn: bool = True) -> list[Grid]:
-    """The tables of figures, with the average over sets at the end.
+def grids(results: Results, *, turn: bool = True) -> dict[str, pd.DataFrame]:
+    """The tables of figures by title, each cell a :class:`Shown` or None; the average over sets is last.
 
-    One table per measure; a single one of all measures where there is a single set or a single system.
+    One table per measure; a single one of all measures where there is a single set or a single system. The index is
+    named after what runs down: "system", "set" or "measure".
 
     Args:
         results: What to show.
         turn: Let the sets run down where there are more of them than systems, as BEIR papers do.
     """
-    if len(results.columns) == 1:
-        (label,) = results.columns
-        return [_grid(results, label, [(measure, label) for measure in results.measures], list(results.measures))]
-    found = []
-    for measure in results.measures:
-        if shown := list(results.columns) if len(results.groups) == 1 else results.columns_of(measure):
+    measures, labels = list(results.measures), list(results.columns)
+    if len(labels) == 1:
+        return {plain(labels[0]): _grid(results, [(measure, labels[0]) for measure in measures], measures)}
+    alone = len(results.groups) == 1
+    found = {}
+    for measure in measures:
+        if shown := labels if alone else results.columns_of(measure):
             columns = [*shown, AVERAGE]
-            found.append(_grid(results, measure, [(measure, column) for column in columns], columns))
-    if len(results.groups) == 1:
-        measures, figures = tuple(plain(grid.title) for grid in found), tuple(grid.figures[0] for grid in found)
-        found = [Grid(found[0].rows[0], "measure", measures, found[0].columns, figures)]
-    return [grid.turned() if turn and len(grid.columns) > len(grid.rows) else grid for grid in found]
+            found[plain(measure)] = _grid(results, [(measure, column) for column in columns], columns)
+    if alone:
+        together = pd.concat(found.values()).set_axis(pd.Index(list(found), name="measure"))
+        found = {str(next(iter(found.values())).index[0]): together}
+    turned = {title: grid.T.rename_axis("set") for title, grid in found.items()}
+    return {title: turned[title] if turn and grid.shape[1] > len(grid) else grid for title, grid in found.items()}
 
 
-def _grid(results: Results, title: str, keys: Sequence[tuple[str, str]], labels: Sequence[str]) -> Grid:
-    """A grid of the systems by columns, each a measure and a column of the means."""
+def _grid(results: Results, keys: Sequence[tuple[str, str]], labels: Sequence[str]) -> pd.DataFrame:
+    """A row for each system; a column for each measure and column of the means."""
     letters = _letters(results)
     means = results.means.to_dict("index")
     best = results.means["mean"].groupby(level=[0, 1]).agg(["max", "size"]).to_dict("index")
-    figures = []
-    for group in results.groups:
-        row: list[Shown | None] = []
-        for measure, column in keys:
-            if (cell := means.get((measure, column, group))) is None:
-                row.append(None)
-                continue
-            most = best[measure, column]
-            is_best = most["size"] > 1 and f"{cell['mean']:.{DIGITS}f}" == f"{most['max']:.{DIGITS}f}"
-            marks = _marks(results, column, measure, group, letters) if column in results.sets else ""
-            row.append(Shown(cell["mean"], cell["deviation"], cell["low"], cell["high"], is_best, marks))
-        figures.append(tuple(row))
-    rows = []
-    for group, systems in results.groups.items():
-        letter = f"{letters[group]}: " if group in letters else ""
-        rows.append(letter + plain(group) + (f" ({len(systems)} seeds)" if len(systems) > 1 else ""))
-    return Grid(plain(title), "system", tuple(rows), tuple(map(plain, labels)), tuple(figures))
+
+    def shown(group: str, measure: str, column: str) -> Shown | None:
+        if (cell := means.get((measure, column, group))) is None:
+            return None
+        most = best[measure, column]
+        is_best = most["size"] > 1 and f"{cell['mean']:.{DIGITS}f}" == f"{most['max']:.{DIGITS}f}"
+        marks = _marks(results, column, measure, group, letters) if column in results.sets else ""
+        return Shown(cell["mean"], cell["deviation"], cell["low"], cell["high"], is_best, marks)
+
+    rows = [
+        (f"{letters[group]}: " if group in letters else "")
+        + plain(group)
+        + (f" ({len(systems)} seeds)" if len(systems) > 1 else "")
+        for group, systems in results.groups.items()
+    ]
+    figures = [[shown(group, *key) for key in keys] for group in results.groups]
+    return pd.DataFrame(figures, pd.Index(rows, name="system"), list(map(plain, labels)), dtype=object)
 
 
 def _letters(results: Results) -> dict[str, str]:
@@ -201,7 +180,7 @@ def legend(results: Results, *, intervals: bool = True) -> list[str]:
         sentences.append(
             f"Average: the unweighted mean over the table's sets{also}, of systems that have all; not tested."
         )
-    if any(shown is None for grid in grids(results) for row in grid.figures for shown in row):
+    if any(shown is None for grid in grids(results).values() for shown in grid.to_numpy().flat):
         sentences.append(f"{NOTHING}: not measured.")
     return sentences
 
@@ -423,11 +402,16 @@ def render_terminal(results: Results, console: Console | None = None) -> None:
 
     console = Console(highlight=False) if console is None else console
     tables = grids(results)
+    alone, wide = len(tables) == 1, console.options.update(width=1 << 20)
     console.print(Text(headline(results)))
-    for grid in tables:
-        for part in _fitting(grid, console.width, intervals=len(tables) == 1):
-            console.print(part)
-    for sentence in legend(results, intervals=len(tables) == 1):
+    for title, grid in tables.items():
+        cells = grid.map(lambda shown: _styled(shown, intervals=alone))
+        while cells.shape[1]:
+            parts = [_table(title, cells.iloc[:, :count]) for count in range(1, cells.shape[1] + 1)]
+            fitting = sum(console.measure(part, options=wide).minimum <= console.width for part in parts) or 1
+            console.print(parts[fitting - 1])
+            cells = cells.iloc[:, fitting:]
+    for sentence in legend(results, intervals=alone):
         console.print(Text(sentence, style="dim"))
     findings = text_tables(results)["Findings in the data"]
     if len(findings):
@@ -437,39 +421,22 @@ def render_terminal(results: Results, console: Console | None = None) -> None:
             console.print(Text(f"{name}: {what}: {count}{seen}: {effect}"))
 
 
-def _fitting(grid: Grid, width: int, *, intervals: bool) -> Iterator[object]:
-    """The grid as rich tables no wider than the terminal, each with the first column."""
+def _table(title: str, cells: pd.DataFrame) -> Table:
+    """For a terminal; a head may be broken, a figure may not."""
     from rich.table import Table
     from rich.text import Text
 
-    cells = [[_styled(shown, intervals) for shown in row] for row in grid.figures]
-    # A header may be broken at hyphens and slashes; a figure may not.
-    least = [
-        max(
-            *(len(word) for word in re.split(r"[-/ ]", label)),
-            *(len(line) for row in cells for line in row[column].plain.split("\n")),
-        )
-        for column, label in enumerate(grid.columns)
-    ]
-    first = max(len(label) for label in (grid.corner, *grid.rows)) + 4
-    start = 0
-    while start < len(grid.columns):
-        stop, used = start + 1, first + least[start] + 3
-        while stop < len(grid.columns) and used + least[stop] + 3 <= width:
-            used += least[stop] + 3
-            stop += 1
-        table = Table(title=Text(grid.title, style="bold"), title_justify="left")
-        table.add_column(Text(grid.corner), no_wrap=True)
-        for column in range(start, stop):
-            table.add_column(Text(grid.columns[column]), min_width=least[column], overflow="fold")
-        last = len(grid.rows) - 1
-        for row, label in enumerate(grid.rows):
-            table.add_row(Text(label), *cells[row][start:stop], end_section=grid.by_set and row == last - 1)
-        yield table
-        start = stop
+    table = Table(title=Text(title, style="bold"), title_justify="left")
+    table.add_column(Text(str(cells.index.name)), no_wrap=True)
+    for label, column in cells.items():
+        least = max(len(line) for text in column for line in text.plain.split("\n"))
+        table.add_column(Text(str(label)), min_width=least, overflow="fold")
+    for row, (label, *figures) in enumerate(cells.itertuples(), 1):
+        table.add_row(Text(label), *figures, end_section=cells.index.name == "set" and row == len(cells) - 1)
+    return table
 
 
-def _styled(shown: Shown | None, intervals: bool) -> Text:
+def _styled(shown: Shown | None, *, intervals: bool) -> Text:
     from rich.text import Text
 
     if shown is None:
@@ -491,11 +458,10 @@ def render_markdown(results: Results) -> str:
         return f"{mean}{marks} <br><sub>{markdown(shown.interval)}</sub>" if shown.interval else mean + marks
 
     parts = ["# Evaluation", markdown(headline(results))]
-    for grid in grids(results):
-        head, *rows = ([markdown(label)] for label in (grid.corner, *grid.rows))
-        lines = [row + [show(shown) for shown in figures] for row, figures in zip(rows, grid.figures, strict=True)]
-        head += map(markdown, grid.columns)
-        parts += [f"## {markdown(grid.title)}", markdown_table(head, lines, range(1, len(head)))]
+    for title, grid in grids(results).items():
+        head = [markdown(label) for label in (grid.index.name, *grid.columns)]
+        lines = [[markdown(label), *figures] for label, *figures in grid.map(show).itertuples()]
+        parts += [f"## {markdown(title)}", markdown_table(head, lines, range(1, len(head)))]
     parts += ["\n".join(f"- {markdown(sentence)}" for sentence in legend(results))]
     for title, frame in text_tables(results).items():
         rows = frame.map(markdown).to_numpy().tolist()
@@ -512,7 +478,7 @@ def render_latex(results: Results) -> str:
     """A table per measure for a paper: booktabs, best in bold, daggers, intervals in small print below."""
     note = " ".join(map(_latex, legend(results)))
     return "% Needs \\usepackage{booktabs} and \\usepackage[T1]{fontenc}.\n" + "\n".join(
-        _latex_grid(grid, note, row) for row, grid in enumerate(grids(results), 1)
+        _latex_grid(title, grid, note, number) for number, (title, grid) in enumerate(grids(results).items(), 1)
     )
 
 
@@ -520,7 +486,7 @@ def _latex(text: str) -> str:
     return "".join(LATEX.get(letter, letter) for letter in text)
 
 
-def _latex_grid(grid: Grid, note: str, number: int) -> str:
+def _latex_grid(title: str, grid: pd.DataFrame, note: str, number: int) -> str:
     def mean(shown: Shown | None) -> str:
         if shown is None:
             return "--"
@@ -529,19 +495,19 @@ def _latex_grid(grid: Grid, note: str, number: int) -> str:
         return (rf"\textbf{{{text}}}" if shown.best else text) + (rf"$^{{{marks}}}$" if shown.marks else "")
 
     rows = []
-    for row, (label, figures) in enumerate(zip(grid.rows, grid.figures, strict=True)):
-        if grid.by_set and row == len(grid.rows) - 1:
+    for row, (label, *figures) in enumerate(grid.itertuples(), 1):
+        if grid.index.name == "set" and row == len(grid):
             rows.append(r"\midrule")
         rows.append(" & ".join([_latex(label), *map(mean, figures)]) + r" \\")
         if any(intervals := [shown.interval if shown else "" for shown in figures]):
             small = [rf"{{\scriptsize {interval}}}" if interval else "" for interval in intervals]
             rows.append(" & ".join(["", *small]) + r" \\")
-    head = " & ".join(map(_latex, (grid.corner, *grid.columns))) + r" \\"
+    head = " & ".join(map(_latex, (grid.index.name, *grid.columns))) + r" \\"
     return "\n".join(
         [
             r"\begin{table}",
             r"\centering",
-            rf"\caption{{{_latex(grid.title)}. {note}}}",
+            rf"\caption{{{_latex(title)}. {note}}}",
             rf"\label{{tab:evaluation-{number}}}",
             rf"\begin{{tabular}}{{l{'l' * len(grid.columns)}}}",
             *(r"\toprule", head, r"\midrule", *rows, r"\bottomrule"),

@@ -359,10 +359,10 @@ def calibrate(scores: np.ndarray, lengths: np.ndarray, calibration: Calibration)
     first = np.flatnonzero(new)
     last = np.append(first[1:], len(values)) - 1
     places = ((first + last) / 2)[np.cumsum(new) - 1] - starts[owner]
-    ranks = np.empty(len(values))
+    ranks: np.ndarray = np.empty(len(values))
     ranks[order] = places
     if calibration == "log-rank":
-        return -np.log(lengths[owner] - ranks)
+        return np.asarray(-np.log(lengths[owner] - ranks))
     return np.where(constant, 0.5, ranks / np.maximum(lengths - 1, 1)[owner])
 
 

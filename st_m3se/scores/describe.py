@@ -105,7 +105,8 @@ class ScoreRange:
         return (
             "all scores lie in [0, 1], as a sigmoid's outputs do, which CrossEncoder.predict and mine_hard_negatives "
             "give: it squeezes the margins between good documents away. Score with activation_fn=torch.nn.Identity(), "
-            "as st-m3se score does, or make logits of them: st-m3se combine STORE OUT --calibration logit. (If they are cosines, give the manifest the activation 'cosine similarity'.)"
+            "as st-m3se score does, or make logits of them: st-m3se combine STORE OUT --calibration logit. (If they "
+            "are cosines, give the manifest the activation 'cosine similarity'.)"
         )
 
 

@@ -299,7 +299,7 @@ def test_mistakes_are_explained(beir: Path, student: Path, stored: Path, tmp_pat
         ([], "name what to look at"),
         (["--scorer", "bm25"], "name the judgements"),
         (["--scorer", "bm25", "--split", "test"], "--split is for --data"),
-        (["--scorer", "bm25", "--qrels", "x"], "scorers and BM25 candidates read texts"),
+        (["--scorer", "bm25", "--qrels", "x"], "name either a folder with --data"),
         (["--data", beir, "--split", "test", "--scorer", "bm25", "--gap", "a,b"], "BEFORE,AFTER,TEACHER"),
         (["--data", beir, "--split", "test", "--scorer", "bm25", "--gap", "a,b,c"], "'a' is none of bm25"),
         (["--data", beir, "--split", "test", "--scorer", student, "--scorer", student], "two scorers are called"),

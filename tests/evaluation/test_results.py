@@ -142,7 +142,7 @@ class TestFile:
     def test_the_description_of_a_set_is_taken_from_it(self):
         class Opened:
             name, split, form, fingerprint, findings = "toy", "dev", "re-ranking", "ab", ()
-            query_ids, qrels, corpus = ("1", "2"), {"1": {"d": 1, "e": 0}, "2": {"d": 2}}, None
+            query_ids, judgements, corpus = ("1", "2"), 3, None
 
         assert EvaluatedSet.of(Opened()) == EvaluatedSet(None, 3, "dev", "re-ranking", "ab", ("1", "2"))
 

@@ -11,10 +11,13 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from st_m3se.evaluation import Comparison, compare, confidence_interval
-from st_m3se.evaluation.significance import confidence_intervals
+from st_m3se.evaluation import Comparison, compare, confidence_intervals
 
 stats = pytest.importorskip("scipy.stats", reason='the oracle comes with pip install -e ".[test]"')
+
+
+def confidence_interval(values: np.ndarray, **options: float) -> tuple[float, float]:
+    return confidence_intervals({"values": values}, **options)["values"]  # type: ignore[arg-type]
 
 
 def pair(differences: list[float] | np.ndarray, **options: object) -> Comparison:

@@ -40,26 +40,23 @@ def means(results, measure):
     }
 
 
+def first_grid(results, **options):
+    return next(iter(grids(results, **options).values()))
+
+
 class TestGrids:
     def test_the_longer_side_runs_down(self):
-        few, many = sample(sets=("x", "y")), sample(sets=("x", "y", "z"))
-        assert grids(few)[0].columns == ("x", "y", "average")
-        assert grids(few)[0].rows == ("bm25", "minilm (3 seeds)", "reranked")
-        assert grids(many)[0].rows == ("x", "y", "z", "average")
-        assert grids(many)[0].columns == ("bm25", "minilm (3 seeds)", "reranked")
-        assert grids(many, turn=False)[0].rows == grids(few)[0].rows
-
-    def test_turning_moves_each_figure(self):
-        results = sample()
-        for turned, straight in zip(grids(results), grids(results, turn=False), strict=True):
-            assert turned.by_set
-            for row in range(len(straight.rows)):
-                for column in range(len(straight.columns)):
-                    assert str(turned.figures[column][row]) == str(straight.figures[row][column])  # NaN is not itself
+        few, many = first_grid(sample(sets=("x", "y"))), first_grid(sample(sets=("x", "y", "z")))
+        systems = ["bm25", "minilm (3 seeds)", "reranked"]
+        assert (few.index.name, list(few.index), list(few.columns)) == ("system", systems, ["x", "y", "average"])
+        assert (many.index.name, list(many.index), list(many.columns)) == ("set", ["x", "y", "z", "average"], systems)
+        straight = first_grid(sample(sets=("x", "y", "z")), turn=False)
+        assert list(straight.index) == systems
+        assert straight.T.map(str).equals(many.map(str))  # as text: NaN is not itself
 
     def test_one_set_has_one_table_of_all_measures(self):
-        (grid,) = grids(sample(sets=("x",)))
-        assert (grid.title, grid.columns) == ("x", ("nDCG@10", "R@100", "AP"))
+        ((title, grid),) = grids(sample(sets=("x",))).items()
+        assert (title, list(grid.columns)) == ("x", ["nDCG@10", "R@100", "AP"])
 
     def test_one_system_has_one_table_of_all_measures(self):
         whole = sample()
@@ -70,46 +67,44 @@ class TestGrids:
             {"bm25": whole.systems["bm25"]},
             {name: {"bm25": systems["bm25"]} for name, systems in whole.values.items()},
         )
-        (grid,) = grids(alone)
-        assert (grid.title, grid.columns) == ("bm25", ("nDCG@10", "R@100", "AP"))
-        assert grid.rows == ("scifact", "nfcorpus", "fiqa", "average")
-        for column, measure in enumerate(grid.columns):
-            expected = [whole.means.loc[measure, name, "bm25"]["mean"] for name in (*whole.sets, "average")]
-            assert [row[column].value for row in grid.figures] == expected
-        (straight,) = grids(alone, turn=False)
-        assert straight.rows == grid.columns
+        ((title, grid),) = grids(alone).items()
+        assert (title, list(grid.columns)) == ("bm25", ["nDCG@10", "R@100", "AP"])
+        assert list(grid.index) == ["scifact", "nfcorpus", "fiqa", "average"]
+        for measure, column in grid.items():
+            expected = [whole.means.loc[measure, name, "bm25"]["mean"] for name in grid.index]
+            assert [shown.value for shown in column] == expected
+        assert list(first_grid(alone, turn=False).index) == list(grid.columns)
 
     def test_figures_are_the_means(self):
         results = sample()
-        for grid in grids(results, turn=False):
-            for group, row in zip(results.groups, grid.figures, strict=True):
-                for name, shown in zip(results.sets, row[:-1], strict=True):
-                    assert shown.mean.split(" ± ")[0] == f"{means(results, grid.title)[group, name]:.3f}"
-                whole = np.mean([means(results, grid.title)[group, name] for name in results.sets])
-                assert row[-1].mean.split(" ± ")[0] == f"{whole:.3f}"
-                assert row[-1].interval == ""
+        for measure, grid in grids(results, turn=False).items():
+            for group, (_, row) in zip(results.groups, grid.iterrows(), strict=True):
+                expected = [means(results, measure)[group, name] for name in results.sets]
+                shown = [figure.mean.split(" ± ")[0] for figure in row]
+                assert shown == [f"{value:.3f}" for value in (*expected, np.mean(expected))]
+                assert row["average"].interval == ""
 
     def test_the_best_is_bold_and_so_is_who_ties_with_it_as_shown(self):
-        grid = grids(results_of({"toy": {"a": [0.50001], "b": [0.49999], "c": [0.4], "d": [0.4999]}}))[0]
-        assert [row[0].best for row in grid.figures] == [True, True, False, True]
+        grid = first_grid(results_of({"toy": {"a": [0.50001], "b": [0.49999], "c": [0.4], "d": [0.4999]}}))
+        assert [shown.best for shown in grid["nDCG@10"]] == [True, True, False, True]
+        assert not first_grid(results_of({"toy": {"a": [1, 0]}})).iloc[0, 0].best, "a lone system is not the best"
 
-    def test_a_lone_system_is_not_the_best(self):
-        assert not grids(results_of({"toy": {"a": [1, 0]}}))[0].figures[0][0].best
-
-    def test_daggers_against_the_baseline(self):
+    @pytest.mark.parametrize(
+        ("baseline", "rows", "marks"),
+        [
+            ("base", ["bad", "base", "good", "same"], ["‡", "", "†", ""]),
+            (None, ["a: bad", "b: base", "c: good", "d: same"], ["", "a", "a b d", "a"]),
+        ],
+    )
+    def test_marks_of_significance(self, baseline, rows, marks):
         values = {"bad": np.zeros(20), "base": np.full(20, 0.5), "good": np.ones(20), "same": np.full(20, 0.5)}
-        grid = grids(results_of({"toy": values}, baseline="base"))[0]
-        assert [row[0].marks for row in grid.figures] == ["‡", "", "†", ""]
-
-    def test_letters_without_a_baseline(self):
-        values = {"bad": np.zeros(20), "base": np.full(20, 0.5), "good": np.ones(20)}
-        grid = grids(results_of({"toy": values}))[0]
-        assert grid.rows == ("a: bad", "b: base", "c: good")
-        assert [row[0].marks for row in grid.figures] == ["", "a", "a b"]
+        grid = first_grid(results_of({"toy": values}, baseline=baseline))
+        assert list(grid.index) == rows
+        assert [shown.marks for shown in grid["nDCG@10"]] == marks
 
     def test_what_was_not_measured_is_empty(self):
         results = results_of({"x": {"a": [1, 0], "b": [1, 1]}, "y": {"b": [0, 0]}})
-        row = grids(results, turn=False)[0].figures[0]
+        row = first_grid(results, turn=False).iloc[0]
         assert [shown is None for shown in row] == [False, True, True]
         assert f"{NOTHING}: not measured." in legend(results)
 
@@ -208,16 +203,15 @@ class TestTerminal:
     def test_no_figure_is_cut_however_narrow_the_terminal(self, width, baseline):
         results = sample(baseline=baseline)
         text = printed(results, width)
-        for grid in grids(results):
-            for row in grid.figures:
-                for shown in row:
-                    assert re.search(rf"(?<!\d){re.escape(shown.mean)}(?!\d)", text)
+        for grid in grids(results).values():
+            for shown in grid.to_numpy().flat:
+                assert re.search(rf"(?<!\d){re.escape(shown.mean)}(?!\d)", text)
         assert max(map(len, text.splitlines())) <= width
         assert "empty documents" in text
 
     def test_one_set_shows_intervals(self):
         results = sample(sets=("x",))
-        assert grids(results)[0].figures[0][0].interval in printed(results)
+        assert first_grid(results).iloc[0, 0].interval in printed(results)
 
     def test_names_do_not_steer_the_terminal(self):
         results = results_of({"[bold]\x1b[2J": {"\x1b]0;title\x07[red]a": [0, 1], "b": [1, 1]}})
@@ -247,9 +241,9 @@ class TestMarkdown:
     def test_every_figure_is_in_its_place(self):
         results = sample()
         rows = cells_of(render_markdown(results))
-        grid = grids(results)[0]
+        grid = first_grid(results)
         assert rows[0] == ["set", *grid.columns]
-        for row, label, figures in zip(rows[1:], grid.rows, grid.figures, strict=False):
+        for row, (label, *figures) in zip(rows[1:], grid.itertuples(), strict=False):
             expected = [
                 shown.mean + shown.marks + (" " + shown.interval if shown.interval else "") for shown in figures
             ]
@@ -262,7 +256,7 @@ class TestMarkdown:
         name = plain(HOSTILE)
         assert any(name in row for row in rows)
         assert any(row[0] == name for row in rows)
-        widths = {len(grid.columns) + 1 for grid in grids(results)}
+        widths = {len(grid.columns) + 1 for grid in grids(results).values()}
         assert {len(row) for row in rows[:4]} <= widths
         html = MarkdownIt("commonmark", {"html": True}).enable("table").render(text)
         assert "<script" not in html
@@ -281,11 +275,10 @@ class TestLatex:
         text = render_latex(results)
         for tag in ("toprule", "bottomrule", "begin{table}", "end{table}", "caption"):
             assert text.count("\\" + tag) == 3
-        for grid in grids(results):
-            for row in grid.figures:
-                for shown in row:
-                    mean = shown.mean.replace(" ± ", r"\,$\pm$\,")
-                    assert (rf"\textbf{{{mean}}}" if shown.best else mean) in text
+        for grid in grids(results).values():
+            for shown in grid.to_numpy().flat:
+                mean = shown.mean.replace(" ± ", r"\,$\pm$\,")
+                assert (rf"\textbf{{{mean}}}" if shown.best else mean) in text
         assert r"$^{\dagger}$" in text
 
     def test_each_row_has_a_cell_for_each_column(self):

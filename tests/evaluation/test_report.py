@@ -11,11 +11,10 @@ import numpy as np
 import pytest
 
 from evaluation.results_samples import HOSTILE, hostile, results_of, sample
-from st_m3se.evaluation import html
+from st_m3se.evaluation import report
 from st_m3se.evaluation.comparison import merge_results
-from st_m3se.evaluation.html import write_html
 from st_m3se.evaluation.plots import plots
-from st_m3se.evaluation.report import write_report
+from st_m3se.evaluation.report import write_html, write_report
 from st_m3se.evaluation.results import Results
 from st_m3se.evaluation.tables import grids, plain
 
@@ -116,9 +115,9 @@ class TestPage:
             assert {len(row) for row in table} == {len(table[0])}
 
     def test_the_headline_table_holds_the_figures(self, page):
-        (grid, *_), table = grids(sample()), Page(page).tables[0]
+        (grid, *_), table = grids(sample()).values(), Page(page).tables[0]
         assert table[0] == ["set", *grid.columns]
-        for line, label, figures in zip(table[1:], grid.rows, grid.figures, strict=True):
+        for line, (label, *figures) in zip(table[1:], grid.itertuples(), strict=True):
             shown = [figure.mean + figure.marks + figure.interval for figure in figures]
             assert ["".join(cell.split()) for cell in line] == ["".join(part.split()) for part in (label, *shown)]
 
@@ -150,7 +149,7 @@ class TestData:
                     np.testing.assert_allclose(values, results.per_query(name, group, measure), atol=5.1e-5)
 
     def test_what_would_be_too_much_is_left_to_the_file_beside_it(self, monkeypatch, tmp_path):
-        monkeypatch.setattr(html, "EMBEDDED", 1000)
+        monkeypatch.setattr(report, "EMBEDDED", 1000)
         text = written(sample(), tmp_path)
         assert self.embedded(text)["measures"] == ["nDCG@10"]
         assert "R@100, AP would make this page too large" in text
