@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from evaluation.test_html import Page
+from evaluation.test_report import Page
 from example_fixtures import shared_words, texts
 
 from st_m3se.distillation.report import write_report
