@@ -168,6 +168,7 @@ def folder(tmp_path_factory: pytest.TempPathFactory, checkpoint: Path) -> Path:
     environment = os.environ | {"OMP_NUM_THREADS": "1", "ACCELERATE_USE_CPU": "true"}
     done = subprocess.run(command, capture_output=True, text=True, check=False, timeout=900, env=environment)
     assert done.returncode == 0, done.stdout[-2000:] + done.stderr[-6000:]
+    assert "no token that is scored" not in done.stderr, "padding between processes is no document"
     return folder
 
 
