@@ -192,7 +192,7 @@ def _in_blocks(query: Tensor, key: Tensor, value: Tensor, pattern: Pattern, scal
     places, others = first + torch.arange(reach)[:, None], first - reach + torch.arange(3 * reach)
     seen = pattern.seen(places, others) & (others >= 0) & (others < length)
     seen |= places >= length  # what is left of the last block sees anything, and nobody looks at it
-    out = F.scaled_dot_product_attention(q, k, v, attn_mask=seen, scale=scale)
+    out = F.scaled_dot_product_attention(q, k, v, attn_mask=seen[None], scale=scale)  # fused for four dimensions alone
     return torch.unflatten(out.flatten(1, 2)[:, :length], 0, query.shape[:2])
 
 

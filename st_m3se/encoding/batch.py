@@ -12,7 +12,7 @@ import ctypes
 import itertools
 import logging
 import sys
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager, nullcontext
 from functools import lru_cache
 from types import NoneType
@@ -33,7 +33,7 @@ from st_m3se.encoding.host import (
     merging_disabled,
     validate_mini_batch_num_tokens,
 )
-from st_m3se.encoding.packing import Features, Packed, attention_apart, is_compiled
+from st_m3se.encoding.packing import Features, Packed, attention_apart, is_compiled, is_sharded
 from st_m3se.encoding.rows import columns_needed, is_sliceable, slice_rows, why_not_sliceable
 
 __all__ = [
@@ -278,7 +278,8 @@ def encode(model: nn.Module, features: Features) -> list[Tensor]:
     Args:
         model: A SentenceTransformer, or the wrapper that the trainer puts around it.
         features: The features of ``U`` rows, from :func:`~st_m3se.encoding.rows.in_order`; what cannot be sliced goes
-            through the model in one piece.
+            through the model in one piece. So does everything where weights are sharded: processes that meet in each
+            forward pass must run equally many.
 
     Returns:
         The pieces' embeddings ``[u, dim]``, in order; together ``U`` rows. Those of a multi-vector model are
@@ -287,13 +288,16 @@ def encode(model: nn.Module, features: Features) -> list[Tensor]:
     """
     if isinstance(features, Packed):
         budget = CUDA_PACKED_TOKENS if features["input_ids"].is_cuda else CHUNK_TOKENS
-        pieces: list[Features] = [features.rows(*piece) for piece in _pieces(features.lengths, budget)]
+        cuts = [(0, len(features.lengths))] if is_sharded(model) else _pieces(features.lengths, budget)
+        pieces: list[Features] = [features.rows(*piece) for piece in cuts]
         with _words_looked_up_once(model, pieces), attention_apart(model):
             # Plain dicts: accelerate makes new ones of their type under mixed precision.
             return [_embed(model, dict(piece)) for piece in pieces]
     if not is_sliceable(features):
         if not merging_disabled():
             _say_once(why_not_sliceable(features) or "")
+        return [_embed(model, features)]
+    if is_sharded(model):
         return [_embed(model, features)]
     widths = columns_needed(features).tolist()
     on_gpu = features["attention_mask"].is_cuda
@@ -310,6 +314,21 @@ class CachedEncoding(CachedLossMixin):
 
     mini_batch_size = 1  # CachedLossMixin asks for it; the token budget decides
     _mini_batches = 0
+
+    def forward_cached(self, sentence_features: Iterable[Features], labels: Any = None) -> Tensor:
+        """The three steps of gradient caching.
+
+        Raises:
+            ValueError: If the weights are sharded.
+        """
+        if is_sharded(self.model):
+            raise ValueError(
+                f"mini_batch_num_tokens={self.mini_batch_num_tokens} runs as many forward passes as a process's own "
+                "texts need. A model sharded by FSDP or DeepSpeed ZeRO-3 must run equally many on every process: "
+                "training would hang. Leave mini_batch_num_tokens=None and save memory with "
+                "gradient_checkpointing=True in the training arguments, or train without sharding, under DDP."
+            )
+        return super().forward_cached(sentence_features, labels)
 
     def embed_minibatch(
         self,

@@ -19,6 +19,7 @@ from sentence_transformers.multi_vector_encoder.modules import MultiVectorMask
 from sentence_transformers.sentence_transformer.modules import Dropout, LayerNorm, Normalize, Pooling
 from sentence_transformers.sparse_encoder.modules import MLMTransformer, SparseAutoEncoder, SpladePooling
 from torch import Tensor, nn
+from torch.distributed import fsdp
 
 from st_m3se.encoding.attention import NAME, attend, has_kernels
 from st_m3se.encoding.logits import max_logits
@@ -29,6 +30,7 @@ __all__ = [
     "attention_apart",
     "first_tokens_only",
     "is_compiled",
+    "is_sharded",
     "pack",
     "packable",
     "packable_pairs",
@@ -111,6 +113,26 @@ def is_compiled(module: nn.Module) -> bool:
     return "_orig_mod" in module._modules or module._compiled_call_impl is not None
 
 
+FSDP1 = fsdp.FullyShardedDataParallel
+FSDP2: type = getattr(fsdp, "FSDPModule", FSDP1)  # since torch 2.6
+
+
+def is_sharded(model: nn.Module) -> bool:
+    """Whether FSDP or DeepSpeed ZeRO-3 has cut the weights, so that all processes meet in each forward pass.
+
+    Of these FSDP2 alone is tested: FSDP1 and DeepSpeed, ZeRO-2 included, need GPUs.
+    """
+    return any(isinstance(module, (FSDP1, FSDP2)) for module in model.modules()) or any(
+        hasattr(parameter, "ds_id") for parameter in model.parameters()
+    )
+
+
+def _kind(module: nn.Module) -> type:
+    """The class of a module, or the one that FSDP2 has made its own of."""
+    kind = type(module)
+    return kind.__bases__[1] if kind.__bases__[0] is FSDP2 else kind
+
+
 def _unwrapped(model: nn.Module) -> Any:
     """The model in the wrapper that a trainer may have put around it."""
     return model.module if isinstance(model, nn.parallel.DistributedDataParallel) else model
@@ -130,7 +152,7 @@ def _trunk(transformer: Any) -> Any:
 def packable(model: nn.Module, features: Features) -> bool:
     """Whether the rows of these padded features may be packed, as far as the model and the features' kinds go."""
     plain = _unwrapped(model)
-    if type(plain) not in MODELS or not {"input_ids", "attention_mask"} <= set(features) <= KNOWN_KEYS:
+    if _kind(plain) not in MODELS or not {"input_ids", "attention_mask"} <= set(features) <= KNOWN_KEYS:
         return False
     modules: list[Any] = list(plain.children())
     first, *others = modules
@@ -163,7 +185,7 @@ def _keeps_apart(model: nn.Module, first: Any, device: torch.device) -> bool:
     return (
         first.backend == "torch"
         and config.model_type in TRUNKS
-        and type(whole).__module__.startswith("transformers.")
+        and _kind(whole).__module__.startswith("transformers.")
         # MPNet has an attention of its own, which is neither name.
         and (config._attn_implementation == "sdpa" or config.model_type == "mpnet")
         and not getattr(config, "is_decoder", False)

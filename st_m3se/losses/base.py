@@ -314,7 +314,7 @@ class DistillationLoss(CachedEncoding, nn.Module):
         # Half precision has three digits: a cosine times a scale of 20 would be off by 0.1.
         with torch.autocast(queries.device.type, enabled=False):
             if self.multi_vector:
-                with_tokens = scoreable(documents)
+                with_tokens = scoreable(documents, numbers)
                 mask = mask & with_tokens[index]
             if self.multi_vector and not self.in_batch_negatives and self.similarity_fct in (maxsim, mean_maxsim):
                 listed = listed_scores(queries, documents, index, mask, self.similarity_fct)

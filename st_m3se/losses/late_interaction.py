@@ -81,10 +81,10 @@ def _say_once() -> None:
     )
 
 
-def scoreable(pieces: Sequence[Tensor]) -> Tensor:
-    """Which documents have a token that is scored: bool ``[U]``."""
+def scoreable(pieces: Sequence[Tensor], numbers: Tensor | None = None) -> Tensor:
+    """Which documents have a token that is scored: bool ``[U]``; ``numbers`` are -1 for padding between processes."""
     has = torch.cat([(piece[:, :, -1] > 0).any(1) for piece in pieces])
-    if has.device.type == "cpu" and not has.all():
+    if has.device.type == "cpu" and not (has if numbers is None else has | (numbers < 0)).all():
         _say_once()
     return has
 

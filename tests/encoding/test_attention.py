@@ -126,20 +126,29 @@ def test_half_precision_is_near_the_fused_attention() -> None:
     assert all(tensor.grad is not None and tensor.grad.dtype == torch.bfloat16 for tensor in mine)
 
 
-def test_a_weight_keeps_a_byte_until_the_backward_pass() -> None:
-    """Prevents the square of a text's length from taking 12 bytes and more of each weight."""
-    query, key, value = (torch.randn(64, 2, 4, requires_grad=True) for _ in range(3))
+def kept(heads: int, length: int, dropout: float, pattern: Pattern) -> list[Tensor]:
+    """What attention over one row, with four numbers per head, keeps until the backward pass."""
     saved: list[Tensor] = []
 
     def save(tensor: Tensor) -> Tensor:
         saved.append(tensor)
         return tensor
 
+    given = [torch.randn(length, heads, 4, requires_grad=True) for _ in range(3)]
     with torch.autograd.graph.saved_tensors_hooks(save, lambda tensor: tensor):
-        _on_cpu([query, key, value], [(1, 64)], 0.1, None)
-    weights = 2 * 64 * 64
-    tokens = sum(tensor.numel() * 4 for tensor in (query, key, value, query))
-    assert sum(tensor.numel() * tensor.element_size() for tensor in saved) == weights + tokens
+        _on_cpu(given, [(1, length)], dropout, None, pattern)
+    return saved
+
+
+def test_a_weight_keeps_a_byte_until_the_backward_pass() -> None:
+    """Prevents the square of a text's length from taking 12 bytes and more of each weight."""
+    weights, tokens = 2 * 64 * 64, 4 * 2 * 64 * 4 * 4
+    assert sum(tensor.nbytes for tensor in kept(2, 64, 0.1, Pattern())) == weights + tokens
+
+
+def test_near_tokens_of_long_rows_keep_no_weights() -> None:
+    """Prevents PyTorch's plain attention: each of a block's 16 tokens has 48 weights in every head."""
+    assert max(tensor.numel() for tensor in kept(8, 512, 0.0, Pattern(reach=16))) < 8 * 512 * 48
 
 
 def test_dropping_everything_is_the_fused_attention_s_business() -> None:

@@ -101,6 +101,44 @@ def test_packed_rows_have_no_padding_and_can_be_cut(model: Any) -> None:
     assert cut["max_length_q"] == lengths[5]
 
 
+def most_kept(run: Any) -> int:
+    """The most bytes that are kept for a backward pass at any time of a run."""
+    now = most = 0
+
+    class Kept:
+        def __init__(self, tensor: Tensor) -> None:
+            nonlocal now, most
+            self.tensor = tensor
+            now += tensor.nbytes
+            most = max(most, now)
+
+        def __del__(self) -> None:
+            nonlocal now
+            now -= self.tensor.nbytes
+
+    with torch.autograd.graph.saved_tensors_hooks(Kept, lambda kept: kept.tensor):
+        run()
+    assert now == 0
+    return most
+
+
+def test_memory_of_long_documents_is_that_of_the_token_budget(model: Any) -> None:
+    """Prevents memory from growing with the number of documents, or with the square of their length."""
+    model = with_trunk(model, "modernbert").train()
+    model.max_seq_length = 512
+
+    def kept(documents: int, length: int, budget: int | None = 512) -> int:
+        texts = [" ".join([letter] * (length - 2)) for letter in "abcdefghijkl"[:documents]]
+        rows = [{"query": "a key", "documents": texts, "scores": [3.0 * place for place in range(documents)]}]
+        batch, loss = collate(model, rows), M3SELoss(model, scale=3.0, mini_batch_num_tokens=budget)
+        return most_kept(lambda: loss(batch.fresh(), batch.labels).backward())
+
+    expected = kept(4, 128)
+    assert kept(12, 128) == pytest.approx(expected, rel=0.1)
+    assert kept(4, 512) == pytest.approx(expected, rel=0.1)
+    assert kept(12, 128, None) > 2 * expected
+
+
 def test_dropout_is_replayed_by_the_cached_loss(make_model: Any, ragged_rows: list[dict[str, Any]]) -> None:
     """Prevents a second forward pass with other masks: its gradient would not be the loss's."""
     model = make_model(dropout=0.2).train()
