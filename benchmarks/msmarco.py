@@ -45,6 +45,7 @@ FIRST_STAGES = {"BM25": "candidates.run", "TAS-B": "runs/tasb.run", "SPLADE++": 
 HELD_OUT = "MS MARCO"
 MEASURES = {HELD_OUT: ("nDCG@10", "RR@10"), **dict.fromkeys(FIRST_STAGES, ("nDCG@10", "RR(rel=2)@10"))}
 ROWS = (CONTROL, RECIPE, *LOSSES)
+MEASURED = 10  # documents of a list that the measures look at
 PAPER = {  # MS MARCO RR@10 and nDCG@10, TREC DL 2019 RR@10 and nDCG@10, re-ranking BM25
     "BM25": (0.194, 0.241, 0.689, 0.501),
     "teacher": (0.370, 0.430, 0.829, 0.749),
@@ -96,15 +97,11 @@ class MSMarco(Comparison):
                 queries, corpus = texts[name]
                 store = score_candidates(student, candidates, queries, corpus, Path(scratch) / name, name="model")
                 scores[name] = run_of(store, candidates)
-        return {
-            "reranked": {
-                stage: {
-                    query: {document: scores[HELD[stage]][query][document] for document in found}
-                    for query, found in run.items()
-                }
-                for stage, run in self.runs.items()
-            }
+        ranked = {
+            stage: {query: {d: scores[HELD[stage]][query][d] for d in found} for query, found in run.items()}
+            for stage, run in self.runs.items()
         }
+        return {"reranked": {stage: _best(run, MEASURED) for stage, run in ranked.items()}}
 
     def teacher(self) -> dict[str, Any]:
         """The same of the teacher; kept."""
