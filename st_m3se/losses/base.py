@@ -225,7 +225,7 @@ class DistillationLoss(CachedEncoding, nn.Module):
             queries, place = in_order(self.model, queries)
             lists = replace(lists, queries=place)
         if self.uses_gradient_cache:
-            return self.forward_cached([queries, *documents], lists)  # type: ignore[arg-type]
+            return self.forward_cached([queries, *documents], lists)
         of_queries = encode(self.model, queries)
         of_documents = [embedding for features in documents for embedding in encode(self.model, features)]
         return self.calculate_loss([of_queries, of_documents], lists)
