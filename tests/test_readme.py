@@ -118,7 +118,9 @@ def test_the_combine_command_runs(tmp_path: Path, monkeypatch: pytest.MonkeyPatc
     monkeypatch.chdir(tmp_path)
     for name in ("scores-minilm", "scores-bge"):
         TeacherScores.from_rows([("q1", ["d1", "d2"], [9.5, -3.0])], tmp_path / name)
+    TeacherScores.from_rows([("q1", ["d1", "d2"], [-1.0, -2.0])], tmp_path / "llm-order", manifest={"scale": "rank"})
     type_commands("combine")
+    assert TeacherScores.open("scores")["q1"].scores == pytest.approx([0.0, -0.6931], abs=1e-4)
     assert TeacherScores.open("scores-both")["q1"].scores == [6.25, -6.25]  # their spread, without their mean
 
 
