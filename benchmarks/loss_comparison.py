@@ -77,6 +77,14 @@ def ranking_name(row: str, seed: int, args: argparse.Namespace) -> str:
     return f"{row.replace(' ', '-')}-{seed}-{stem}.json"
 
 
+def write_whole(path: Path, result: dict[str, Any]) -> None:
+    """Write a file that is there whole or not at all."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    scratch = path.with_suffix(".part")
+    scratch.write_text(json.dumps(result), encoding="utf-8")
+    scratch.replace(path)
+
+
 class Comparison:
     """One set: its candidates, teacher scores and lists, and the ranking of each row and seed."""
 
@@ -119,10 +127,7 @@ class Comparison:
         print(f"{self.name}: {row}, seed {seed}", flush=True)
         student, seconds = self.trained(row, seed)
         result = {"row": row, "seed": seed, "cpu_seconds": seconds, **self.ranked(student)}
-        path.parent.mkdir(parents=True, exist_ok=True)
-        scratch = path.with_suffix(".part")
-        scratch.write_text(json.dumps(result), encoding="utf-8")
-        scratch.replace(path)
+        write_whole(path, result)
         return result
 
     def ranked(self, student: SentenceTransformer) -> dict[str, Any]:

@@ -178,7 +178,6 @@ def ours(data: Path, options: argparse.Namespace, folder: Path, clock: Clock, dt
         find_candidates,
         score_candidates,
     )
-    from st_m3se.evaluation import RetrievalEvaluator
 
     with clock.stage("load"):
         student = SentenceTransformer(options.student)
@@ -204,7 +203,7 @@ def ours(data: Path, options: argparse.Namespace, folder: Path, clock: Clock, dt
         ).train()
         student.save_pretrained(str(folder / "model"))
     with clock.stage("evaluation"):
-        return float(RetrievalEvaluator(data, measures=["nDCG@10"]).compute_metrics(student)["nDCG@10"])
+        return ndcg(data, student)
 
 
 def child(way: str, data: Path, options: argparse.Namespace) -> None:
@@ -218,26 +217,24 @@ def child(way: str, data: Path, options: argparse.Namespace) -> None:
     print(json.dumps({"wall": clock.wall, "cpu": clock.cpu, "value": value}))
 
 
-def start_quality(data: Path, options: argparse.Namespace) -> float:
-    """Test nDCG@10 of the student as it comes."""
-    from sentence_transformers import SentenceTransformer
-
+def ndcg(data: Path, student: Any) -> float:
+    """Test nDCG@10, as this package measures it."""
     from st_m3se.evaluation import RetrievalEvaluator
 
-    evaluator = RetrievalEvaluator(data, measures=["nDCG@10"])
-    return float(evaluator.compute_metrics(SentenceTransformer(options.student))["nDCG@10"])
+    return float(RetrievalEvaluator(data, measures=["nDCG@10"]).compute_metrics(student)["nDCG@10"])
 
 
 def measure(options: argparse.Namespace) -> list[dict[str, Any]]:
     """Run all ways in turn, and make the table of their medians."""
     import numpy as np
     from benchmark_results import table
+    from sentence_transformers import SentenceTransformer
 
     found: dict[str, list[dict[str, Any]]] = {way: [] for way in options.ways}
     with tempfile.TemporaryDirectory() as scratch:
         data = Path(scratch) / "data"
         make_data(options.data, data, options.queries, options.documents)
-        start = start_quality(data, options)
+        start = ndcg(data, SentenceTransformer(options.student))
         for turn in range(options.rounds):
             for way in options.ways if turn % 2 else options.ways[::-1]:  # none is always first
                 command = [sys.executable, __file__, *sys.argv[1:], "--child", way, "--child-data", str(data)]

@@ -31,7 +31,7 @@ HERE = Path(__file__).resolve().parent
 sys.path[:0] = [str(HERE)]
 
 from benchmark_results import provenance, save, table  # noqa: E402
-from loss_comparison import CONTROL, RECIPE, Comparison  # noqa: E402
+from loss_comparison import CONTROL, RECIPE, Comparison, write_whole  # noqa: E402
 
 from st_m3se import Collection, TeacherScores, score_candidates  # noqa: E402
 from st_m3se.core.scored_list import ScoredList  # noqa: E402
@@ -98,8 +98,9 @@ class MSMarco(Comparison):
                 store = score_candidates(student, candidates, queries, corpus, Path(scratch) / name, name="model")
                 scores[name] = run_of(store, candidates)
         ranked = {
-            stage: {query: {d: scores[HELD[stage]][query][d] for d in found} for query, found in run.items()}
+            stage: {query: {d: known[query][d] for d in found} for query, found in run.items()}
             for stage, run in self.runs.items()
+            for known in [scores["held-out" if stage == HELD_OUT else "judged"]]
         }
         return {"reranked": {stage: _best(run, MEASURED) for stage, run in ranked.items()}}
 
@@ -107,7 +108,7 @@ class MSMarco(Comparison):
         """The same of the teacher; kept."""
         path = self.folder / "teacher.json"
         if not path.is_file():
-            path.write_text(json.dumps(self.ranked(onnx_scorer(self.args.max_length))), encoding="utf-8")
+            write_whole(path, self.ranked(onnx_scorer(self.args.max_length)))
         return dict(json.loads(path.read_text(encoding="utf-8")))
 
     def values(self, stage: str, run: Run) -> dict[str, np.ndarray]:
@@ -116,9 +117,6 @@ class MSMarco(Comparison):
         queries = list(self.qrels[stage])
         found = per_query(rows, self.qrels[stage], MEASURES[stage], exclude_same_id=False, query_ids=queries)
         return {name: found[measure] for name, measure in zip(("nDCG@10", "RR@10"), MEASURES[stage], strict=True)}
-
-
-HELD = {HELD_OUT: "held-out", **dict.fromkeys(FIRST_STAGES, "judged")}
 
 
 def _best(run: Run, size: int) -> Run:

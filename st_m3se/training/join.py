@@ -183,7 +183,9 @@ class _Join:
         near = likely_false_negatives(rows, scores, positives, options.absolute_margin, options.relative_margin)
         if options.relabel:
             positives |= near
+            counts.relabelled += int(near.sum())
         else:
+            counts.false_negatives += int(near.sum())
             rows, scores, positives, places = (values[~near] for values in (rows, scores, positives, places))
 
         num_positives = np.bincount(rows[positives], minlength=count)
@@ -195,10 +197,6 @@ class _Join:
         few = (num_negatives > 0) & (num_negatives < options.min_negatives)
         counts.too_few_negatives += int(((num_positives > 0) & few).sum())
         counts.copies += int(copies.sum())
-        if options.relabel:
-            counts.relabelled += int(near.sum())
-        else:
-            counts.false_negatives += int(near.sum())
 
         order = np.lexsort((-scores, ~positives, rows))
         order = order[usable[rows[order]]]

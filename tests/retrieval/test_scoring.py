@@ -166,6 +166,16 @@ def test_the_default_prompt_is_the_models(cross_encoder_path: Path, tmp_path: Pa
     assert TeacherScores.open(tmp_path / "store").manifest["source"]["prompt"] == "find: "
 
 
+QWEN2 = {
+    "hidden_size": 32,
+    "intermediate_size": 64,
+    "num_hidden_layers": 2,
+    "num_attention_heads": 4,
+    "num_key_value_heads": 2,
+    "initializer_range": 0.3,
+}
+
+
 @pytest.mark.parametrize("side", ["left", "right"])
 def test_a_decoder_is_padded_on_its_side(checkpoint: Path, tmp_path: Path, side: str) -> None:
     from transformers import AutoTokenizer, Qwen2Config, Qwen2ForSequenceClassification
@@ -174,14 +184,9 @@ def test_a_decoder_is_padded_on_its_side(checkpoint: Path, tmp_path: Path, side:
     tokenizer = AutoTokenizer.from_pretrained(checkpoint, padding_side=side)
     config = Qwen2Config(
         vocab_size=len(tokenizer),
-        hidden_size=32,
-        intermediate_size=64,
-        num_hidden_layers=2,
-        num_attention_heads=4,
-        num_key_value_heads=2,
         pad_token_id=tokenizer.pad_token_id,
         num_labels=1,
-        initializer_range=0.3,
+        **QWEN2,
     )
     Qwen2ForSequenceClassification(config).save_pretrained(tmp_path / "model")
     tokenizer.save_pretrained(tmp_path / "model")
@@ -545,12 +550,7 @@ def make_language_model(checkpoint: Path, folder: Path, words: list[str], **opti
     tokenizer.add_tokens(words)
     config = Qwen2Config(
         vocab_size=len(tokenizer),
-        hidden_size=32,
-        intermediate_size=64,
-        num_hidden_layers=2,
-        num_attention_heads=4,
-        num_key_value_heads=2,
-        initializer_range=0.3,
+        **QWEN2,
     )
     Qwen2ForCausalLM(config).save_pretrained(folder)
     tokenizer.save_pretrained(folder)
