@@ -46,6 +46,7 @@ from st_m3se.distillation.data import DistillationData, in_hash_order, open_data
 from st_m3se.distillation.demo_models import load_student, onnx_scorer  # noqa: E402
 from st_m3se.distillation.lists import Candidates, Run, measure, run_of, search, training_lists  # noqa: E402
 from st_m3se.distillation.recipe import arguments, train_student  # noqa: E402
+from st_m3se.distillation.stages import write_text  # noqa: E402
 from st_m3se.evaluation import compare  # noqa: E402
 from st_m3se.scores import TeacherScores, combine  # noqa: E402
 
@@ -75,14 +76,6 @@ def ranking_name(row: str, seed: int, args: argparse.Namespace) -> str:
     key = {name: str(value) for name, value in vars(args).items() if name not in ELSEWHERE}
     stem = hashlib.sha256(json.dumps([row, seed, sorted(key.items())]).encode()).hexdigest()[:10]
     return f"{row.replace(' ', '-')}-{seed}-{stem}.json"
-
-
-def write_whole(path: Path, result: dict[str, Any]) -> None:
-    """Write a file that is there whole or not at all."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    scratch = path.with_suffix(".part")
-    scratch.write_text(json.dumps(result), encoding="utf-8")
-    scratch.replace(path)
 
 
 class Comparison:
@@ -127,7 +120,8 @@ class Comparison:
         print(f"{self.name}: {row}, seed {seed}", flush=True)
         student, seconds = self.trained(row, seed)
         result = {"row": row, "seed": seed, "cpu_seconds": seconds, **self.ranked(student)}
-        write_whole(path, result)
+        path.parent.mkdir(parents=True, exist_ok=True)
+        write_text(path, json.dumps(result))
         return result
 
     def ranked(self, student: SentenceTransformer) -> dict[str, Any]:

@@ -31,13 +31,14 @@ HERE = Path(__file__).resolve().parent
 sys.path[:0] = [str(HERE)]
 
 from benchmark_results import provenance, save, table  # noqa: E402
-from loss_comparison import CONTROL, RECIPE, Comparison, write_whole  # noqa: E402
+from loss_comparison import CONTROL, RECIPE, Comparison  # noqa: E402
 
 from st_m3se import Collection, TeacherScores, score_candidates  # noqa: E402
 from st_m3se.core.scored_list import ScoredList  # noqa: E402
 from st_m3se.distillation.config import LOSSES  # noqa: E402
 from st_m3se.distillation.demo_models import demo_teacher_folder, load_student, onnx_scorer  # noqa: E402
 from st_m3se.distillation.lists import Run, run_of  # noqa: E402
+from st_m3se.distillation.stages import write_text  # noqa: E402
 from st_m3se.evaluation import compare, per_query  # noqa: E402
 from st_m3se.scores import convert  # noqa: E402
 
@@ -108,7 +109,7 @@ class MSMarco(Comparison):
         """The same of the teacher; kept."""
         path = self.folder / "teacher.json"
         if not path.is_file():
-            write_whole(path, self.ranked(onnx_scorer(self.args.max_length)))
+            write_text(path, json.dumps(self.ranked(onnx_scorer(self.args.max_length))))
         return dict(json.loads(path.read_text(encoding="utf-8")))
 
     def values(self, stage: str, run: Run) -> dict[str, np.ndarray]:

@@ -271,10 +271,7 @@ def _write(
                 whole.update(query.encode() + b"\n" + digests.get(query, b""))
             findings = [
                 *found("candidates of queries that are not evaluated", others, ASIDE),
-                *(
-                    finding._replace(count=unknown_count)
-                    for finding in found("candidates absent from the corpus", unknown, NO_TEXT)
-                ),
+                *found("candidates absent from the corpus", unknown, NO_TEXT, unknown_count),
                 *found("candidates without scores", unscored, UNSCORED),
             ]
             # The writer's copy is a shallow one: what comes to light while it writes still goes in here.
