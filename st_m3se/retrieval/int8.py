@@ -1,10 +1,12 @@
 """Linear layers in 8-bit integers, for teachers on a CPU.
 
-As torchao's ``Int8DynamicActivationInt8WeightConfig`` has it, by the same kernel of PyTorch: weights have a scale for
-each output, quantised once, and activations one for each token, quantised as they come, so that a pair's score does
-not depend on the pairs beside it. Per-tensor scales of a batch, as onnxruntime's dynamic quantisation has them, moved a
-12-layer MiniLM's scores by up to 0.7. torchao itself, without compiling the model, was no faster than float32: its
-quantisation makes many passes over the memory.
+Weights have a scale for each output, quantised once, and activations a scale and a middle for each token, quantised as
+they come, so that a pair's score does not depend on the pairs beside it. The middle matters: what a GELU puts out lies
+almost wholly above zero, and steps on both sides of zero would waste one bit of eight. Of a 12-layer MiniLM it took a
+third of the error away. The product is PyTorch's own kernel for integers, as in torchao's
+``Int8DynamicActivationInt8WeightConfig``; torchao itself, without compiling the model, was no faster than float32: its
+quantisation makes many passes over the memory. Per-tensor scales of a batch, as onnxruntime's dynamic quantisation has
+them, moved that MiniLM's scores by up to 0.7.
 """
 
 from __future__ import annotations
@@ -18,8 +20,8 @@ from torch import Tensor, nn
 __all__ = ["QUANTISATION", "Int8Linear", "quantised"]
 
 QUANTISATION = (
-    "linear layers of the trunk in int8 (symmetric; weights per output, activations per token as they come), "
-    "attention, norms, embeddings and head in float32"
+    "linear layers of the trunk in int8 (weights symmetric, per output; activations asymmetric, per token as they "
+    "come), attention, norms, embeddings and head in float32"
 )
 """What was done, for the manifest."""
 
@@ -33,27 +35,31 @@ class Int8Linear(nn.Module):
 
     weight: Tensor
     scale: Tensor
+    total: Tensor
+    bias: Tensor
 
     def __init__(self, linear: nn.Linear) -> None:
         super().__init__()
-        scale, weight = _rounded(linear.weight.detach().float())
+        rows = linear.weight.detach().float()
+        scale = rows.abs().amax(1, keepdim=True).clamp_min_(1e-12).div_(127)
+        weight = (rows / scale).round_().to(torch.int8)
         self.register_buffer("weight", weight.t())
         self.register_buffer("scale", scale.flatten())
-        self.bias = linear.bias
+        self.register_buffer("total", weight.sum(1).float())  # what a token's middle is multiplied with
+        self.register_buffer(
+            "bias", scale.new_zeros(len(rows)) if linear.bias is None else linear.bias.detach().float()
+        )
 
     def forward(self, tokens: Tensor) -> Tensor:
         """Float32 ``[..., in]`` to ``[..., out]``."""
-        scale, rows = _rounded(tokens.flatten(0, -2))
-        out = torch._int_mm(rows, self.weight).float().mul_(scale).mul_(self.scale)
-        if self.bias is not None:
-            out.add_(self.bias)
-        return torch.unflatten(out, 0, tokens.shape[:-1])
-
-
-def _rounded(rows: Tensor) -> tuple[Tensor, Tensor]:
-    """The scale of each row, ``[rows, 1]``, and the row in steps of it: int8 from -127 to 127."""
-    scale = rows.abs().amax(1, keepdim=True).clamp_min_(1e-12).div_(127)
-    return scale, (rows / scale).round_().to(torch.int8)
+        rows = tokens.flatten(0, -2)
+        low, high = rows.amin(1, keepdim=True), rows.amax(1, keepdim=True)
+        middle = (low + high).mul_(0.5)
+        # A row whose numbers hardly differ gets no finer steps than float32 can tell apart.
+        step = torch.maximum((high - low).div_(254), torch.maximum(high, -low).mul_(1e-6)).clamp_min_(1e-12)
+        steps = (rows * (1 / step)).sub_(middle / step).round_().to(torch.int8)
+        out = torch._int_mm(steps, self.weight).float().mul_(step).addcmul_(middle, self.total)
+        return torch.unflatten(out.mul_(self.scale).add_(self.bias), 0, tokens.shape[:-1])
 
 
 def quantised(model: Any) -> Any:

@@ -141,7 +141,7 @@ def test_int8_orders_as_float32_whatever_the_batch(cross_encoder: CrossEncoder, 
     assert 1e-5 < np.abs(got - expected).max() < 0.05 * np.ptp(expected)
     manifest = TeacherScores.open(tmp_path / "store").manifest
     assert manifest["dtype"] == "int8"
-    assert "weights per output, activations per token" in manifest["source"]["quantisation"]
+    assert "activations asymmetric, per token" in manifest["source"]["quantisation"]
     assert {parameter.dtype for parameter in cross_encoder.parameters()} == {torch.float32}
     np.testing.assert_array_equal(cross_encoder.predict(TEXTS, activation_fn=torch.nn.Identity()), expected)
 
@@ -151,10 +151,28 @@ def test_an_integer_product_is_that_of_the_rounded_numbers() -> None:
     linear = torch.nn.Linear(24, 8)
     tokens = torch.randn(2, 3, 24, generator=generator) * torch.tensor([0.01, 1.0, 50.0])[:, None]
     tokens[0, 0] = 0.0
-    steps = [each.detach().abs().amax(-1, keepdim=True).clamp(min=1e-12) / 127 for each in (tokens, linear.weight)]
-    rounded = [step * (each.double() / step).round() for step, each in zip(steps, (tokens, linear.weight), strict=True)]
+    tokens[0, 1] = 3.7  # nothing to take steps over
+    high, low = tokens.double().amax(-1, keepdim=True), tokens.double().amin(-1, keepdim=True)
+    middle, step = (high + low) / 2, ((high - low) / 254).clamp(min=1e-12)
+    weight = linear.weight.detach().double()
+    scale = weight.abs().amax(-1, keepdim=True) / 127
+    rounded = ((tokens - middle) / step).round() * step + middle, (weight / scale).round() * scale
     expected = torch.nn.functional.linear(*rounded, linear.bias.double())
-    torch.testing.assert_close(Int8Linear(linear)(tokens).double(), expected, rtol=1e-5, atol=1e-5)
+    torch.testing.assert_close(Int8Linear(linear)(tokens).double(), expected, rtol=1e-5, atol=1e-4)
+
+
+def test_integers_waste_no_bit_on_what_lies_above_zero() -> None:
+    """As what a GELU puts out: steps on both sides of zero would be twice as coarse."""
+    generator = torch.Generator().manual_seed(0)
+    linear = torch.nn.Linear(64, 16)
+    tokens = torch.nn.functional.gelu(3 * torch.randn(50, 64, generator=generator))
+    errors = []
+    for each in (tokens, torch.cat([tokens, -tokens], dim=1)):  # the second half makes the range symmetric
+        weight = torch.zeros(16, each.shape[1] - 64)
+        wide = torch.nn.Linear(each.shape[1], 16)
+        wide.load_state_dict({"weight": torch.cat([linear.weight.detach(), weight], 1), "bias": linear.bias.detach()})
+        errors.append((Int8Linear(wide)(each) - wide(each)).square().mean().sqrt().item())
+    assert errors[0] < 0.75 * errors[1]
 
 
 def test_the_default_prompt_is_the_models(cross_encoder_path: Path, tmp_path: Path) -> None:
