@@ -3,7 +3,9 @@
     python benchmarks/loss_comparison.py --data nl2bash insuranceqa --folder ../shared/data --work /tmp/losses
 
 Each set is a BEIR folder with train and test judgements. All rows train the same student on the same lists: candidates
-of BM25 and of the student, scored by the cross-encoder of the demo (--ensemble: averaged with the student as it comes).
+of BM25 and of a guide, scored by the cross-encoder of the demo (--ensemble: averaged with the guide). The guide is the
+student as it comes, or with --guide another encoder, such as a larger one. With --unlabelled the training queries keep
+no label: the control takes the search's best candidate for the positive, the others the teacher's.
 Rows: the student as it is, the control (the labels' contrastive loss, the same lists and steps), each loss, the host's
 MarginMSELoss and DistillKLDivLoss for as much CPU time as softmax cross-entropy took, and the teacher re-ranking its
 candidates. Where the teacher is no better than the student there is nothing to distil, and the table says so.
@@ -48,6 +50,7 @@ from st_m3se.distillation.lists import Candidates, Run, measure, run_of, search,
 from st_m3se.distillation.recipe import arguments, train_student  # noqa: E402
 from st_m3se.distillation.stages import write_text  # noqa: E402
 from st_m3se.evaluation import compare  # noqa: E402
+from st_m3se.retrieval.models import load_encoder  # noqa: E402
 from st_m3se.scores import TeacherScores, combine  # noqa: E402
 
 CONTROL, START, TEACHER, RECIPE = "contrastive", "student as it is", "teacher", "combined"
@@ -69,11 +72,14 @@ def cut(data: DistillationData, args: argparse.Namespace) -> DistillationData:
 
 ELSEWHERE = ("data", "folder", "losses", "seeds", "work", "output", "tables_only")
 """Options that a ranking does not depend on."""
+LATER = ("guide", "unlabelled")
+"""Options that came after the first rankings, whose files keep their names."""
 
 
 def ranking_name(row: str, seed: int, args: argparse.Namespace) -> str:
     """The file of a ranking: another one where an option differs that it depends on."""
-    key = {name: str(value) for name, value in vars(args).items() if name not in ELSEWHERE}
+    options = {name: value for name, value in vars(args).items() if name not in LATER or value}
+    key = {name: str(value) for name, value in options.items() if name not in ELSEWHERE}
     stem = hashlib.sha256(json.dumps([row, seed, sorted(key.items())]).encode()).hexdigest()[:10]
     return f"{row.replace(' ', '-')}-{seed}-{stem}.json"
 
@@ -85,10 +91,20 @@ class Comparison:
         self.name, self.args = name, args
         self.folder = args.work / name
         self.data = cut(open_data(args.folder / name), args)
-        Candidates.find(self.data, self.student(), self.folder / "candidates")
-        self.candidates = Candidates.open(self.data, self.folder / "candidates", judged=True)
+        found = self.found()
+        self.candidates = Candidates.open(self.data, found, judged=not args.unlabelled)
         self.test = list(self.data.qrels["test"])
         self.scores = {split: self.scored(split, size) for split, size in (("train", args.scored), ("test", args.pool))}
+
+    def found(self) -> Path:
+        """The candidates' folder: one for all that they depend on, made where it is not there."""
+        args = self.args
+        key = (args.guide or args.student, args.max_length, self.data.corpus.fingerprint, self.data.qrels)
+        folder: Path = self.folder / f"candidates-{hashlib.sha256(repr(key).encode()).hexdigest()[:12]}"
+        if not (folder / "guide" / "manifest.json").is_file():  # the last one that is made
+            guide = self.student() if args.guide is None else self.shortened(load_encoder(args.guide))
+            Candidates.find(self.data, guide, folder)
+        return folder
 
     def scored(self, split: str, size: int) -> TeacherScores:
         """The teacher's scores of a split, in a folder of their own for all that they depend on."""
@@ -106,9 +122,13 @@ class Comparison:
 
     def student(self) -> SentenceTransformer:
         """The student as it comes, with texts cut as everywhere here."""
-        student = load_student(self.args.student)
-        student.max_seq_length = min(student.max_seq_length or self.args.max_length, self.args.max_length)
+        student: SentenceTransformer = self.shortened(load_student(self.args.student))
         return student
+
+    def shortened(self, encoder: Any) -> Any:
+        """An encoder that reads no more tokens than all others here."""
+        encoder.max_seq_length = min(encoder.max_seq_length or self.args.max_length, self.args.max_length)
+        return encoder
 
     def rankings(self, row: str, seed: int) -> dict[str, Any]:
         """The ranking of the test queries and the CPU seconds of the training, from disk or made now."""
@@ -126,7 +146,7 @@ class Comparison:
 
     def ranked(self, student: SentenceTransformer) -> dict[str, Any]:
         """What a student finds for the test queries."""
-        run = run_of(search(student, self.data, self.test, self.folder / "candidates" / "student"), self.test)
+        run = run_of(search(student, self.data, self.test, self.folder / "found-by-student"), self.test)
         return {"run": {query: dict(list(listed.items())[: self.args.depth]) for query, listed in run.items()}}
 
     def trained(self, row: str, seed: int) -> tuple[SentenceTransformer, float]:
@@ -145,6 +165,7 @@ class Comparison:
                 list_size=args.list_size,
                 false_negatives="leave-out" if args.filter else "keep",
                 seed=seed,
+                teacher=row != CONTROL,
             )
             with tempfile.TemporaryDirectory() as scratch:
                 train_student(student, lists, row, Path(scratch), config, seed=seed, keep_start=False)
@@ -153,12 +174,12 @@ class Comparison:
     def train_host(self, student: SentenceTransformer, row: str, seed: int, seconds: float) -> None:
         """Train with a loss of sentence-transformers for so many CPU seconds: a few steps tell how many fit."""
         args = self.args
-        qrels = {query: dict.fromkeys(relevant, 1) for query, relevant in self.data.qrels["train"].items()}
+        labels = {query: dict.fromkeys(relevant, 1) for query, relevant in self.data.qrels["train"].items()}
         columns = build_distillation_dataset(
             self.scores["train"],
             self.data.queries,
             self.data.corpus,
-            qrels,
+            None if args.unlabelled else labels,
             list_size=args.list_size,
             layout="columns",
             absolute_margin=0.0 if args.filter else None,
@@ -223,7 +244,8 @@ def tables_of(each: Comparison, rows: list[str], seeds: list[int]) -> list[dict[
             [row, values[row].mean(), f"{low:.4f} to {high:.4f}", closed, against_start[row], p, round(seconds[row])]
         )
     lines.append([TEACHER, teacher.mean(), None, None, None, None, None])
-    sizes = f"{len(data.qrels['train'])} training, {len(each.test)} test queries, {len(data.corpus)} documents"
+    labels = "training queries without labels" if each.args.unlabelled else "training"
+    sizes = f"{len(data.qrels['train'])} {labels}, {len(each.test)} test queries, {len(data.corpus)} documents"
     verdict = "" if lead > 0 else "; the teacher is no better than the student: there is nothing to distil"
     columns = ["system", "nDCG@10", "seeds", "lead closed", "p, start", "p, control", "CPU seconds"]
     return [table(f"{each.name}: {sizes}, {len(seeds)} seed(s){verdict}", columns, lines)]
@@ -250,7 +272,9 @@ def main() -> None:
     add("--student", default="minilm", help="'minilm', 'tiny' (never trained for dense search), a path or a name")
     add("--losses", nargs="*", default=list(ROWS), metavar="LOSS", help=f"of {', '.join(ROWS)}; none: only the leads")
     add("--seeds", nargs="+", type=int, default=[1, 2, 3])
-    add("--ensemble", action="store_true", help="teach with the mean of cross-encoder and student, query by query")
+    add("--ensemble", action="store_true", help="teach with the mean of cross-encoder and guide, query by query")
+    add("--guide", help="an encoder that finds candidates beside BM25, a path or a name [the student as it comes]")
+    add("--unlabelled", action="store_true", help="use no label of the training queries")
     add("--filter", action="store_true", help="leave out negatives that the teacher scores above the known positive")
     for name, value in (("train", 600), ("dev", 100), ("test", 200)):
         add(f"--{name}-queries", type=int, default=value, help="at most [%(default)s]")

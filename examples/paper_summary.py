@@ -43,7 +43,7 @@ def _verdict(same: bool, certain: bool = True) -> str:
 def _findings(summary: dict[str, Any]) -> list[tuple[str, str, str]]:
     """What the paper saw, what was seen here, and whether that is the same."""
     found: list[tuple[str, str, str]] = []
-    distilled = f"bi-encoder, {summary['arguments']['distilled']}"
+    distilled = f"bi-encoder+{summary['arguments']['distilled']}"
     if (teacher := summary.get("teacher")) is not None:
         scores = {name: values["RR@10"] for name, values in teacher["test"].items()}
         text = ", ".join(f"{name} {value:.3f}" for name, value in scores.items())
@@ -108,7 +108,7 @@ def _findings(summary: dict[str, Any]) -> list[tuple[str, str, str]]:
                     _verdict(test["difference"] > 0, test["significant"]),
                 )
             )
-        means = {group: values["RR@10"]["mean"] for group, values in table["test"].items() if "bi-encoder," in group}
+        means = {group: values["RR@10"]["mean"] for group, values in table["test"].items() if "bi-encoder+" in group}
         best = max(means, key=means.__getitem__)
         rivals = {
             baseline: next(test for test in tests if test["second"] == best)
@@ -116,14 +116,14 @@ def _findings(summary: dict[str, Any]) -> list[tuple[str, str, str]]:
             if baseline in means and baseline != best
         }
         against = [
-            f"{test['difference']:+.3f} over {baseline.split(', ')[1]}, p = {test['holm_p']:.4f} (Holm)"
+            f"{test['difference']:+.3f} over {baseline.split('+')[1]}, p = {test['holm_p']:.4f} (Holm)"
             for baseline, test in rivals.items()
         ]
         found.append(
             (
                 "Of the losses M3SE is the best, softmax cross-entropy close to it",
-                "; ".join([f"the best is {best.split(', ')[1]} with RR@10 {means[best]:.3f}", *against]),
-                _verdict(best == "bi-encoder, m3se", all(test["significant"] for test in rivals.values())),
+                "; ".join([f"the best is {best.split('+')[1]} with RR@10 {means[best]:.3f}", *against]),
+                _verdict(best == "bi-encoder+m3se", all(test["significant"] for test in rivals.values())),
             )
         )
     return found

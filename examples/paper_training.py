@@ -68,7 +68,7 @@ class Unit:
     @property
     def system(self) -> str:
         """The name in figures and tables."""
-        return self.kind if self.loss == "no-teacher" else f"{self.kind}, {self.loss}"
+        return self.kind if self.loss == "no-teacher" else f"{self.kind}+{self.loss}"
 
 
 @dataclass(frozen=True)

@@ -17,3 +17,17 @@ def test_a_ranking_is_found_by_what_it_depends_on(monkeypatch: pytest.MonkeyPatc
     assert comparison.ranking_name("m3se", 1, Namespace(**later)) == name
     assert comparison.ranking_name("m3se", 1, Namespace(**made | {"list_size": 8})) != name
     assert comparison.ranking_name("m3se", 2, Namespace(**made)) != name
+
+
+def test_options_that_came_later_leave_older_rankings_their_names(monkeypatch: pytest.MonkeyPatch) -> None:
+    comparison = load_benchmark("loss_comparison", monkeypatch)
+    older = Namespace(list_size=4, student="minilm")
+    assert comparison.ranking_name("m3se", 1, older) == comparison.ranking_name(
+        "m3se", 1, Namespace(**vars(older), guide=None, unlabelled=False)
+    )
+    names = {
+        comparison.ranking_name("m3se", 1, Namespace(**vars(older), guide=guide, unlabelled=unlabelled))
+        for guide in (None, "larger")
+        for unlabelled in (False, True)
+    }
+    assert len(names) == 4
