@@ -91,16 +91,20 @@ class Comparison:
         self.name, self.args = name, args
         self.folder = args.work / name
         self.data = cut(open_data(args.folder / name), args)
-        found = self.found()
-        self.candidates = Candidates.open(self.data, found, judged=not args.unlabelled)
+        self.candidates = Candidates.open(self.data, self.found(), judged=not args.unlabelled)
         self.test = list(self.data.qrels["test"])
         self.scores = {split: self.scored(split, size) for split, size in (("train", args.scored), ("test", args.pool))}
+
+    def place(self, name: str, *key: Any) -> Path:
+        """A folder that is another one with other texts, another length, or another ``key``."""
+        whole = repr((self.args.max_length, self.data.corpus.fingerprint, self.data.queries.fingerprint, *key))
+        path: Path = self.folder / f"{name}-{hashlib.sha256(whole.encode()).hexdigest()[:12]}"
+        return path
 
     def found(self) -> Path:
         """The candidates' folder: one for all that they depend on, made where it is not there."""
         args = self.args
-        key = (args.guide or args.student, args.max_length, self.data.corpus.fingerprint, self.data.qrels)
-        folder: Path = self.folder / f"candidates-{hashlib.sha256(repr(key).encode()).hexdigest()[:12]}"
+        folder = self.place("candidates", args.guide or args.student, self.data.qrels)
         if not (folder / "guide" / "manifest.json").is_file():  # the last one that is made
             guide = self.student() if args.guide is None else self.shortened(load_encoder(args.guide))
             Candidates.find(self.data, guide, folder)
@@ -109,8 +113,7 @@ class Comparison:
     def scored(self, split: str, size: int) -> TeacherScores:
         """The teacher's scores of a split, in a folder of their own for all that they depend on."""
         pools = self.candidates.pools(split, size)
-        key = repr((self.args.max_length, self.data.corpus.fingerprint, self.data.queries.fingerprint, pools))
-        folder = self.folder / "teacher_scores" / f"{split}-{hashlib.sha256(key.encode()).hexdigest()[:12]}"
+        folder = self.place(f"teacher_scores/{split}", pools)
         name, scorer = f"demo, {self.args.max_length} tokens", onnx_scorer(self.args.max_length)
         scores = score_candidates(
             scorer, pools, self.data.queries, self.data.corpus, folder, name=name, shard_queries=64

@@ -85,12 +85,16 @@ class Reproduction:
         """The measures of a training, which is done if need be; distilled ones take the teacher's scores."""
         print(f"== {unit.name}", flush=True)
         taught = None if unit.loss == "no-teacher" else self.teacher()[0]
-        return run_unit(unit, self.task, taught, self.budget, self.folder / "units" / unit.name, self.tracked)
+        return run_unit(unit, self.task, taught, self.budget, self.unit_folder(unit), self.tracked)
+
+    def unit_folder(self, unit: Unit) -> Path:
+        """Where a training is kept."""
+        return self.folder / "units" / unit.name
 
     def kept(self, unit: Unit) -> Path:
         """The folder of a training, which is done if need be."""
         self.measured(unit)
-        return self.folder / "units" / unit.name
+        return self.unit_folder(unit)
 
     def seeds(self, kind: str, loss: str = "no-teacher", **changes: Any) -> list[Unit]:
         """All seeds of a training."""

@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import sys
 from argparse import Namespace
+from pathlib import Path
+from typing import Any
 
 import pytest
 from benchmark_fixtures import load_benchmark
@@ -31,3 +34,22 @@ def test_options_that_came_later_leave_older_rankings_their_names(monkeypatch: p
         for unlabelled in (False, True)
     }
     assert len(names) == 4
+
+
+def test_both_benchmarks_give_every_option_that_a_comparison_reads(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    """Prevents an option of one from ending the other, which builds upon it."""
+    given: dict[str, set[str]] = {}
+    for name, made in (("loss_comparison", "Comparison"), ("msmarco", "MSMarco")):
+        benchmark = load_benchmark(name, monkeypatch)
+
+        def keep(*parts: Any, name: str = name) -> None:
+            given[name] = set(vars(parts[-1]))
+
+        monkeypatch.setattr(benchmark, made, keep)
+        monkeypatch.setattr(benchmark, "tables_of", lambda *parts: [])
+        monkeypatch.setattr(benchmark, "save", lambda *parts: None)
+        monkeypatch.setattr(sys, "argv", [f"{name}.py", "--output", str(tmp_path / "result.json")])
+        benchmark.main()
+    assert given["loss_comparison"] - given["msmarco"] == {"data", "depth"}  # of the loop over sets, of a search

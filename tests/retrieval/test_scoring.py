@@ -158,7 +158,7 @@ def test_an_integer_product_is_that_of_the_rounded_numbers() -> None:
     scale = weight.abs().amax(-1, keepdim=True) / 127
     rounded = ((tokens - middle) / step).round() * step + middle, (weight / scale).round() * scale
     expected = torch.nn.functional.linear(*rounded, linear.bias.double())
-    torch.testing.assert_close(Int8Linear(linear)(tokens).double(), expected, rtol=1e-5, atol=1e-4)
+    torch.testing.assert_close(Int8Linear(linear)(tokens).double(), expected, rtol=1e-5, atol=1e-5)
 
 
 def test_integers_waste_no_bit_on_what_lies_above_zero() -> None:
