@@ -5,7 +5,8 @@
 Each set is a BEIR folder with train and test judgements. All rows train the same student on the same lists: candidates
 of BM25 and of a guide, scored by the cross-encoder of the demo (--ensemble: averaged with the guide). The guide is the
 student as it comes, or with --guide another encoder, such as a larger one. With --unlabelled the training queries keep
-no label: the control takes the search's best candidate for the positive, the others the teacher's.
+no label: the control takes the search's best candidate for the positive, the others the teacher's. With --labelled N,
+N of them keep theirs, and the control trains on these N alone, for as many steps as the others.
 Rows: the student as it is, the control (the labels' contrastive loss, the same lists and steps), each loss, the host's
 MarginMSELoss and DistillKLDivLoss for as much CPU time as softmax cross-entropy took, and the teacher re-ranking its
 candidates. Where the teacher is no better than the student there is nothing to distil, and the table says so.
@@ -46,7 +47,7 @@ from st_m3se.data.texts import Texts  # noqa: E402
 from st_m3se.distillation.config import LOSSES, DistillationConfig  # noqa: E402
 from st_m3se.distillation.data import DistillationData, in_hash_order, open_data  # noqa: E402
 from st_m3se.distillation.demo_models import load_student, onnx_scorer  # noqa: E402
-from st_m3se.distillation.lists import Candidates, Run, measure, run_of, search, training_lists  # noqa: E402
+from st_m3se.distillation.lists import Candidates, Run, measure, run_of, search, training_lists, training_qrels  # noqa: E402
 from st_m3se.distillation.recipe import arguments, train_student  # noqa: E402
 from st_m3se.distillation.stages import write_text  # noqa: E402
 from st_m3se.evaluation import compare  # noqa: E402
@@ -72,7 +73,7 @@ def cut(data: DistillationData, args: argparse.Namespace) -> DistillationData:
 
 ELSEWHERE = ("data", "folder", "losses", "seeds", "work", "output", "tables_only")
 """Options that a ranking does not depend on."""
-LATER = ("guide", "unlabelled")
+LATER = ("guide", "unlabelled", "labelled")
 """Options that came after the first rankings, whose files keep their names."""
 
 
@@ -92,6 +93,9 @@ class Comparison:
         self.folder = args.work / name
         self.data = cut(open_data(args.folder / name), args)
         self.candidates = Candidates.open(self.data, self.found(), judged=not args.unlabelled)
+        if args.labelled is not None:
+            for query in list(self.data.qrels["train"])[args.labelled :]:
+                self.data.qrels["train"][query] = {}
         self.test = list(self.data.qrels["test"])
         self.scores = {split: self.scored(split, size) for split, size in (("train", args.scored), ("test", args.pool))}
 
@@ -160,8 +164,6 @@ class Comparison:
         if row in HOST:
             self.train_host(student, row, seed, float(self.rankings("softmax-cross-entropy", seed)["cpu_seconds"]))
         elif row != START:
-            options = {name: getattr(args, name) for name in ("list_size", "epochs", "batch_size")}
-            config = DistillationConfig(learning_rate=args.learning_rate, scale=SCALE, **options)
             lists = training_lists(
                 self.scores["train"],
                 self.candidates,
@@ -170,6 +172,10 @@ class Comparison:
                 seed=seed,
                 teacher=row != CONTROL,
             )
+            options = {name: getattr(args, name) for name in ("list_size", "epochs", "batch_size", "learning_rate")}
+            if row == CONTROL and args.labelled:
+                options["epochs"] *= len(self.data.qrels["train"]) / args.labelled
+            config = DistillationConfig(scale=SCALE, **options)
             with tempfile.TemporaryDirectory() as scratch:
                 train_student(student, lists, row, Path(scratch), config, seed=seed, keep_start=False)
         return student, time.process_time() - start
@@ -177,12 +183,11 @@ class Comparison:
     def train_host(self, student: SentenceTransformer, row: str, seed: int, seconds: float) -> None:
         """Train with a loss of sentence-transformers for so many CPU seconds: a few steps tell how many fit."""
         args = self.args
-        labels = {query: dict.fromkeys(relevant, 1) for query, relevant in self.data.qrels["train"].items()}
         columns = build_distillation_dataset(
             self.scores["train"],
             self.data.queries,
             self.data.corpus,
-            None if args.unlabelled else labels,
+            training_qrels(self.scores["train"], self.candidates),
             list_size=args.list_size,
             layout="columns",
             absolute_margin=0.0 if args.filter else None,
@@ -248,6 +253,8 @@ def tables_of(each: Comparison, rows: list[str], seeds: list[int]) -> list[dict[
         )
     lines.append([TEACHER, teacher.mean(), None, None, None, None, None])
     labels = "training queries without labels" if each.args.unlabelled else "training"
+    if each.args.labelled is not None:
+        labels = f"training queries, {each.args.labelled} of them with labels"
     sizes = f"{len(data.qrels['train'])} {labels}, {len(each.test)} test queries, {len(data.corpus)} documents"
     verdict = "" if lead > 0 else "; the teacher is no better than the student: there is nothing to distil"
     columns = ["system", "nDCG@10", "seeds", "lead closed", "p, start", "p, control", "CPU seconds"]
@@ -278,6 +285,7 @@ def main() -> None:
     add("--ensemble", action="store_true", help="teach with the mean of cross-encoder and guide, query by query")
     add("--guide", help="an encoder that finds candidates beside BM25, a path or a name [the student as it comes]")
     add("--unlabelled", action="store_true", help="use no label of the training queries")
+    add("--labelled", type=int, metavar="N", help="only N of the training queries keep their labels")
     add("--filter", action="store_true", help="leave out negatives that the teacher scores above the known positive")
     for name, value in (("train", 600), ("dev", 100), ("test", 200)):
         add(f"--{name}-queries", type=int, default=value, help="at most [%(default)s]")
@@ -293,6 +301,8 @@ def main() -> None:
     add("--tables-only", action="store_true", help="make the tables again from the rankings in --work")
     add("--output", type=Path, default=HERE / "results" / "loss_comparison.json")
     args = parser.parse_args()
+    if args.labelled is not None and (args.unlabelled or not 0 < args.labelled < args.train_queries):
+        parser.error("--labelled: expected a number above 0 and below --train-queries, and no --unlabelled.")
     if unknown := sorted(set(args.losses) - set(ROWS)):
         parser.error(f"--losses: expected some of {', '.join(ROWS)}, got {', '.join(unknown)}.")
     facts, tables = provenance(), []

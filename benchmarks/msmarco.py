@@ -190,7 +190,7 @@ def main() -> None:
     add("--tables-only", action="store_true", help="make the tables again from the rankings in --work")
     add("--output", type=Path, default=HERE / "results" / "msmarco.json")
     args = parser.parse_args()
-    args.ensemble, args.filter, args.pool, args.guide, args.unlabelled = False, False, 1, None, False
+    vars(args).update(ensemble=False, filter=False, pool=1, guide=None, unlabelled=False, labelled=None)
     facts = provenance()
     tables = tables_of(MSMarco(args))
     save(args.output, "msmarco", facts, tables)

@@ -26,14 +26,14 @@ def test_options_that_came_later_leave_older_rankings_their_names(monkeypatch: p
     comparison = load_benchmark("loss_comparison", monkeypatch)
     older = Namespace(list_size=4, student="minilm")
     assert comparison.ranking_name("m3se", 1, older) == comparison.ranking_name(
-        "m3se", 1, Namespace(**vars(older), guide=None, unlabelled=False)
+        "m3se", 1, Namespace(**vars(older), guide=None, unlabelled=False, labelled=None)
     )
     names = {
-        comparison.ranking_name("m3se", 1, Namespace(**vars(older), guide=guide, unlabelled=unlabelled))
+        comparison.ranking_name("m3se", 1, Namespace(**vars(older), guide=guide, **labels))
         for guide in (None, "larger")
-        for unlabelled in (False, True)
+        for labels in ({"unlabelled": False, "labelled": None}, {"unlabelled": True, "labelled": None}, {"labelled": 9})
     }
-    assert len(names) == 4
+    assert len(names) == 6
 
 
 def test_both_benchmarks_give_every_option_that_a_comparison_reads(

@@ -83,6 +83,12 @@ class DistillationConfig:
         "data",
         "Train on judgements, too. Without, the teacher is the only label. Default: where training queries have any.",
     )
+    unjudged: bool = _option(
+        bool,
+        False,
+        "data",
+        "Where some training queries have judgements, also train on those without: the teacher is their only label.",
+    )
     exclude_same_id: bool = _option(
         bool, False, "data", "Leave out the document that has the query's own id, unless it is judged for it."
     )

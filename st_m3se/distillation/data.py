@@ -35,6 +35,7 @@ class DistillationData:
         queries: All queries, ids as str.
         qrels: Of "train", "dev" and "test": query to relevant documents; without judgements of a split, to none.
         notes: What was done that the user should know, such as a split made by hash.
+        unjudged: Queries of no split: nobody judged them, and there are judged ones to train on.
     """
 
     name: str
@@ -42,15 +43,21 @@ class DistillationData:
     queries: Texts
     qrels: dict[str, Qrels]
     notes: list[str] = field(default_factory=list)
+    unjudged: list[str] = field(default_factory=list)
 
     def judged(self, split: str) -> bool:
         """Whether the queries of a split have judgements."""
         return any(self.qrels[split].values())
 
+    def train_on_unjudged(self) -> None:
+        """Make training queries of those that nobody judged: a teacher can say what is relevant to them."""
+        self.qrels["train"] |= {query: {} for query in self.unjudged}
+        self.unjudged = []
+
     def cut(self, sizes: Mapping[str, int | None]) -> None:
-        """Keep at most so many queries of each split, in an order fixed by a hash."""
+        """Keep at most so many queries of each split, judged ones first, in an order fixed by a hash."""
         for split, size in sizes.items():
-            chosen = in_hash_order(self.qrels[split])[:size]
+            chosen = sorted(in_hash_order(self.qrels[split]), key=lambda query: not self.qrels[split][query])[:size]
             self.qrels[split] = {query: self.qrels[split][query] for query in chosen}
 
     @property
@@ -182,6 +189,8 @@ def _hold_out(data: DistillationData) -> None:
                 notes.append(
                     f"no dev judgements: {len(qrels['dev'])} train queries, chosen by a hash, are held out instead"
                 )
+    if any(data.qrels["train"].values()):
+        data.unjudged = list(unjudged)
 
 
 def _separate(data: DistillationData) -> None:

@@ -32,11 +32,13 @@ __all__ = [
     "Candidates",
     "Run",
     "dev_evaluator",
+    "first_choices",
     "interleave",
     "measure",
     "run_of",
     "search",
     "training_lists",
+    "training_qrels",
 ]
 
 Run = dict[str, dict[str, float]]
@@ -170,6 +172,28 @@ class Candidates:
         return interleave(self.lexical, self.dense, self.data.qrels[split], size, with_relevant)
 
 
+def first_choices(scores: TeacherScores, queries: Iterable[str]) -> Qrels:
+    """Of each query that has scores, the document that the teacher likes best: what stands for a judgement."""
+    found = run_of(scores, queries)
+    return {query: {max(listed, key=listed.__getitem__): 1} for query, listed in found.items() if listed}
+
+
+def training_qrels(taught: TeacherScores, candidates: Candidates, *, teacher: bool = True) -> Qrels:
+    """The positives of the training queries: what was judged, and for the others the teacher's first choice.
+
+    Args:
+        taught: The scores to teach.
+        candidates: Where they are from.
+        teacher: False for the control, which knows none: where some queries have judgements it has these queries alone,
+            and where none has, the search's best candidate is the positive.
+    """
+    train = {query: relevant for query, relevant in candidates.data.qrels["train"].items() if query in taught}
+    known = {q: dict.fromkeys(relevant, 1) for q, relevant in train.items() if relevant and candidates.judged}
+    if teacher:
+        return known | first_choices(taught, (query for query in train if query not in known))
+    return known or {query: {pool[0]: 1} for query, pool in candidates.pools("train", 1).items() if query in train}
+
+
 def training_lists(
     taught: TeacherScores,
     candidates: Candidates,
@@ -190,19 +214,16 @@ def training_lists(
             "relabel" or "keep".
         margin: So much lower counts as above, too.
         seed: For the draws.
-        teacher: False for the control, which knows none: it is not taught what the teacher relabels, and without
-            judgements the positive is the search's best candidate, not the teacher's.
+        teacher: False for the control, which knows none: it is not taught what the teacher relabels; see
+            :func:`training_qrels`.
 
     Raises:
         ValueError: If no query has a positive and a negative.
     """
     data, judged = candidates.data, candidates.judged
-    qrels: Qrels | None = {query: dict.fromkeys(relevant, 1) for query, relevant in data.qrels["train"].items()}
-    if not judged:
-        first = {query: pool[0] for query, pool in candidates.pools("train", 1).items()}
-        qrels = None if teacher else {query: {document: 1} for query, document in first.items()}
+    qrels = training_qrels(taught, candidates, teacher=teacher)
     return build_distillation_dataset(
-        taught,
+        taught.select(qrels),
         data.queries,
         data.corpus,
         qrels,

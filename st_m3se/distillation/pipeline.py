@@ -6,7 +6,7 @@ import json
 import shlex
 import time
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from functools import partial
 from hashlib import blake2b
 from itertools import chain
@@ -34,6 +34,7 @@ from st_m3se.distillation.lists import (
     Candidates,
     Run,
     dev_evaluator,
+    first_choices,
     measure,
     run_of,
     search,
@@ -191,6 +192,13 @@ class _Distillation:
             if isinstance(named, (str, Path)):
                 model_configuration(str(named), None)  # so that a slip is found before hours of work
         self.data = data if isinstance(data, DistillationData) else self._open(Path(config.data or ""))
+        if config.unjudged:
+            self.data.train_on_unjudged()
+        elif left := len(self.data.unjudged):
+            self.data.notes.append(
+                f"{left:,} queries have no judgements: left aside; --unjudged trains on them as well, with the teacher "
+                "as their only label"
+            )
         sizes = {split: getattr(config, f"{split}_queries") for split in SPLITS}
         self.data.cut({split: size and ceil(size / self.growth) for split, size in sizes.items()})
         self.ready = self._ready()
@@ -475,8 +483,7 @@ class _Distillation:
         if taught is None or self.data.judged(split):
             return self.data.qrels[split]
         store = taught.ensemble if self.ensemble else taught.teacher
-        found = run_of(store, self.data.qrels[split])
-        return {query: {max(listed, key=listed.__getitem__): 1} for query, listed in found.items() if listed}
+        return first_choices(store, self.data.qrels[split])
 
     def _judge(self) -> str:
         """One of :data:`JUDGES`."""
@@ -569,17 +576,23 @@ class _Distillation:
         self, name: str, loss: str, seed: int, taught: TeacherScores, folder: Path, evaluator: Any, dev: str
     ) -> dict[str, Any]:
         config = self.config
-        if not self.judged and name == CONTROL:
-            lists_by = "the first result of the search"
+        train, steps = self.data.qrels["train"], 1.0
+        mixed = self.judged and not all(train.values())
+        if not self.judged:
+            lists_by = "the first result of the search" if name == CONTROL else "the teacher"
+        elif not mixed or name == CONTROL:
+            lists_by = "judgements"
         else:
-            lists_by = "judgements" if self.judged else "the teacher"
+            lists_by = "judgements and the teacher"
+        if mixed and name == CONTROL:  # judged queries are all it has: as many steps, so the same budget
+            steps = len(train) / sum(map(bool, train.values()))
         own = ["scale", "learning_rate", "epochs", "batch_size", "list_size", "evaluations", "max_length"]
         own += ["false_negatives", "false_negative_margin"]
         settings = {
             **{option: getattr(config, option) for option in own},
             **{"loss": loss, "seed": seed, "student": self.start, "dev": dev, "positives": lists_by},
             **{"teacher_scores": folder.name, "candidates": self.folders["candidates"], "ensemble": self.ensemble},
-            **{"mini_batch_num_tokens": config.mini_batch_num_tokens, "qrels": _digest(self.data.qrels["train"])},
+            **{"mini_batch_num_tokens": config.mini_batch_num_tokens, "qrels": _digest(train)},
         }
 
         def make(path: Path) -> dict[str, Any]:
@@ -598,7 +611,7 @@ class _Distillation:
                 lists,
                 loss,
                 path,
-                config,
+                replace(config, epochs=config.epochs * steps),
                 seed=seed,
                 evaluator=evaluator,
                 keep_start=name == AFTER,

@@ -60,6 +60,20 @@ def test_queries_that_nobody_judged_are_the_training_queries(tmp_path: Path) -> 
     assert "the teacher is their only label" in data.notes[-1]
 
 
+def test_unjudged_queries_beside_judged_ones_are_trained_on_if_asked(tmp_path: Path) -> None:
+    folder = make_beir(tmp_path / "beir")
+    unjudged(folder, 60)
+    data = open_data(folder)
+    assert data.sizes == {"train": 16, "dev": 16, "test": 16}
+    assert sorted(data.unjudged) == sorted(f"u{number}" for number in range(60))
+    judged = set(data.qrels["train"])
+    data.train_on_unjudged()
+    assert data.sizes == {"train": 76, "dev": 16, "test": 16}
+    data.cut({"train": 20})
+    assert judged < set(data.qrels["train"]), "judged ones are kept first"
+    assert data.sizes["train"] == 20
+
+
 def test_without_any_judgements_queries_are_held_out_all_the_same(tmp_path: Path) -> None:
     folder = make_beir(tmp_path / "beir", splits=())
     assert sum(found := sizes(folder)) == 48

@@ -11,7 +11,7 @@ from sentence_transformers import SentenceTransformer
 
 from st_m3se import score_candidates
 from st_m3se.distillation.data import DistillationData, open_data
-from st_m3se.distillation.lists import Candidates, interleave, measure, training_lists
+from st_m3se.distillation.lists import Candidates, interleave, measure, training_lists, training_qrels
 from st_m3se.evaluation import compare
 from st_m3se.scores import TeacherScores
 
@@ -58,6 +58,27 @@ def test_without_judgements_the_teacher_is_the_only_label(candidates: Candidates
     names = {text: query for query, text in data.queries.items()}
     for row in training_lists(scores, candidates, list_size=4, false_negatives="leave-out", seed=0, teacher=False):
         assert row["documents"][0] == texts_of[names[row["query"]]]
+
+
+def test_where_some_queries_have_judgements_the_teacher_stands_in_for_the_others(
+    candidates: Candidates, tmp_path: Path
+) -> None:
+    data = candidates.data
+    judged, unjudged = list(data.qrels["train"])[:5], list(data.qrels["train"])[5:]
+    data.qrels["train"] |= {query: {} for query in unjudged}
+    pools = candidates.pools("train", 4)
+    scores = score_candidates(shared_words, pools, data.queries, data.corpus, tmp_path / "scores", name="words")
+    found = training_qrels(scores, candidates)
+    assert {query: found[query] for query in judged} == {query: data.qrels["train"][query] for query in judged}
+    for query in unjudged:
+        listed = dict(zip(scores[query].document_ids, scores[query].scores, strict=True))
+        assert found[query] == {max(listed, key=listed.__getitem__): 1}
+    assert set(training_qrels(scores, candidates, teacher=False)) == set(judged), "the control has the labels alone"
+    counts = [
+        len(training_lists(scores, candidates, list_size=3, false_negatives="leave-out", seed=0, teacher=teacher))
+        for teacher in (True, False)
+    ]
+    assert counts == [len(pools), len(judged)]
 
 
 def test_lists_are_filtered_by_the_known_positive(candidates: Candidates, tmp_path: Path) -> None:

@@ -108,6 +108,21 @@ def test_without_judgements_agreement_is_measured_and_said(run: Run, beir: Path,
     assert "not how good either is" in printed
 
 
+def test_queries_without_judgements_beside_judged_ones(run: Run, beir: Path, capsys: Any) -> None:
+    """Left aside with a word; or taught by the teacher alone, with a control of the judged ones and as many steps."""
+    lines = (beir / "qrels" / "train.tsv").read_text().splitlines(keepends=True)
+    (beir / "qrels" / "train.tsv").write_text("".join(lines[:9]))
+    aside = run(show=True)
+    assert "8 queries have no judgements: left aside; --unjudged" in capsys.readouterr().out
+    assert aside["queries"]["train"] == aside["trainings"]["student after"][0]["lists"] == 8
+    results = run(unjudged=True, control=True, show=True)
+    assert "left aside" not in capsys.readouterr().out
+    assert results["queries"] == {"train": 16, "dev": 16, "test": 16}
+    (student,), (control,) = (results["trainings"][name] for name in ("student after", "student without a teacher"))
+    assert (student["lists"], control["lists"]) == (16, 8)
+    assert student["steps"] == control["steps"]
+
+
 def test_several_teachers_teach_with_their_mean(run: Run, tmp_path: Path, models: dict[str, str]) -> None:
     teachers = {"shared words": shared_words, "encoder": models["student"]}
     results = run(teacher=teachers, ensemble=False, epochs=1)
