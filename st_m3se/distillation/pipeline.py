@@ -192,13 +192,16 @@ class _Distillation:
             if isinstance(named, (str, Path)):
                 model_configuration(str(named), None)  # so that a slip is found before hours of work
         self.data = data if isinstance(data, DistillationData) else self._open(Path(config.data or ""))
-        if config.unjudged:
-            self.data.train_on_unjudged()
-        elif left := len(self.data.unjudged):
+        left = len(self.data.unjudged)
+        if left and not config.unjudged:
             self.data.notes.append(
                 f"{left:,} queries have no judgements: left aside; --unjudged trains on them as well, with the teacher "
                 "as their only label"
             )
+        elif config.unjudged and not left:
+            self.data.notes.append("--unjudged adds nothing: no query without judgements is left aside")
+        elif config.unjudged:
+            self.data.train_on_unjudged()
         sizes = {split: getattr(config, f"{split}_queries") for split in SPLITS}
         self.data.cut({split: size and ceil(size / self.growth) for split, size in sizes.items()})
         self.ready = self._ready()

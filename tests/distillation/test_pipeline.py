@@ -113,7 +113,8 @@ def test_queries_without_judgements_beside_judged_ones(run: Run, beir: Path, cap
     lines = (beir / "qrels" / "train.tsv").read_text().splitlines(keepends=True)
     (beir / "qrels" / "train.tsv").write_text("".join(lines[:9]))
     aside = run(show=True)
-    assert "8 queries have no judgements: left aside; --unjudged" in capsys.readouterr().out
+    printed = capsys.readouterr().out
+    assert "8 queries have no judgements: left aside; --unjudged" in printed
     assert aside["queries"]["train"] == aside["trainings"]["student after"][0]["lists"] == 8
     results = run(unjudged=True, control=True, show=True)
     assert "left aside" not in capsys.readouterr().out
@@ -121,6 +122,9 @@ def test_queries_without_judgements_beside_judged_ones(run: Run, beir: Path, cap
     (student,), (control,) = (results["trainings"][name] for name in ("student after", "student without a teacher"))
     assert (student["lists"], control["lists"]) == (16, 8)
     assert student["steps"] == control["steps"]
+    (beir / "qrels" / "train.tsv").write_text("".join(lines))
+    run(unjudged=True, show=True)
+    assert "--unjudged adds nothing" in capsys.readouterr().out
 
 
 def test_several_teachers_teach_with_their_mean(run: Run, tmp_path: Path, models: dict[str, str]) -> None:
