@@ -47,7 +47,16 @@ from st_m3se.data.texts import Texts  # noqa: E402
 from st_m3se.distillation.config import LOSSES, DistillationConfig  # noqa: E402
 from st_m3se.distillation.data import DistillationData, in_hash_order, open_data  # noqa: E402
 from st_m3se.distillation.demo_models import load_student, onnx_scorer  # noqa: E402
-from st_m3se.distillation.lists import Candidates, Run, measure, run_of, search, training_lists, training_qrels  # noqa: E402
+from st_m3se.distillation.lists import (  # noqa: E402
+    Candidates,
+    Run,
+    measure,
+    run_of,
+    search,
+    training_epochs,
+    training_lists,
+    training_qrels,
+)
 from st_m3se.distillation.recipe import arguments, train_student  # noqa: E402
 from st_m3se.distillation.stages import write_text  # noqa: E402
 from st_m3se.evaluation import compare  # noqa: E402
@@ -172,10 +181,9 @@ class Comparison:
                 seed=seed,
                 teacher=row != CONTROL,
             )
-            options = {name: getattr(args, name) for name in ("list_size", "epochs", "batch_size", "learning_rate")}
-            if row == CONTROL and args.labelled:
-                options["epochs"] *= len(self.data.qrels["train"]) / args.labelled
-            config = DistillationConfig(scale=SCALE, **options)
+            epochs = training_epochs(args.epochs, self.candidates, teacher=row != CONTROL)
+            options = {name: getattr(args, name) for name in ("list_size", "batch_size", "learning_rate")}
+            config = DistillationConfig(scale=SCALE, epochs=epochs, **options)
             with tempfile.TemporaryDirectory() as scratch:
                 train_student(student, lists, row, Path(scratch), config, seed=seed, keep_start=False)
         return student, time.process_time() - start

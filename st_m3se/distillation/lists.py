@@ -37,6 +37,7 @@ __all__ = [
     "measure",
     "run_of",
     "search",
+    "training_epochs",
     "training_lists",
     "training_qrels",
 ]
@@ -192,6 +193,16 @@ def training_qrels(taught: TeacherScores, candidates: Candidates, *, teacher: bo
     if teacher:
         return known | first_choices(taught, (query for query in train if query not in known))
     return known or {query: {pool[0]: 1} for query, pool in candidates.pools("train", 1).items() if query in train}
+
+
+def training_epochs(epochs: float, candidates: Candidates, *, teacher: bool = True) -> float:
+    """Epochs that take as many steps as ``epochs`` over all training queries.
+
+    They differ for the control where only some queries have judgements: these are all it has, so it passes over them
+    more often. See :func:`training_qrels`.
+    """
+    relevant = candidates.data.qrels["train"].values()
+    return epochs if teacher or not candidates.judged else epochs * (len(relevant) / sum(map(bool, relevant)))
 
 
 def training_lists(

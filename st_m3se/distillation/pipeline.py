@@ -38,6 +38,7 @@ from st_m3se.distillation.lists import (
     measure,
     run_of,
     search,
+    training_epochs,
     training_lists,
 )
 from st_m3se.distillation.recipe import clean, load_student, train_student
@@ -193,15 +194,15 @@ class _Distillation:
                 model_configuration(str(named), None)  # so that a slip is found before hours of work
         self.data = data if isinstance(data, DistillationData) else self._open(Path(config.data or ""))
         left = len(self.data.unjudged)
-        if left and not config.unjudged:
+        if config.unjudged:
+            if not left:
+                self.data.notes.append("--unjudged adds nothing: no query without judgements is left aside")
+            self.data.train_on_unjudged()
+        elif left:
             self.data.notes.append(
                 f"{left:,} queries have no judgements: left aside; --unjudged trains on them as well, with the teacher "
                 "as their only label"
             )
-        elif config.unjudged and not left:
-            self.data.notes.append("--unjudged adds nothing: no query without judgements is left aside")
-        elif config.unjudged:
-            self.data.train_on_unjudged()
         sizes = {split: getattr(config, f"{split}_queries") for split in SPLITS}
         self.data.cut({split: size and ceil(size / self.growth) for split, size in sizes.items()})
         self.ready = self._ready()
@@ -579,16 +580,12 @@ class _Distillation:
         self, name: str, loss: str, seed: int, taught: TeacherScores, folder: Path, evaluator: Any, dev: str
     ) -> dict[str, Any]:
         config = self.config
-        train, steps = self.data.qrels["train"], 1.0
-        mixed = self.judged and not all(train.values())
-        if not self.judged:
-            lists_by = "the first result of the search" if name == CONTROL else "the teacher"
-        elif not mixed or name == CONTROL:
-            lists_by = "judgements"
+        train = self.data.qrels["train"]
+        if self.judged:
+            mixed = name == AFTER and not all(train.values())
+            lists_by = "judgements and the teacher" if mixed else "judgements"
         else:
-            lists_by = "judgements and the teacher"
-        if mixed and name == CONTROL:  # judged queries are all it has: as many steps, so the same budget
-            steps = len(train) / sum(map(bool, train.values()))
+            lists_by = "the first result of the search" if name == CONTROL else "the teacher"
         own = ["scale", "learning_rate", "epochs", "batch_size", "list_size", "evaluations", "max_length"]
         own += ["false_negatives", "false_negative_margin"]
         settings = {
@@ -614,7 +611,7 @@ class _Distillation:
                 lists,
                 loss,
                 path,
-                replace(config, epochs=config.epochs * steps),
+                replace(config, epochs=training_epochs(config.epochs, self.candidates, teacher=name == AFTER)),
                 seed=seed,
                 evaluator=evaluator,
                 keep_start=name == AFTER,
