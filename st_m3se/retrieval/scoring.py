@@ -159,6 +159,7 @@ def score_candidates(
     Raises:
         FileExistsError: If ``output`` holds something else.
         FormatError: If candidates are not valid, or an id has no text.
+        TypeError: If an option is unknown.
         ValueError: If the run was begun with something else; if a score is not finite; if a cross-encoder has more
             than one label.
         KeyboardInterrupt: If it is interrupted, with a message of what is saved.
@@ -170,6 +171,11 @@ def score_candidates(
     """
     from st_m3se.data.collection import open_texts  # whose texts begin with this package's errors and ids
 
+    if unknown := sorted(set(options) - set(TeacherOptions.__annotations__)):
+        raise TypeError(
+            f"score_candidates() has no option {', '.join(unknown)}. A teacher's options are "
+            f"{', '.join(TeacherOptions.__annotations__)}; batches are cut by batch_tokens."
+        )
     lists = CandidateLists(candidates)
     asked, findings = open_texts(queries, "queries")
     documents, unusual = open_texts(corpus, "corpus")

@@ -670,6 +670,7 @@ def test_bad_input_is_refused(tmp_path: Path) -> None:
         (FormatError, "not one query", {"candidates": {}}),
         (FormatError, "no such file or folder", {"candidates": tmp_path / "lost"}),
         (TypeError, "a mapping from query id", {"candidates": [("q1", [1])]}),
+        (TypeError, r"score_candidates\(\) has no option batch_size\..*batch_tokens", {"batch_size": 32}),
         (ValueError, "shard_queries must be at least 1", {"shard_queries": 0}),
         (ValueError, "dtype is for models", {"dtype": "float16"}),
         (ValueError, "backend belongs to a teacher by name", {"backend": "onnx"}),
