@@ -58,36 +58,44 @@ def loss_and_gradient(loss: torch.nn.Module, rows: list[dict]) -> tuple[Tensor, 
     return value.detach(), torch.cat(gradients)
 
 
-def one_process(rank: int, folder: str, tokens: int | None, softmax: bool) -> None:
-    dist.init_process_group("gloo", init_method=f"file://{folder}/rendezvous", rank=rank, world_size=2)
+CASES = [(None, False), (12, True), (12, False)]
+"""Tokens of a cached mini-batch, and whether the loss is softmax cross-entropy."""
+
+
+def gathered(folder: str, tokens: int | None, softmax: bool, rank: int) -> tuple[Tensor, Tensor]:
+    """What both processes together make of their halves of the rows, averaged as DistributedDataParallel does."""
     model = SentenceTransformer(f"{folder}/model", device="cpu").eval()
     make = LOSSES[int(softmax)].values[0]
     loss = make(model, in_batch_negatives=True, gather_across_devices=True, mini_batch_num_tokens=tokens)
     value, gradient = loss_and_gradient(loss, ROWS[3 * rank : 3 * rank + 3])
-    # DistributedDataParallel averages gradients over processes.
     dist.all_reduce(gradient)
     dist.all_reduce(value)
+    return value / 2, gradient / 2
+
+
+def one_process(rank: int, folder: str) -> None:
+    """All cases in one launch, whose imports are most of the time."""
+    dist.init_process_group("gloo", init_method=f"file://{folder}/rendezvous", rank=rank, world_size=2)
+    found = [gathered(folder, *case, rank) for case in CASES]
     if rank == 0:
-        torch.save((value / 2, gradient / 2), f"{folder}/result.pt")
+        torch.save(found, f"{folder}/result.pt")
     dist.destroy_process_group()
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize(("tokens", "softmax"), [(None, False), (12, True), (12, False)])
-def test_two_processes_equal_one_with_both_batches(
-    model: SentenceTransformer, tmp_path: Path, tokens: int | None, softmax: bool
-) -> None:
+def test_two_processes_equal_one_with_both_batches(model: SentenceTransformer, tmp_path: Path) -> None:
     """Without the gather's gradient, or with a text of the own list counted as negative, this differs quietly."""
     model.eval()
     model.save_pretrained(str(tmp_path / "model"))
-    mp.spawn(one_process, args=(str(tmp_path), tokens, softmax), nprocs=2)
-    value, gradient = torch.load(tmp_path / "result.pt")
-    alone = LOSSES[int(softmax)].values[0](model, in_batch_negatives=True)
-    expected_value, expected_gradient = loss_and_gradient(alone, ROWS)
-    local = LOSSES[int(softmax)].values[0](model)
-    assert not torch.isclose(loss_and_gradient(local, ROWS)[0], expected_value)  # the negatives count
-    torch.testing.assert_close(value, expected_value, rtol=1e-5, atol=1e-5)
-    assert (gradient - expected_gradient).norm() < 1e-5 * expected_gradient.norm()
+    mp.spawn(one_process, args=(str(tmp_path),), nprocs=2)
+    found = torch.load(tmp_path / "result.pt")
+    for (value, gradient), (_, softmax) in zip(found, CASES, strict=True):
+        make = LOSSES[int(softmax)].values[0]
+        model.zero_grad()
+        expected_value, expected_gradient = loss_and_gradient(make(model, in_batch_negatives=True), ROWS)
+        assert not torch.isclose(loss_and_gradient(make(model), ROWS)[0], expected_value)  # the negatives count
+        torch.testing.assert_close(value, expected_value, rtol=1e-5, atol=1e-5)
+        assert (gradient - expected_gradient).norm() < 1e-5 * expected_gradient.norm()
 
 
 def test_keys_see_tokens_and_not_padding() -> None:
