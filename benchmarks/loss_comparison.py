@@ -10,6 +10,7 @@ N of them keep theirs, and the control trains on these N alone, for as many step
 Rows: the student as it is, the control (the labels' contrastive loss, the same lists and steps), each loss, the host's
 MarginMSELoss and DistillKLDivLoss for as much CPU time as softmax cross-entropy took, and the teacher re-ranking its
 candidates. Where the teacher is no better than the student there is nothing to distil, and the table says so.
+--out-of-domain measures the students of each set on others as well, which no training has seen.
 
 Resumable: a row and seed that is in --work is not trained again. The tables are made from the rankings that are there,
 and --tables-only makes them again. Needs the extra `demo`. Hours on a CPU; --losses, --seeds and the sizes cut it down.
@@ -80,7 +81,7 @@ def cut(data: DistillationData, args: argparse.Namespace) -> DistillationData:
     return data
 
 
-ELSEWHERE = ("data", "folder", "losses", "seeds", "work", "output", "tables_only")
+ELSEWHERE = ("data", "folder", "losses", "seeds", "work", "output", "tables_only", "out_of_domain")
 """Options that a ranking does not depend on."""
 LATER = ("guide", "unlabelled", "labelled")
 """Options that came after the first rankings, whose files keep their names."""
@@ -101,6 +102,8 @@ class Comparison:
         self.name, self.args = name, args
         self.folder = args.work / name
         self.data = cut(open_data(args.folder / name), args)
+        foreign = [other for other in args.out_of_domain if other != name]
+        self.foreign = {other: cut(open_data(args.folder / other), args) for other in foreign}
         self.candidates = Candidates.open(self.data, self.found(), judged=not args.unlabelled)
         if args.labelled is not None:
             for query in list(self.data.qrels["train"])[args.labelled :]:
@@ -150,9 +153,11 @@ class Comparison:
         """The ranking of the test queries and the CPU seconds of the training, from disk or made now."""
         path = self.folder / "runs" / ranking_name(row, seed, self.args)
         if path.is_file():
-            return dict(json.loads(path.read_text(encoding="utf-8")))
+            known = dict(json.loads(path.read_text(encoding="utf-8")))
+            if not self.foreign.keys() - known.get("out_of_domain", {}).keys():
+                return known
         if self.args.tables_only:
-            raise SystemExit(f"{path} is missing: run without --tables-only to make it.")
+            raise SystemExit(f"{path} is missing, or some sets in it: run without --tables-only to make it.")
         print(f"{self.name}: {row}, seed {seed}", flush=True)
         student, seconds = self.trained(row, seed)
         result = {"row": row, "seed": seed, "cpu_seconds": seconds, **self.ranked(student)}
@@ -161,9 +166,17 @@ class Comparison:
         return result
 
     def ranked(self, student: SentenceTransformer) -> dict[str, Any]:
-        """What a student finds for the test queries."""
-        run = run_of(search(student, self.data, self.test, self.folder / "found-by-student"), self.test)
-        return {"run": {query: dict(list(listed.items())[: self.args.depth]) for query, listed in run.items()}}
+        """What a student finds for the test queries, here and out of domain."""
+        return {
+            "run": self.found_by(student, self.data),
+            "out_of_domain": {name: self.found_by(student, data) for name, data in self.foreign.items()},
+        }
+
+    def found_by(self, student: SentenceTransformer, data: DistillationData) -> Run:
+        """The first documents of a set's test queries."""
+        test = list(data.qrels["test"])
+        run = run_of(search(student, data, test, self.folder / "found-by-student"), test)
+        return {query: dict(list(listed.items())[: self.args.depth]) for query, listed in run.items()}
 
     def trained(self, row: str, seed: int) -> tuple[SentenceTransformer, float]:
         """A student, and the CPU seconds of its training."""
@@ -266,7 +279,30 @@ def tables_of(each: Comparison, rows: list[str], seeds: list[int]) -> list[dict[
     sizes = f"{len(data.qrels['train'])} {labels}, {len(each.test)} test queries, {len(data.corpus)} documents"
     verdict = "" if lead > 0 else "; the teacher is no better than the student: there is nothing to distil"
     columns = ["system", "nDCG@10", "seeds", "lead closed", "p, start", "p, control", "CPU seconds"]
-    return [table(f"{each.name}: {sizes}, {len(seeds)} seed(s){verdict}", columns, lines)]
+    first = table(f"{each.name}: {sizes}, {len(seeds)} seed(s){verdict}", columns, lines)
+    return [first, *(table_out_of_domain(each, name, rows, seeds) for name in each.foreign)]
+
+
+def table_out_of_domain(each: Comparison, name: str, rows: list[str], seeds: list[int]) -> dict[str, Any]:
+    """What the students of a set find in another one: means over seeds, and p against the start after Holm."""
+    data = each.foreign[name]
+
+    def values(row: str, seed: int) -> np.ndarray:
+        return ndcg(each.rankings(row, seed)["out_of_domain"][name], data)
+
+    by_seed = {START: [values(START, 0)], **{row: [values(row, seed) for seed in seeds] for row in rows}}
+    means = {row: np.mean(found, axis=0) for row, found in by_seed.items()}
+    against_start = _p(means, START)
+    lines: list[list[Any]] = []
+    for row, found in by_seed.items():
+        low, high = min(v.mean() for v in found), max(v.mean() for v in found)
+        spread = None if row == START else f"{low:.4f} to {high:.4f}"
+        lost = None if row == START else float(means[row].mean() - means[START].mean())
+        lines.append([row, means[row].mean(), spread, lost, against_start.get(row)])
+    title = f"trained on {each.name}, tested on {name}: {len(data.qrels['test'])} test queries"
+    return table(
+        f"{title}, {len(data.corpus)} documents", ["system", "nDCG@10", "seeds", "to the start", "p, start"], lines
+    )
 
 
 def _p(values: Mapping[str, np.ndarray], baseline: str) -> dict[str, float]:
@@ -294,6 +330,7 @@ def main() -> None:
     add("--guide", help="an encoder that finds candidates beside BM25, a path or a name [the student as it comes]")
     add("--unlabelled", action="store_true", help="use no label of the training queries")
     add("--labelled", type=int, metavar="N", help="only N of the training queries keep their labels")
+    add("--out-of-domain", nargs="+", default=[], metavar="SET", help="also measure each student on these sets")
     add("--filter", action="store_true", help="leave out negatives that the teacher scores above the known positive")
     for name, value in (("train", 600), ("dev", 100), ("test", 200)):
         add(f"--{name}-queries", type=int, default=value, help="at most [%(default)s]")

@@ -190,7 +190,9 @@ def main() -> None:
     add("--tables-only", action="store_true", help="make the tables again from the rankings in --work")
     add("--output", type=Path, default=HERE / "results" / "msmarco.json")
     args = parser.parse_args()
-    vars(args).update(ensemble=False, filter=False, pool=1, guide=None, unlabelled=False, labelled=None)
+    vars(args).update(
+        ensemble=False, filter=False, pool=1, guide=None, unlabelled=False, labelled=None, out_of_domain=[]
+    )
     facts = provenance()
     tables = tables_of(MSMarco(args))
     save(args.output, "msmarco", facts, tables)

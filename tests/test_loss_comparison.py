@@ -53,3 +53,30 @@ def test_both_benchmarks_give_every_option_that_a_comparison_reads(
         monkeypatch.setattr(sys, "argv", [f"{name}.py", "--output", str(tmp_path / "result.json")])
         benchmark.main()
     assert given["loss_comparison"] - given["msmarco"] == {"data", "depth"}  # of the loop over sets, of a search
+
+
+def test_a_ranking_without_a_set_that_is_asked_for_is_made_again(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    """Prevents a table out of domain from being made of rankings that have none, or a training for nothing."""
+    comparison = load_benchmark("loss_comparison", monkeypatch)
+    each = comparison.Comparison.__new__(comparison.Comparison)
+    each.name, each.folder, each.args = "here", tmp_path, Namespace(tables_only=False, depth=2, list_size=4)
+    trained: list[str] = []
+
+    def train(row: str, seed: int) -> tuple[str, float]:
+        trained.append(row)
+        return "student", 1.0
+
+    monkeypatch.setattr(each, "trained", train)
+    monkeypatch.setattr(each, "found_by", lambda student, data: {"q1": {data: 1.0}})
+    each.data, each.foreign = "own", {}
+    assert each.rankings("m3se", 1)["run"] == each.rankings("m3se", 1)["run"] == {"q1": {"own": 1.0}}
+    assert trained == ["m3se"]
+    each.foreign = {"there": "other"}
+    assert each.rankings("m3se", 1)["out_of_domain"] == {"there": {"q1": {"other": 1.0}}}
+    each.rankings("m3se", 1)
+    assert trained == ["m3se"] * 2
+    each.foreign, each.args.tables_only = {"elsewhere": "third"}, True
+    with pytest.raises(SystemExit, match="or some sets in it"):
+        each.rankings("m3se", 1)
