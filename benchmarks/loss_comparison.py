@@ -249,14 +249,11 @@ def ndcg(run: Run, data: DistillationData) -> np.ndarray:
 def tables_of(each: Comparison, rows: list[str], seeds: list[int]) -> list[dict[str, Any]]:
     """Means over seeds, the share of the teacher's lead that was closed, and p against start and control after Holm."""
     data, teacher = each.data, ndcg(run_of(each.scores["test"], each.test), each.data)
-    start = ndcg(each.rankings(START, 0)["run"], data)
+    results = {START: [each.rankings(START, 0)], **{row: [each.rankings(row, seed) for seed in seeds] for row in rows}}
+    start = ndcg(results[START][0]["run"], data)
     bm25 = ndcg({query: each.candidates.lexical[query] for query in each.test}, data)
-    by_seed: dict[str, list[np.ndarray]] = {}
-    seconds: dict[str, float] = {}
-    for row in rows:
-        results = [each.rankings(row, seed) for seed in seeds]
-        by_seed[row] = [ndcg(result["run"], data) for result in results]
-        seconds[row] = float(np.mean([result["cpu_seconds"] for result in results]))
+    by_seed = {row: [ndcg(result["run"], data) for result in results[row]] for row in rows}
+    seconds = {row: float(np.mean([result["cpu_seconds"] for result in results[row]])) for row in rows}
     values = {row: np.mean(found, axis=0) for row, found in by_seed.items()}
     against_start = _p({START: start, **values}, START)
     against_control = _p(values, CONTROL) if CONTROL in values else {}
@@ -266,12 +263,10 @@ def tables_of(each: Comparison, rows: list[str], seeds: list[int]) -> list[dict[
         [START, start.mean(), None, None, None, None, None],
     ]
     for row in rows:
-        low, high = min(v.mean() for v in by_seed[row]), max(v.mean() for v in by_seed[row])
         closed = f"{(values[row].mean() - start.mean()) / lead:.0%}" if lead > 0 else "no lead"
         p = against_control.get(row)
-        lines.append(
-            [row, values[row].mean(), f"{low:.4f} to {high:.4f}", closed, against_start[row], p, round(seconds[row])]
-        )
+        spread = _spread(by_seed[row])
+        lines.append([row, values[row].mean(), spread, closed, against_start[row], p, round(seconds[row])])
     lines.append([TEACHER, teacher.mean(), None, None, None, None, None])
     labels = "training queries without labels" if each.args.unlabelled else "training"
     if each.args.labelled is not None:
@@ -280,29 +275,29 @@ def tables_of(each: Comparison, rows: list[str], seeds: list[int]) -> list[dict[
     verdict = "" if lead > 0 else "; the teacher is no better than the student: there is nothing to distil"
     columns = ["system", "nDCG@10", "seeds", "lead closed", "p, start", "p, control", "CPU seconds"]
     first = table(f"{each.name}: {sizes}, {len(seeds)} seed(s){verdict}", columns, lines)
-    return [first, *(table_out_of_domain(each, name, rows, seeds) for name in each.foreign)]
+    return [first, *(table_out_of_domain(each, name, results) for name in each.foreign)]
 
 
-def table_out_of_domain(each: Comparison, name: str, rows: list[str], seeds: list[int]) -> dict[str, Any]:
+def table_out_of_domain(each: Comparison, name: str, results: Mapping[str, list[dict[str, Any]]]) -> dict[str, Any]:
     """What the students of a set find in another one: means over seeds, and p against the start after Holm."""
     data = each.foreign[name]
-
-    def values(row: str, seed: int) -> np.ndarray:
-        return ndcg(each.rankings(row, seed)["out_of_domain"][name], data)
-
-    by_seed = {START: [values(START, 0)], **{row: [values(row, seed) for seed in seeds] for row in rows}}
+    by_seed = {row: [ndcg(result["out_of_domain"][name], data) for result in found] for row, found in results.items()}
     means = {row: np.mean(found, axis=0) for row, found in by_seed.items()}
-    against_start = _p(means, START)
-    lines: list[list[Any]] = []
-    for row, found in by_seed.items():
-        low, high = min(v.mean() for v in found), max(v.mean() for v in found)
-        spread = None if row == START else f"{low:.4f} to {high:.4f}"
-        lost = None if row == START else float(means[row].mean() - means[START].mean())
-        lines.append([row, means[row].mean(), spread, lost, against_start.get(row)])
+    start, against_start = means[START].mean(), _p(means, START)
+    lines: list[list[Any]] = [[START, start, None, None, None]]
+    for row in [row for row in results if row != START]:
+        mean = means[row].mean()
+        lines.append([row, mean, _spread(by_seed[row]), mean - start, against_start[row]])
     title = f"trained on {each.name}, tested on {name}: {len(data.qrels['test'])} test queries"
     return table(
         f"{title}, {len(data.corpus)} documents", ["system", "nDCG@10", "seeds", "to the start", "p, start"], lines
     )
+
+
+def _spread(by_seed: list[np.ndarray]) -> str:
+    """The lowest and the highest mean of a seed."""
+    means = [values.mean() for values in by_seed]
+    return f"{min(means):.4f} to {max(means):.4f}"
 
 
 def _p(values: Mapping[str, np.ndarray], baseline: str) -> dict[str, float]:
