@@ -37,6 +37,7 @@ __all__ = [
     "sweep",
     "sweep_folder",
     "sync",
+    "whole_folder",
     "with_checksum",
     "write_checked_json",
 ]
@@ -188,6 +189,17 @@ def _exchange(one: Path, other: Path) -> bool:
         return False
     names = os.fsencode(one), os.fsencode(other)
     return bool(rename(AT_FDCWD, names[0], AT_FDCWD, names[1], RENAME_EXCHANGE) == 0)
+
+
+def whole_folder(folder: Path, make: Callable[[Path], object]) -> None:
+    """Make a folder that is there whole or not at all, in the place of what is there."""
+    with scratch_folder(folder) as scratch:
+        made = scratch / folder.name
+        make(made)
+        for file in made.rglob("*"):
+            sync(file)
+        if not place_folder(made, folder):
+            replace_folder(made, folder)
 
 
 def sync(path: Path) -> None:

@@ -18,7 +18,7 @@ from typing import Any
 import numpy as np
 from filelock import FileLock, Timeout
 
-from st_m3se.core.files import sweep_folder, write_checked_json
+from st_m3se.core.files import sweep_folder, whole_folder, write_checked_json
 from st_m3se.distillation.card import add_to_card
 from st_m3se.distillation.config import DistillationConfig
 from st_m3se.distillation.data import SPLITS, DistillationData, Qrels, open_data
@@ -43,7 +43,7 @@ from st_m3se.distillation.lists import (
 )
 from st_m3se.distillation.recipe import clean, load_student, train_student
 from st_m3se.distillation.report import write_report
-from st_m3se.distillation.stages import identity, rank, save_model, stage, stage_folder, whole_folder, write_text
+from st_m3se.distillation.stages import identity, rank, save_model, stage, stage_folder, write_text
 from st_m3se.evaluation.provenance import provenance
 from st_m3se.evaluation.significance import compare
 from st_m3se.retrieval.fingerprint import model_fingerprint

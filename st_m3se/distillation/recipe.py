@@ -17,9 +17,9 @@ from datasets import Dataset
 from transformers import PrinterCallback, TrainerCallback
 
 from st_m3se import losses
-from st_m3se.core.files import write_checked_json
+from st_m3se.core.files import whole_folder, write_checked_json
 from st_m3se.distillation.config import LOSSES, DistillationConfig
-from st_m3se.distillation.stages import last_checkpoint, read_result, save_model, whole_folder
+from st_m3se.distillation.stages import last_checkpoint, read_result, save_model
 from st_m3se.evaluation.evaluators import RetrievalEvaluator
 from st_m3se.losses import CombinedLoss, ContrastiveLoss, DistillationLoss, SpladeLoss
 from st_m3se.retrieval.models import load_encoder, model_kind

@@ -13,12 +13,9 @@ from typing import Any
 from st_m3se.core.files import (
     atomic_file,
     digest,
-    place_folder,
     read_checked_json,
-    replace_folder,
-    scratch_folder,
     sweep_folder,
-    sync,
+    whole_folder,
     write_checked_json,
 )
 from st_m3se.retrieval.fingerprint import content_hash
@@ -32,7 +29,6 @@ __all__ = [
     "save_model",
     "stage",
     "stage_folder",
-    "whole_folder",
     "write_text",
 ]
 
@@ -159,17 +155,6 @@ def write_text(file: Path, text: str) -> None:
     """Write a file whole, in the place of what is there."""
     with atomic_file(file, overwrite=True) as temporary:
         temporary.write_text(text, encoding="utf-8")
-
-
-def whole_folder(folder: Path, make: Callable[[Path], object]) -> None:
-    """Make a folder that is there whole or not at all, in the place of what is there."""
-    with scratch_folder(folder) as scratch:
-        made = scratch / folder.name
-        make(made)
-        for file in made.rglob("*"):
-            sync(file)
-        if not place_folder(made, folder):
-            replace_folder(made, folder)
 
 
 def save_model(model: Any, folder: Path) -> None:

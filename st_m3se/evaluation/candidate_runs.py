@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import logging
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import closing, suppress
@@ -13,15 +12,7 @@ from typing import Any
 import numpy as np
 
 from st_m3se.core.errors import FormatError
-from st_m3se.core.files import (
-    checked_json,
-    digest,
-    place_folder,
-    read_checked_json,
-    replace_folder,
-    scratch_folder,
-    sweep,
-)
+from st_m3se.core.files import cache_key, checked_json, digest, read_checked_json, sweep, whole_folder
 from st_m3se.core.findings import EXAMPLES, Finding, found
 from st_m3se.core.reading import INTEGER, Reading, open_binary
 from st_m3se.core.records import parts_of
@@ -71,10 +62,10 @@ def open_candidates(
         FormatError: If it is none of these, or has nothing for any of the queries.
     """
     store = _as_store(run)
-    stamps = _stamps(store.files if store is not None else parts_of(Path(str(run))))
+    files = store.files if store is not None else parts_of(Path(str(run)))
     chosen = "" if store is None else blake2b("\n".join(map(str, store.query_ids().to_pylist())).encode()).hexdigest()
-    known = [CACHE_VERSION, stamps, chosen, list(query_ids), None if corpus is None else corpus.fingerprint]
-    target = cache_dir / f"candidates-{_key(known)}"
+    settings = [CACHE_VERSION, chosen, list(query_ids), None if corpus is None else corpus.fingerprint]
+    target = cache_dir / f"candidates-{cache_key(settings, files)}"
     candidates = TeacherScores.open_cached(target)
     if candidates is None:
         rows = iter(store) if store is not None else _read(Path(str(run)))
@@ -110,20 +101,21 @@ def is_passage_run(run: Any) -> bool:
 
 def texts_of_passage_run(run: Path, cache_dir: Path) -> tuple[Path, Path]:
     """The queries and passages of such a run, as two jsonl files in the cache."""
-    folder = cache_dir / f"passages-{_key([CACHE_VERSION, _stamps([run])])}"
+    folder = cache_dir / f"passages-{cache_key([CACHE_VERSION], [run])}"
     names = ("queries.jsonl", "corpus.jsonl")
     sweep(folder)
     if not _intact(folder, names):
-        with closing(TextStore()) as store, scratch_folder(folder) as scratch:
-            part = scratch / folder.name
-            part.mkdir()
+        with closing(TextStore()) as store:
             for fields in Reading(run).parsed(_passage):
                 store.query(fields[0], fields[2])
                 store.document(fields[1], fields[3])
-            store.write(part)
-            (part / FILES).write_text(checked_json({name: digest(part / name) for name in names}), encoding="utf-8")
-            if not place_folder(part, folder):
-                replace_folder(part, folder)
+
+            def write(part: Path) -> None:
+                part.mkdir()
+                store.write(part)
+                (part / FILES).write_text(checked_json({name: digest(part / name) for name in names}), encoding="utf-8")
+
+            whole_folder(folder, write)
     return folder / names[0], folder / names[1]
 
 
@@ -153,19 +145,6 @@ def _as_store(run: str | Path | TeacherScores) -> TeacherScores | None:
         if (path / MANIFEST).is_file() or (path / UNFINISHED).is_file():
             raise
         return None  # a folder of parts in another layout is read as a file is
-
-
-def _stamps(files: Iterable[Path]) -> list[tuple[str, int, int]]:
-    stamps = []
-    for file in files:
-        if not file.is_file():
-            raise FormatError("there is no such file.", file=str(file))
-        stamps.append((str(file.resolve()), file.stat().st_size, file.stat().st_mtime_ns))
-    return stamps
-
-
-def _key(known: Any) -> str:
-    return blake2b(json.dumps(known).encode(), digest_size=12).hexdigest()
 
 
 # Readers.
