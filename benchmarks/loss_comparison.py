@@ -306,43 +306,56 @@ def _p(values: Mapping[str, np.ndarray], baseline: str) -> dict[str, float]:
     return {found.second: found.holm_p for found in compare(values, "nDCG@10", baseline=baseline)}
 
 
-def main() -> None:
-    """Parse the command line, run what is missing, and write results/loss_comparison.json."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+def shared_arguments(parser: argparse.ArgumentParser) -> None:
+    """The options of a comparison of students on the same lists, whatever they are measured on."""
     add = parser.add_argument
     add("--folder", type=Path, default=HERE.parent.parent / "shared" / "data", help="where the BEIR folders are")
-    add("--data", nargs="+", default=["nl2bash", "insuranceqa", "scifact", "nfcorpus", "msmarco-train", "medquad"])
     add(
         "--work",
         type=Path,
         default=Path("loss_comparison"),
         help="candidates, teacher scores and rankings [%(default)s]",
     )
-    add("--student", default="minilm", help="'minilm', 'tiny' (never trained for dense search), a path or a name")
-    add("--losses", nargs="*", default=list(ROWS), metavar="LOSS", help=f"of {', '.join(ROWS)}; none: only the leads")
+    student = "'minilm', 'tiny' (never trained for dense search), a path or a name [%(default)s]"
+    add("--student", default="minilm", help=student)
     add("--seeds", nargs="+", type=int, default=[1, 2, 3])
     add("--ensemble", action="store_true", help="teach with the mean of cross-encoder and guide, query by query")
     add("--guide", help="an encoder that finds candidates beside BM25, a path or a name [the student as it comes]")
     add("--unlabelled", action="store_true", help="use no label of the training queries")
     add("--labelled", type=int, metavar="N", help="only N of the training queries keep their labels")
-    add("--out-of-domain", nargs="+", default=[], metavar="SET", help="also measure each student on these sets")
     add("--filter", action="store_true", help="leave out negatives that the teacher scores above the known positive")
     for name, value in (("train", 600), ("dev", 100), ("test", 200)):
         add(f"--{name}-queries", type=int, default=value, help="at most [%(default)s]")
     add("--documents", type=int, default=4_000, help="of the corpus, all judged ones among them [%(default)s]")
     add("--scored", type=int, default=8, help="candidates per training query that the teacher scores [%(default)s]")
     add("--pool", type=int, default=20, help="candidates per test query that the teacher re-ranks [%(default)s]")
-    add("--depth", type=int, default=10, help="documents of a ranking that are kept [%(default)s]")
     add("--list-size", type=int, default=8)
     add("--batch-size", type=int, default=16)
     add("--epochs", type=int, default=1)
     add("--learning-rate", type=float, default=1e-4)
     add("--max-length", type=int, default=128)
     add("--tables-only", action="store_true", help="make the tables again from the rankings in --work")
-    add("--output", type=Path, default=HERE / "results" / "loss_comparison.json")
+
+
+def parsed(parser: argparse.ArgumentParser) -> argparse.Namespace:
+    """The command line, of options that go together."""
     args = parser.parse_args()
     if args.labelled is not None and (args.unlabelled or not 0 < args.labelled < args.train_queries):
         parser.error("--labelled: expected a number above 0 and below --train-queries, and no --unlabelled.")
+    return args
+
+
+def main() -> None:
+    """Parse the command line, run what is missing, and write results/loss_comparison.json."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    shared_arguments(parser)
+    add = parser.add_argument
+    add("--data", nargs="+", default=["nl2bash", "insuranceqa", "scifact", "nfcorpus", "msmarco-train", "medquad"])
+    add("--losses", nargs="*", default=list(ROWS), metavar="LOSS", help=f"of {', '.join(ROWS)}; none: only the leads")
+    add("--out-of-domain", nargs="+", default=[], metavar="SET", help="also measure each student on these sets")
+    add("--depth", type=int, default=10, help="documents of a ranking that are kept [%(default)s]")
+    add("--output", type=Path, default=HERE / "results" / "loss_comparison.json")
+    args = parsed(parser)
     if unknown := sorted(set(args.losses) - set(ROWS)):
         parser.error(f"--losses: expected some of {', '.join(ROWS)}, got {', '.join(unknown)}.")
     facts, tables = provenance(), []

@@ -31,7 +31,7 @@ HERE = Path(__file__).resolve().parent
 sys.path[:0] = [str(HERE)]
 
 from benchmark_results import provenance, save, table  # noqa: E402
-from loss_comparison import CONTROL, RECIPE, Comparison  # noqa: E402
+from loss_comparison import CONTROL, RECIPE, Comparison, parsed, shared_arguments  # noqa: E402
 
 from st_m3se import Collection, TeacherScores, score_candidates  # noqa: E402
 from st_m3se.core.scored_list import ScoredList  # noqa: E402
@@ -170,29 +170,17 @@ def tables_of(each: MSMarco) -> list[dict[str, Any]]:
 def main() -> None:
     """Parse the command line, run what is missing, and write results/msmarco.json."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    shared_arguments(parser)
     add = parser.add_argument
-    add("--folder", type=Path, default=HERE.parent.parent / "shared" / "data", help="where the BEIR folders are")
-    add("--work", type=Path, default=Path("msmarco"), help="candidates, teacher scores and rankings [%(default)s]")
-    add("--student", default="tiny", help="'tiny', 'teacher-6', a path or a name [%(default)s]")
     add("--losses", nargs="+", choices=ROWS, default=list(ROWS), metavar="LOSS", help=f"of {', '.join(ROWS)} [all]")
-    add("--seeds", nargs="+", type=int, default=[1, 2, 3])
-    for name, value in (("train", 4_000), ("dev", 300), ("test", 500)):
-        add(f"--{name}-queries", type=int, default=value, help="at most [%(default)s]")
-    add("--documents", type=int, default=18_003, help="of the corpus [%(default)s]")
-    add("--scored", type=int, default=8, help="candidates per training query that the teacher scores [%(default)s]")
     add("--held-out", type=int, default=20, help="documents of BM25 to re-rank on held-out queries [%(default)s]")
     add("--first-stage", type=int, default=100, help="documents to re-rank on TREC DL 2019 [%(default)s]")
-    add("--list-size", type=int, default=8)
-    add("--batch-size", type=int, default=32)
-    add("--epochs", type=int, default=2)
-    add("--learning-rate", type=float, default=5e-4)
-    add("--max-length", type=int, default=128)
-    add("--tables-only", action="store_true", help="make the tables again from the rankings in --work")
     add("--output", type=Path, default=HERE / "results" / "msmarco.json")
-    args = parser.parse_args()
-    vars(args).update(
-        ensemble=False, filter=False, pool=1, guide=None, unlabelled=False, labelled=None, out_of_domain=[]
-    )
+    sizes = {"train_queries": 4_000, "dev_queries": 300, "test_queries": 500, "documents": 18_003, "pool": 1}
+    training = {"batch_size": 32, "epochs": 2, "learning_rate": 5e-4}
+    parser.set_defaults(work=Path("msmarco"), student="tiny", **sizes, **training)
+    args = parsed(parser)
+    args.out_of_domain = []
     facts = provenance()
     tables = tables_of(MSMarco(args))
     save(args.output, "msmarco", facts, tables)
