@@ -83,7 +83,7 @@ def cut(data: DistillationData, args: argparse.Namespace) -> DistillationData:
 
 ELSEWHERE = ("data", "folder", "losses", "seeds", "work", "output", "tables_only", "out_of_domain")
 """Options that a ranking does not depend on."""
-LATER = ("guide", "unlabelled", "labelled")
+LATER = ("guide", "unlabelled", "labelled", "start_weight")
 """Options that came after the first rankings, whose files keep their names."""
 
 
@@ -195,7 +195,9 @@ class Comparison:
                 teacher=row != CONTROL,
             )
             epochs = training_epochs(args.epochs, self.candidates, teacher=row != CONTROL)
-            options = {name: getattr(args, name) for name in ("list_size", "batch_size", "learning_rate")}
+            options = {
+                name: getattr(args, name) for name in ("list_size", "batch_size", "learning_rate", "start_weight")
+            }
             config = DistillationConfig(scale=SCALE, epochs=epochs, **options)
             with tempfile.TemporaryDirectory() as scratch:
                 train_student(student, lists, row, Path(scratch), config, seed=seed, keep_start=False)
@@ -333,6 +335,7 @@ def shared_arguments(parser: argparse.ArgumentParser) -> None:
     add("--batch-size", type=int, default=16)
     add("--epochs", type=int, default=1)
     add("--learning-rate", type=float, default=1e-4)
+    add("--start-weight", type=float, default=0.0, help="the start's share in the weights of every row but the host's")
     add("--max-length", type=int, default=128)
     add("--tables-only", action="store_true", help="make the tables again from the rankings in --work")
 

@@ -10,10 +10,11 @@ The output folder holds
   teacher" where there is a control, "student after", "teacher", "teacher + student"), "against_student_after" (system
   to measure to "difference", that of the student after training minus it, "interval", "p", "holm_p"), "lead_closed",
   "taught_by", "judged_by" (see ``lists.JUDGES``), "check_on_dev",
-  "trainings" (system to one entry a seed: "curve", "kept" (the step whose state is the model, 0 is the start), "steps",
-  "lists"), "kept_start", "per_query" (system to measure to values, in the order of "query_ids"), "relevant"
-  (query to grades), "queries", "documents", "notes", "seconds" by stage, "teacher_pairs", "teacher_pairs_per_second",
-  "student_queries_per_second", "config", "command", "provenance", and "stages": the name of each stage to its folder;
+  "trainings" (system to one entry a seed: "curve", "kept" (the step whose state is the model, 0 is the start),
+  "start_weight" (the start's share in its weights), "value" (the model's on dev), "steps", "lists"), "kept_start",
+  "per_query" (system to measure to values, in the order of "query_ids"), "relevant" (query to grades), "queries",
+  "documents", "notes", "seconds" by stage, "teacher_pairs", "teacher_pairs_per_second", "student_queries_per_second",
+  "config", "command", "provenance", and "stages": the name of each stage to its folder;
 - ``dev_curve.json``: "curves" (system to one list a seed of {"step", "share", "value"}) and "teacher", its own figure;
 - ``config.toml``: all options, as ``--config`` takes them;
 - a folder for each stage, ``NAME-HASH``, with ``made_from.json`` (all that its content depends on) and

@@ -587,7 +587,7 @@ class _Distillation:
         else:
             lists_by = "the first result of the search" if name == CONTROL else "the teacher"
         own = ["scale", "learning_rate", "epochs", "batch_size", "list_size", "evaluations", "max_length"]
-        own += ["false_negatives", "false_negative_margin"]
+        own += ["start_weight", "false_negatives", "false_negative_margin"]
         settings = {
             **{option: getattr(config, option) for option in own},
             **{"loss": loss, "seed": seed, "student": self.start, "dev": dev, "positives": lists_by},
@@ -606,12 +606,14 @@ class _Distillation:
                 teacher=name == AFTER,
             )
             self.say(f"Training {config.student} with {loss}, seed {seed}: {len(lists):,} lists, positives: {lists_by}")
+            epochs = training_epochs(config.epochs, self.candidates, teacher=name == AFTER)
             return train_student(
                 self._fresh(),
                 lists,
                 loss,
                 path,
-                replace(config, epochs=training_epochs(config.epochs, self.candidates, teacher=name == AFTER)),
+                # without dev nothing says whether the average is worse
+                replace(config, epochs=epochs, start_weight=config.start_weight if evaluator else 0.0),
                 seed=seed,
                 evaluator=evaluator,
                 keep_start=name == AFTER,
@@ -625,6 +627,9 @@ class _Distillation:
         if len(made["curve"]) > 1:
             values = [f"{point['value']:.3f}" for point in made["curve"]]
             self.say(f"  {name}, seed {seed}: dev nDCG@10 {values[0]} before, then {', '.join(values[1:])}")
+            if made["kept"]:
+                share = f", averaged with {made['start_weight']:.0%} of the start" if made["start_weight"] else ""
+                self.say(f"  The model: the student after {made['kept']:,} steps{share}, dev {made['value']:.3f}")
         if made["kept"] == 0:
             self.say(
                 "  It became worse on dev than it was before: the model is the student as it comes, unchanged. Try a "
@@ -682,7 +687,7 @@ class _Distillation:
         for m in MEASURES:
             start, end, goal = (systems[name][m] for name in (BEFORE, AFTER, taught_by))
             closed[m] = (end - start) / (goal - start) if goal - start >= LEAST_LEAD else None
-        best = max(trainings[AFTER], key=_kept_value)
+        best = max(trainings[AFTER], key=lambda training: training["value"] or 0.0)
         return {
             "data": self.data.name,
             "documents": len(self.data.corpus),
@@ -744,11 +749,6 @@ def _identity(name: str, teacher: Any) -> Any:
     if isinstance(teacher, (str, Path)):
         return identity(str(teacher))
     return [name, model_fingerprint(teacher)] if hasattr(teacher, "state_dict") else name
-
-
-def _kept_value(training: Mapping[str, Any]) -> float:
-    """What the model of a training reached on dev."""
-    return next((float(p["value"]) for p in training["curve"] if p["step"] == training["kept"]), 0.0)
 
 
 def _digest(content: Any) -> str:

@@ -17,7 +17,7 @@ from datasets import Dataset
 from transformers import PrinterCallback, TrainerCallback
 
 from st_m3se import losses
-from st_m3se.core.files import whole_folder, write_checked_json
+from st_m3se.core.files import write_checked_json
 from st_m3se.distillation.config import LOSSES, DistillationConfig
 from st_m3se.distillation.stages import last_checkpoint, read_result, save_model
 from st_m3se.evaluation.evaluators import RetrievalEvaluator
@@ -147,12 +147,16 @@ class Progress(TrainerCallback):
     def _measure(self, step: int, steps: int) -> None:
         if self.evaluator is None or int(os.environ.get("RANK", "0")):
             return
-        values = self.evaluator.evaluate_queries(self.student)[self.evaluator.measures[0]]
-        point = {"step": step, "share": step / steps, "value": float(values.mean()), "values": values.tolist()}
-        self.points.append(point)
+        self.points.append({"step": step, "share": step / steps, **self.measured()})
         if 0 < step < steps:
             save_model(self.student, self.folder / f"state-{step}")
         write_checked_json(self.folder / CURVE, {"points": self.points})
+
+    def measured(self) -> dict[str, Any]:
+        """The student's dev measure: its mean, and each query's."""
+        assert self.evaluator is not None
+        values = self.evaluator.evaluate_queries(self.student)[self.evaluator.measures[0]]
+        return {"value": float(values.mean()), "values": values.tolist()}
 
 
 def train_student(
@@ -167,7 +171,7 @@ def train_student(
     keep_start: bool = True,
     show: bool = True,
 ) -> dict[str, Any]:
-    """Train a student, and save a state of it as ``folder/model``, see :func:`chosen`; after a kill it goes on.
+    """Train a student, and save as ``folder/model`` what :func:`settle` makes of it; after a kill it goes on.
 
     Args:
         student: Dense, sparse or multi-vector; trained in place.
@@ -176,16 +180,17 @@ def train_student(
         folder: For checkpoints, ``curve.json`` and the model.
         config: Options of the training.
         seed: Of order and dropout.
-        evaluator: Measures the student on dev. None: the last state is the model.
+        evaluator: Measures the student on dev. None: the model is the last state, averaged with the start.
         keep_start: Whether a student that is worse on dev than it was before is put back to that.
         show: Show progress.
 
     Returns:
         "curve": step, share of the training and dev measure at each evaluation; "kept": the step whose state is the
-        model, 0 for the start; "steps"; "lists".
+        model, 0 for the start; "start_weight": the start's share in the model's weights; "value": the model's dev
+        measure, None without ``evaluator``; "steps"; "lists".
     """
     torch.manual_seed(seed)
-    start = {name: value.detach().cpu().clone() for name, value in student.state_dict().items()} if keep_start else {}
+    start = state_of(student)
     host = HOSTS[model_kind(student)]
     progress = Progress(student, evaluator, folder, config)
     # A logger that is quiet about loading would turn the bar off; without the bar the log is printed.
@@ -208,36 +213,87 @@ def train_student(
     steps = int(trainer.state.global_step)
     if int(os.environ.get("RANK", "0")):
         return {}
-    points = progress.points
-    kept = chosen(points, keep_start) if points else steps
-    if kept == 0:
-        student.load_state_dict(start)
-    if points and 0 < kept < steps:
-        whole_folder(folder / "model", lambda path: shutil.copytree(folder / f"state-{kept}", path))
-    else:
-        save_model(student, folder / "model")
-    curve = [{key: value for key, value in point.items() if key != "values"} for point in points]
-    return {"curve": curve, "kept": kept, "steps": steps, "lists": len(lists)}
+    made = settle(student, start, progress, config, steps, keep_start=keep_start)
+    save_model(student, folder / "model")
+    curve = [{key: value for key, value in point.items() if key != "values"} for point in progress.points]
+    return {"curve": curve, **made, "steps": steps, "lists": len(lists)}
 
 
-def chosen(points: Sequence[Mapping[str, Any]], keep_start: bool) -> int:
-    """The step whose state becomes the model, by its measures on dev.
+def settle(
+    student: Any,
+    start: Mapping[str, torch.Tensor],
+    progress: Progress,
+    config: DistillationConfig,
+    steps: int,
+    *,
+    keep_start: bool,
+) -> dict[str, Any]:
+    """Put a trained student into the state that becomes the model.
 
-    The best, up to one standard error of the paired difference: of states that dev cannot tell apart, the one that was
-    trained longest, since a maximum over noisy measures is a matter of luck. But never one that is worse than the
-    start: then the best, and if that is worse as well, the start.
+    That is the one that :func:`chosen` says, its weights averaged with those of the start by ``config.start_weight``:
+    what a few hundred lists overfit is damped, and less of what the student knew is lost (Wortsman et al., "Robust
+    fine-tuning of zero-shot models", arXiv 2109.01903). Not so where dev says for certain that the average is worse,
+    as of a trunk that had all to learn. And with ``keep_start`` never a state that is worse on dev than the start:
+    then the best of those that are not averaged, and if that is worse as well, the start.
+
+    Returns:
+        "kept", "start_weight" and "value", as :func:`train_student` returns them.
     """
-    start, *trained = points
+    weight = config.start_weight
+    if not progress.points:
+        average(student, start, weight)
+        return {"kept": steps, "start_weight": weight, "value": None}
+    at_hand = {0: start, steps: state_of(student)}
+
+    def take(step: int) -> None:
+        state = at_hand.get(step) or load_student(str(progress.folder / f"state-{step}"), config).state_dict()
+        student.load_state_dict(state)
+
+    before, *trained = progress.points
+    model = chosen(trained)
+    take(model["step"])
+    if weight:
+        average(student, start, weight)
+        averaged = {**model, **progress.measured()}
+        if worse(averaged, model):
+            weight = 0.0
+            take(model["step"])
+        else:
+            model = averaged
+    if keep_start and model["value"] < before["value"]:
+        weight = 0.0
+        model = max([before, *trained], key=lambda point: (point["value"], point["step"]))
+        take(model["step"])
+    return {"kept": int(model["step"]), "start_weight": weight, "value": model["value"]}
+
+
+def chosen(trained: Sequence[Mapping[str, Any]]) -> Mapping[str, Any]:
+    """The evaluation whose state is taken: the best on dev, up to what :func:`worse` can tell.
+
+    Of states that dev cannot tell from the best, it is the one that was trained longest, since a maximum over noisy
+    measures is a matter of luck.
+    """
     best = max(trained, key=lambda point: (point["value"], point["step"]))
-    kept = best
-    for point in trained:
-        lost = np.subtract(best["values"], point["values"])
-        error = lost.std(ddof=1) / len(lost) ** 0.5 if len(lost) > 1 else 0.0
-        if point["step"] > kept["step"] and lost.mean() <= error:
-            kept = point
-    if keep_start and kept["value"] < start["value"]:
-        kept = best if best["value"] >= start["value"] else start
-    return int(kept["step"])
+    return next(point for point in reversed(trained) if not worse(point, best))
+
+
+def worse(point: Mapping[str, Any], other: Mapping[str, Any]) -> bool:
+    """Whether a state is worse on dev than another one by more than a standard error of the paired difference."""
+    lost = np.subtract(other["values"], point["values"])
+    return bool(lost.mean() > (lost.std(ddof=1) / len(lost) ** 0.5 if len(lost) > 1 else 0.0))
+
+
+def state_of(student: Any) -> dict[str, torch.Tensor]:
+    """A copy of the weights, beside the GPU."""
+    return {name: value.detach().cpu().clone() for name, value in student.state_dict().items()}
+
+
+def average(student: Any, start: Mapping[str, torch.Tensor], weight: float) -> None:
+    """Give the student's weights the share ``weight`` of those that it had at the start."""
+    state = student.state_dict()
+    floats = {name: value for name, value in state.items() if value.is_floating_point()}
+    mixed = {name: value.lerp(start[name].to(value), weight) for name, value in floats.items()}
+    student.load_state_dict({**state, **mixed})
 
 
 def clean(folder: Path) -> None:

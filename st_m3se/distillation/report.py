@@ -181,9 +181,10 @@ def _trainings(results: Mapping[str, Any]) -> pd.DataFrame:
             kept = "the start" if training["kept"] == 0 else f"{training['kept']:,}"
             row = (f"{training['lists']:,}", f"{training['steps']:,}", kept, dev.get(0, NOTHING))
             chosen = " (the model)" if training["folder"] == results["model_from"] else ""
-            last = dev.get(training["kept"], NOTHING)
-            rows.append((name + chosen, str(training["seed"]), *row, last, f"{training['seconds']:,.0f}"))
-    columns = ("system", "seed", "lists", "steps", "kept step", "dev before", "dev of what was kept", "seconds")
+            value = NOTHING if training["value"] is None else f"{training['value']:.3f}"
+            last = (f"{training['start_weight']:.0%}", value, f"{training['seconds']:,.0f}")
+            rows.append((name + chosen, str(training["seed"]), *row, *last))
+    columns = ("system", "seed", "lists", "steps", "kept step", "dev before", "start's share", "dev after", "seconds")
     return pd.DataFrame(rows, columns=list(columns))
 
 
