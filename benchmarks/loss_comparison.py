@@ -123,7 +123,7 @@ class Comparison:
         folder = self.place("candidates", args.guide or args.student, self.data.qrels)
         if not (folder / "guide" / "manifest.json").is_file():  # the last one that is made
             guide = self.student() if args.guide is None else self.shortened(load_encoder(args.guide))
-            Candidates.find(self.data, guide, folder)
+            Candidates.find(self.data, guide, folder, pool=max(args.scored, args.pool))
         return folder
 
     def scored(self, split: str, size: int) -> TeacherScores:

@@ -5,7 +5,7 @@
 Hardware: a laptop's CPU, or a GPU. Time: a few minutes for 900 queries on two cores. Expects the folder `my-data`
 (texts and judgements, as BEIR has them) and the store `teacher-scores`, as the README's commands make them. Logs
 Kendall's tau, nDCG and margin errors against the teacher on held-out queries, before, during and after; ends with the
-model in `distilled`.
+model in `distilled/model`, where `st-m3se distill` has it.
 """
 
 from sentence_transformers import SentenceTransformer, SentenceTransformerTrainer, SentenceTransformerTrainingArguments
@@ -45,4 +45,4 @@ trainer = SentenceTransformerTrainer(
     evaluator=DistillationEvaluator(dev_dataset, scale=20.0, name="dev"),
 )
 trainer.train()
-model.save_pretrained("distilled")
+model.save_pretrained("distilled/model")

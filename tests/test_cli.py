@@ -74,5 +74,8 @@ def test_an_error_names_the_command_s_own_flags(
 def test_only_what_a_command_has_becomes_a_flag() -> None:
     flags = flags_of(next(command for command in COMMANDS if command.__name__ == "evaluate"))
     assert in_flags("exclude_same_id=False, or batch_size=8", flags) == "--no-exclude-same-id, or --batch-size 8"
+    distill = flags_of(next(command for command in COMMANDS if command.__name__ == "distill"))
+    assert in_flags("Say it (label=...)", distill) == "Say it (--teacher-label)"
+    assert in_flags("Did you mean 'generate_queries'?", distill) == "Did you mean 'generate_queries'?"
     for kept in ("system.max_length was 8", "tau=0.5", "my_data/max_length=3x.y/a", "depth(3)", "--max-length=3"):
         assert in_flags(kept, flags) == kept

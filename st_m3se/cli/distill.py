@@ -51,6 +51,7 @@ def distill(
             options = options.with_options(demo_options(quick))
         options = options.with_options(given)
         if write_config is not None:
+            write_config.parent.mkdir(parents=True, exist_ok=True)
             write_config.write_text(options.to_toml(), encoding="utf-8")
             typer.echo(f"wrote {write_config}")
             return

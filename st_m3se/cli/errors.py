@@ -18,7 +18,7 @@ ALIASES = {"columns": "column", "id_type": "ids", "format": "source_format", "so
 ARGUMENT = re.compile(
     r"(?<![\w./-])(?:"
     r"(?P<name>[a-z]+(?:_[a-z]+)*)=(?P<value>True|False|\.\.\.|'[^']*'|\"[^\"]*\"|\{'\w+': \.\.\.\}|[\w+-]+(?:\.\d+)?)"
-    r"|(?P<bare>[a-z]+(?:_[a-z]+)+)(?![\w=(/])"
+    r"|(?<!')(?P<bare>[a-z]+(?:_[a-z]+)+)(?![\w=(/'])"
     r"|^(?P<first>[a-z]+)(?= (?:must|is|belongs)\b))"
 )
 """``overwrite=True``, ``missing="drop"``, ``qrels=...``; ``max_length``; ``spread must be`` where a message begins."""
@@ -55,7 +55,7 @@ def in_flags(message: str, flags: Mapping[str, str]) -> str:
 
     def flag(match: re.Match[str]) -> str:
         name = match["name"] or match["bare"] or match["first"]
-        on, _, off = flags.get(ALIASES.get(name, name), "").partition("/")
+        on, _, off = (flags.get(ALIASES.get(name, name)) or flags.get(f"teacher_{name}", "")).partition("/")
         value = match["value"]
         if not on:
             return match[0]

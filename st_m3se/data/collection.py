@@ -21,7 +21,15 @@ from st_m3se.data.qrels import read_judgements
 from st_m3se.data.text_files import PACKED, SHARD, choose_file, parquet_of_split, parquet_splits
 from st_m3se.data.texts import Texts
 
-__all__ = ["Collection", "absent_documents", "absent_queries", "open_texts", "qrels_file", "text_findings"]
+__all__ = [
+    "Collection",
+    "absent_documents",
+    "absent_queries",
+    "open_texts",
+    "qrels_file",
+    "qrels_files",
+    "text_findings",
+]
 
 SPLITS = ("train", "dev", "validation", "test")
 """What may be another split of a copy that has only one; any other name is a slip."""
@@ -235,3 +243,17 @@ def qrels_file(folder: Path, split: str) -> tuple[Path, str]:
         + (f"; there are {', '.join(sorted(there))}. Choose one: split=..." if there else ", and no others."),
         file=str(folder),
     )
+
+
+def qrels_files(folder: Path) -> dict[str, Path]:
+    """The files of judgements by split; one that stands for every split is the test split's."""
+    found: dict[str, Path] = {}
+    splits = ("train", "dev", "test")
+    for split in reversed(splits):
+        try:
+            path, used = qrels_file(folder, split)
+        except FormatError:
+            continue
+        if path not in found.values():
+            found[used] = path
+    return {split: found[split] for split in splits if split in found}

@@ -43,7 +43,8 @@ def add_to_card(card: Path, results: Mapping[str, Any]) -> None:
         lines.append(
             "**Training made the student worse on held-out queries: these are the weights of the student as it comes.**"
         )
-    lines += [f"Made with:\n\n```bash\n{results['command']}\n```", END]
+    language = "python" if results["command"].startswith("st_m3se.") else "bash"
+    lines += [f"Made with:\n\n```{language}\n{results['command']}\n```", END]
     put_section(card, "\n\n".join(lines), START, END)
 
 

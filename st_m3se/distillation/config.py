@@ -7,6 +7,7 @@ import math
 import sys
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field, fields, replace
+from difflib import get_close_matches
 from pathlib import Path
 from typing import Any
 
@@ -74,7 +75,7 @@ class DistillationConfig:
     )
     train_queries: int | None = _option(int, None, "data", "Train on at most so many queries.", 1)
     dev_queries: int = _option(
-        int, 200, "data", "At most so many held-out queries check the teacher and choose the best checkpoint.", 1
+        int, 200, "data", "At most so many held-out queries check the teacher and choose the checkpoint.", 1
     )
     test_queries: int | None = _option(int, None, "data", "At most so many held-out queries for the final table.", 1)
     judgements: bool | None = _option(
@@ -226,7 +227,11 @@ class DistillationConfig:
         """
         known = [each.name for each in fields(self)]
         if unknown := sorted(set(options) - set(known)):
-            raise ValueError(f"{source}: there is no option {', '.join(unknown)}. There are {', '.join(known)}.")
+            near = get_close_matches(unknown[0].replace("-", "_"), known, 1)
+            meant = f" Did you mean '{near[0]}'?" if near else ""
+            raise ValueError(
+                f"{source}: there is no option {', '.join(unknown)}.{meant} `st-m3se distill --help` has all."
+            )
         return replace(self, **options)
 
     @classmethod
@@ -234,9 +239,12 @@ class DistillationConfig:
         """Read a file of options; those it leaves out have their defaults.
 
         Raises:
-            ValueError: If it is no TOML, or has a key that is no option.
-            FileNotFoundError: If there is no such file.
+            ValueError: If there is no such file, it is no TOML, or it has a key that is no option.
         """
+        if not Path(path).is_file():
+            raise ValueError(
+                f"there is no file {path}. Mind the spelling; --write-config FILE makes one to begin with."
+            )
         try:
             content = tomllib.loads(Path(path).read_text(encoding="utf-8"))
         except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:

@@ -9,10 +9,11 @@ from pathlib import Path
 from typing import Any
 
 from st_m3se.core.errors import FormatError
-from st_m3se.data.collection import Collection, qrels_file
+from st_m3se.data.collection import Collection, qrels_files
 from st_m3se.data.download import download_set
 from st_m3se.data.qrels import read_qrels
 from st_m3se.data.texts import Texts
+from st_m3se.retrieval.queries import GENERATED
 
 __all__ = ["SPLITS", "DistillationData", "Qrels", "hash_fraction", "in_hash_order", "open_data", "split_by_hash"]
 
@@ -77,10 +78,14 @@ def in_hash_order(ids: Iterable[str]) -> list[str]:
 
 
 def split_by_hash(qrels: Qrels, *, dev: float, test: float, key: Mapping[str, str] | None = None) -> dict[str, Qrels]:
-    """Split queries into train, dev and test by a hash of their id (or of ``key[id]``)."""
+    """Split queries into train, dev and test by a hash of their id, or of ``key[id]``.
+
+    Without a key, queries that were made from a document go with it: its other queries resemble them.
+    """
+    key = key or {q: next(iter(found)) for q, found in qrels.items() if q.startswith(GENERATED) and found}
     parts: dict[str, Qrels] = {split: {} for split in SPLITS}
     for query, relevant in qrels.items():
-        fraction = hash_fraction(key[query] if key else query)
+        fraction = hash_fraction(key.get(query, query))
         split = "test" if fraction < test else "dev" if fraction < test + dev else "train"
         parts[split][query] = relevant
     return parts
@@ -102,7 +107,7 @@ def open_data(source: str | Path) -> DistillationData:
     notes = [str(finding) for finding in whole.findings]
     data = DistillationData(whole.name, corpus, queries, {split: {} for split in SPLITS}, notes)
     folder = Path(source) if Path(source).is_dir() else download_set(str(source))
-    paths = _judgements(folder)
+    paths = qrels_files(folder)
     for split, path in paths.items():
         data.qrels[split] = _known(data, split, read_qrels(path))
     if paths and not any(data.qrels.values()):
@@ -116,19 +121,6 @@ def open_data(source: str | Path) -> DistillationData:
                 file=str(folder),
             )
     return data
-
-
-def _judgements(folder: Path) -> dict[str, Path]:
-    """The files of judgements by split; one that stands for every split is the test split's."""
-    found: dict[str, Path] = {}
-    for split in reversed(SPLITS):
-        try:
-            path, used = qrels_file(folder, split)
-        except FormatError:
-            continue
-        if path not in found.values():
-            found[used] = path
-    return {split: found[split] for split in SPLITS if split in found}
 
 
 def _known(data: DistillationData, split: str, judged: Mapping[Any, Mapping[Any, int]]) -> Qrels:

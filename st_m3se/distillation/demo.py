@@ -38,6 +38,7 @@ def demo_options(quick: bool = False) -> dict[str, Any]:
         "judgements": False,
         "ensemble": True,
         "control": True,
+        "epochs": 1.0,  # a second one would take more than the ten minutes that were promised
         **(QUICK if quick else FULL),
     }
 

@@ -24,8 +24,10 @@ from st_m3se.training.dataset import build_distillation_dataset
 __all__ = [
     "AFTER",
     "BEFORE",
+    "BM25_CANDIDATES",
     "CONTROL",
     "ENSEMBLE",
+    "GENERATED_QUERIES",
     "JUDGES",
     "MEASURES",
     "TEACHER",
@@ -62,9 +64,10 @@ JUDGES = {
 }
 """By what a document is relevant to a test query, and what that means for the figures."""
 
+GENERATED_QUERIES = list(JUDGES)[-1]
 MEASURES = ("nDCG@10", "RR@10")
 DEPTH = 100
-BM25_CANDIDATES = 20  # the guide scores these, too
+BM25_CANDIDATES = 20  # at least so many the guide scores, too
 
 
 def run_of(store: TeacherScores, queries: Iterable[str]) -> Run:
@@ -145,16 +148,21 @@ class Candidates:
         guide: Any,
         folder: Path,
         *,
+        pool: int,
         listed: Run | None = None,
         exclude_same_id: bool = False,
         show: bool = True,
     ) -> None:
-        """Make both stores, ``bm25`` and ``guide``, in a folder; the guide scores what is ``listed`` as well."""
+        """Make both stores, ``bm25`` and ``guide``, in a folder.
+
+        The guide scores what is ``listed`` as well, and all of BM25's that may get into a pool of at most ``pool``.
+        """
         asked = [query for split in data.qrels.values() for query in split]
         bm25 = search(BM25(), data, asked, folder / "bm25", exclude_same_id=exclude_same_id, show=show)
         # One pass of the guide over the corpus gives its candidates, and its score of everything that needs one.
         wanted: Qrels = {
-            query: dict.fromkeys(list(listed)[:BM25_CANDIDATES], 1) for query, listed in run_of(bm25, asked).items()
+            query: dict.fromkeys(list(listed)[: max(BM25_CANDIDATES, pool)], 1)
+            for query, listed in run_of(bm25, asked).items()
         }
         judged = (item for split in data.qrels.values() for item in split.items())
         for query, documents in chain[tuple[str, Collection[str]]](judged, (listed or {}).items()):
@@ -248,8 +256,8 @@ def training_lists(
 def dev_evaluator(data: DistillationData, qrels: Qrels, teacher: Run) -> RetrievalEvaluator:
     """Measures a student on dev queries during training, over the documents that the teacher ranked for them.
 
-    The whole corpus would take longer than the training; these are its hardest documents, and the teacher's own figure
-    is over them too.
+    The whole corpus would take longer than the training; these are its hardest documents. A query's are searched
+    among those of all queries, and not re-ranked alone, as the teacher does it.
     """
     listed = {document for query in qrels for document in teacher.get(query, {})}
     listed |= {document for relevant in qrels.values() for document in relevant}

@@ -18,7 +18,8 @@ from typing import Any
 import numpy as np
 from filelock import FileLock, Timeout
 
-from st_m3se.core.files import sweep_folder, whole_folder, write_checked_json
+from st_m3se.core.files import digest, whole_folder, write_checked_json
+from st_m3se.data.collection import open_texts
 from st_m3se.distillation.card import add_to_card
 from st_m3se.distillation.config import DistillationConfig
 from st_m3se.distillation.data import SPLITS, DistillationData, Qrels, open_data
@@ -26,8 +27,10 @@ from st_m3se.distillation.estimate import Estimate, estimate
 from st_m3se.distillation.lists import (
     AFTER,
     BEFORE,
+    BM25_CANDIDATES,
     CONTROL,
     ENSEMBLE,
+    GENERATED_QUERIES,
     JUDGES,
     MEASURES,
     TEACHER,
@@ -43,13 +46,14 @@ from st_m3se.distillation.lists import (
 )
 from st_m3se.distillation.recipe import clean, load_student, train_student
 from st_m3se.distillation.report import write_report
-from st_m3se.distillation.stages import identity, rank, save_model, stage, stage_folder, write_text
+from st_m3se.distillation.stages import claim, identity, rank, save_model, stage, stage_folder, write_text
 from st_m3se.evaluation.provenance import provenance
 from st_m3se.evaluation.significance import compare
 from st_m3se.retrieval.fingerprint import model_fingerprint
-from st_m3se.retrieval.models import encoder_name, model_configuration
+from st_m3se.retrieval.models import check_device, detect_kind, encoder_name
 from st_m3se.retrieval.queries import GENERATED, generate_queries
-from st_m3se.retrieval.scoring import score_candidates
+from st_m3se.retrieval.scoring import as_teacher, score_candidates
+from st_m3se.retrieval.teacher_models import check_saved
 from st_m3se.scores.combine import combine
 from st_m3se.scores.teacher_scores import TeacherScores
 
@@ -57,7 +61,9 @@ __all__ = ["PoorTeacherError", "distill"]
 
 LEAST_CHECKED = 10  # held-out queries, to refuse a teacher by
 SAMPLED_DOCUMENTS = 32  # whose queries a dry run makes
+FEW_KEPT = 0.2  # of the queries that were made: the teacher chose among eleven documents
 LEAST_LEAD = 0.01  # below, a share of it says nothing
+OPTIONS = "config.toml"
 SENTENCES = "sentences"  # instead of a model that writes queries
 
 
@@ -90,8 +96,8 @@ def distill(
 
     Args:
         data: A BEIR folder or the name of a BEIR set, see :func:`~st_m3se.distillation.open_data`; or what that gives.
-        teacher: A cross-encoder or an encoder, loaded or by name or path; a mapping from a name to any of these or to a
-            function of (query, document) pairs; or a list of names, whose mean teaches.
+        teacher: A cross-encoder or an encoder, loaded or by name or path; a function of (query, document) pairs; an
+            :class:`~st_m3se.APITeacher`; a mapping from names to any of these; or a list of them, whose mean teaches.
         student: A SentenceTransformer, SparseEncoder or MultiVectorEncoder by name or path; or loaded, which is not
             changed.
         output: The folder for everything.
@@ -132,15 +138,21 @@ def distill(
     if rank():
         return _Distillation(*parts).run()
     folder = Path(config.output)
+    if folder.exists() and not folder.is_dir():
+        raise ValueError(f"output must be a folder, and {folder} is a file. Name another output.")
     folder.mkdir(parents=True, exist_ok=True)
     lock = FileLock(folder / ".lock", thread_local=False)
     try:
         lock.acquire(blocking=False)
     except Timeout:
         raise ValueError(f"another process distils into {folder}. Wait for it, or name another output.") from None
-    with lock:
-        sweep_folder(folder)
+    try:
+        written = folder / OPTIONS  # may be there before: --write-config wrote it
+        own = written.is_file() and written.read_text(encoding="utf-8") == config.to_toml()
+        claim(folder, {"made by": "st-m3se distill"}, beside=[OPTIONS] if own else [])
         return _Distillation(*parts).run()
+    finally:
+        lock.release()  # once: a second `with` would count, and an error that somebody keeps would keep the lock
 
 
 def _teachers(teacher: Any) -> dict[str, Any]:
@@ -151,10 +163,20 @@ def _teachers(teacher: Any) -> dict[str, Any]:
         return dict(teacher)
     if isinstance(teacher, (str, Path)) or not isinstance(teacher, Sequence):
         teacher = [teacher]
-    names = [str(each) if isinstance(each, (str, Path)) else encoder_name(each) for each in teacher]
-    if len(set(names)) < len(names):
+    names = [_teacher_name(each) for each in teacher]
+    folders = [str(Path(name).resolve()) if Path(name).is_dir() else name for name in names]
+    if len(set(folders)) < len(names):
         raise ValueError(f"a teacher is named twice in {names}: it would only count twice.")
     return dict(zip(names, teacher, strict=True))
+
+
+def _teacher_name(teacher: Any) -> str:
+    """A name or path as it is; what a model calls itself; of a function or an APITeacher, the name in its manifest."""
+    if isinstance(teacher, (str, Path)):
+        return str(teacher)
+    if hasattr(teacher, "model_card_data"):
+        return encoder_name(teacher)
+    return str(as_teacher(teacher).settings["teacher"])
 
 
 @dataclass
@@ -184,15 +206,22 @@ class _Distillation:
         self.config, self.teachers, self.show, self.scratch = config, teachers, show, scratch
         self.growth, self.sampled = 1.0, list[tuple[str, str, float]]()
         self.output = Path(config.output)
-        self.command = command or f"st-m3se distill --config {shlex.quote(str(self.output / 'config.toml'))}"
         self.given_student = None if isinstance(student, (str, Path)) else student
+        self.command = command or self._command(data)
         self.folders: dict[str, str] = {}
         self.seconds: dict[str, float] = {}
-        scorers = [] if config.scores else self.teachers.values()  # where all is scored, a name is enough
-        for named in [*scorers, config.guide, student]:
+        # A slip is found before hours of work.
+        check_device(config.device)
+        for named in [] if config.scores else self.teachers.values():  # where all is scored, a name is enough
             if isinstance(named, (str, Path)):
-                model_configuration(str(named), None)  # so that a slip is found before hours of work
+                label, prompt, own_code = config.teacher_label, config.teacher_prompt, config.trust_remote_code
+                check_saved(str(named), label=label, prompt=prompt, trust_remote_code=own_code)
+        for encoder in [config.guide, student]:
+            if isinstance(encoder, (str, Path)):
+                detect_kind(str(encoder))
         self.data = data if isinstance(data, DistillationData) else self._open(Path(config.data or ""))
+        if len(self.data.corpus) < 2:
+            raise ValueError(f"{self.data.name} has a corpus of one document: there is nothing to rank. Add more.")
         left = len(self.data.unjudged)
         if config.unjudged:
             if not left:
@@ -213,6 +242,17 @@ class _Distillation:
         if self.loss in ("combined", "contrastive") and not self.judged and config.loss == "combined":
             raise ValueError("the loss 'combined' needs judgements of training queries. Leave it out.")
 
+    def _command(self, data: Any) -> str:
+        """What makes all of this again: a command, or a call in Python, where a name does not say what was given."""
+        options = str(self.output / OPTIONS)
+        loaded = {name: each for name, each in self.teachers.items() if not isinstance(each, (str, Path))}
+        given = [f"data={data.name}"] if isinstance(data, DistillationData) else []
+        given += [f"teacher={{{', '.join(f'{name!r}: ...' for name in self.teachers)}}}"] if loaded else []
+        given += ["student=..."] if self.given_student is not None else []
+        if not given:
+            return f"st-m3se distill --config {shlex.quote(options)}"
+        return f"st_m3se.distill({', '.join(given)}, config=DistillationConfig.from_toml({options!r}))"
+
     def say(self, text: str = "") -> None:
         """Tell the user, in the first process."""
         if self.show:
@@ -231,7 +271,8 @@ class _Distillation:
         name, teacher = next(iter(self.teachers.items()))
         options = {"name": name, **self.config.teacher_options(teacher)}
         settings = {
-            **{"corpus": str(source.resolve()), "generator": identity(model), "teacher": identity(name)},
+            **{"generator": identity(model), "teacher": _identity(name, teacher)},
+            **{"corpus": open_texts(source, "corpus")[0].fingerprint, "queries and judgements": _asked(source)},
             **{key: value for key, value in options.items() if value is not None},
         }
         generate = partial(
@@ -250,9 +291,14 @@ class _Distillation:
         data.name = source.resolve().name
         how = "titles and sentences of the documents" if model == SENTENCES else f"written by {model}"
         data.notes.append(
-            f"queries are {how}: {made['distinct']:,} of {made['documents']:,} documents; used are {made['kept']:,} "
+            f"queries are {how}: {made['distinct']:,} from {made['documents']:,} documents; used are {made['kept']:,} "
             f"whose document {name} ranks first"
         )
+        if made["kept"] < FEW_KEPT * made["distinct"]:
+            data.notes.append(
+                f"that is {made['kept'] / made['distinct']:.0%}, and a teacher that guesses keeps every eleventh: look "
+                f"at the queries in {folder / 'generated'}, and measure the teacher on judged ones"
+            )
         return data
 
     def _sample(self, source: Path, generate: Callable[..., dict[str, int]]) -> DistillationData:
@@ -340,13 +386,14 @@ class _Distillation:
         config, qrels = self.config, self.data.qrels
         self._introduce()
         if not rank():
-            write_text(self.output / "config.toml", config.to_toml())
+            write_text(self.output / OPTIONS, config.to_toml())
         if self.given_student is not None and not rank():
             save_model(self.given_student, self.output / "start")
         start = str(self.output / "start") if self.given_student is not None else str(config.student)
         self.student, self.start = self._load(), identity(start)
         self.guide_name = config.guide or start
         same = self.guide_name == start
+        pool = max(config.scored, config.pool)
         self.texts = {"corpus": self.data.corpus.fingerprint, "queries": self.data.queries.fingerprint}
         self.inputs: dict[str, Any] = {
             **self.texts,
@@ -355,6 +402,7 @@ class _Distillation:
             "max_length": config.max_length,
             "exclude_same_id": config.exclude_same_id,
             **({"scores": _digest(self.ready)} if self.ready else {}),
+            **({"pool": pool} if pool > BM25_CANDIDATES else {}),
         }
         self.say("Candidates: BM25 and the student as it comes" if same else f"Candidates: BM25 and {config.guide}")
         guide = self.student if same else load_student(self.guide_name, config)
@@ -366,6 +414,7 @@ class _Distillation:
                     self.data,
                     guide,
                     path,
+                    pool=pool,
                     listed=self.ready,
                     exclude_same_id=config.exclude_same_id,
                     show=self.show,
@@ -489,12 +538,12 @@ class _Distillation:
         store = taught.ensemble if self.ensemble else taught.teacher
         return first_choices(store, self.data.qrels[split])
 
-    def _judge(self) -> str:
-        """One of :data:`JUDGES`."""
+    def _judge(self, split: str) -> str:
+        """By what a split's documents are relevant: one of :data:`JUDGES`."""
         judged, first_choice, generated = JUDGES
-        if not self.data.judged("test"):
+        if not self.data.judged(split):
             return first_choice
-        return generated if all(query.startswith(GENERATED) for query in self.data.qrels["test"]) else judged
+        return generated if all(query.startswith(GENERATED) for query in self.data.qrels[split]) else judged
 
     def _check(self, dev: _Taught | None, same: bool) -> dict[str, Any]:
         """Measure the teacher against the student, both re-ranking the same candidates, and say what follows.
@@ -510,6 +559,13 @@ class _Distillation:
                 "measured. What is measured instead, during and after training, is how far the student agrees with the "
                 "teacher: how high it ranks the document that the teacher likes best. Some 50 judged queries in "
                 "qrels/test.tsv would tell whether that is good."
+            )
+            return check
+        if self._judge("dev") == GENERATED_QUERIES:
+            self.say(
+                "  The held-out queries were made from documents, and kept where this teacher ranks theirs first: they "
+                "cannot tell whether it is better than the student, and nothing is refused. Some 50 judged queries of "
+                "users in qrels/test.tsv and qrels/dev.tsv would tell."
             )
             return check
         teachers = run_of(dev.teacher, qrels)
@@ -535,7 +591,7 @@ class _Distillation:
         check |= {"difference": test.difference, "per_query": {name: found.tolist() for name, found in values.items()}}
         listed = ", ".join(f"{name} {mean:.3f}" for name, mean in means.items())
         self.say(f"  {len(qrels)} queries, all re-rank the same candidates, nDCG@10: {listed}")
-        verdict = f"{taught_by} is {{}} the student ({test.difference:+.3f}, {p_text(test.randomisation_p)})"
+        verdict = f"The {taught_by} is {{}} the student ({test.difference:+.3f}, {p_text(test.randomisation_p)})"
         if test.difference > 0:
             sure = "" if test.significant else "; so few queries cannot tell that from chance: more judged ones would"
             self.say(f"  {verdict.format('better than')}{sure}")
@@ -693,7 +749,7 @@ class _Distillation:
             "documents": len(self.data.corpus),
             "queries": self.data.sizes,
             "notes": self.data.notes,
-            "judged_by": self._judge(),
+            "judged_by": self._judge("test"),
             "taught_by": taught_by,
             "systems": systems,
             "seeds": {
@@ -742,6 +798,12 @@ class _Distillation:
         whole_folder(self.output / "model", finish)
         results["report"] = str(write_report(self.output, self.data))
         self.say(render(results))
+
+
+def _asked(folder: Path) -> dict[str, str]:
+    """The queries and judgements of a folder: the checksum of each of their files."""
+    files = {file.relative_to(folder).as_posix(): file for file in sorted(folder.rglob("*")) if file.is_file()}
+    return {name: digest(file) for name, file in files.items() if name.startswith(("queries", "qrels"))}
 
 
 def _identity(name: str, teacher: Any) -> Any:

@@ -215,12 +215,18 @@ def _curve(results: Mapping[str, Any]) -> Plot | None:
                 told.append(f"{name}: {', '.join(format(point['value'], '.3f') for point in points)}")
         teacher = results["check_on_dev"].get("nDCG@10", {}).get(results["taught_by"])
         if teacher is not None:
-            axes.axhline(teacher, linestyle=":", color="black", label=f"{results['taught_by']}, re-ranking")
+            axes.axhline(
+                teacher, linestyle=":", color="black", label=f"{results['taught_by']}, re-ranking each query's own"
+            )
             told.append(f"{results['taught_by']}: {teacher:.3f}")
         axes.set(xlabel="% of training", ylabel="nDCG@10 on dev queries")
         tidy(axes)
         axes.legend(frameon=False)
-    caption = "Each line is a training; the best point of the student's is the model. 0 % is the student as it comes."
+    caption = (
+        "Each line is a training; 0 % is the student as it comes. The student searches the candidates of all dev "
+        "queries at once, which is harder than what the teacher does: re-ranking those of one. The model is the "
+        "longest-trained state that dev cannot tell from the best, averaged with the start where that does no harm."
+    )
     return Plot("curve", caption, "nDCG@10 on dev queries. " + "; ".join(told), figure)
 
 

@@ -77,7 +77,7 @@ def stage(
         sweep_folder(folder)
     if first and not (folder / MADE_FROM).is_file():
         if differing := _differing(output, name, settings):
-            say(f"  made anew, with another {', '.join(differing)}")
+            say(f"  made anew: not as before are {', '.join(differing)}")
         folder.mkdir(parents=True, exist_ok=True)
         write_checked_json(folder / MADE_FROM, settings)
     if first or shared:
@@ -120,7 +120,10 @@ def claim(folder: Path, settings: Mapping[str, Any], *, beside: Sequence[str] = 
     file, now = folder / MADE_FROM, json.loads(json.dumps(settings))
     if not file.is_file():
         if any(entry.name not in beside and not entry.name.startswith(".") for entry in folder.iterdir()):
-            raise ValueError(f"{folder} does not say what it was made from (no {MADE_FROM}). Name another output.")
+            raise ValueError(
+                f"{folder} has files in it that are not ours (there is no {MADE_FROM}): it is left alone. Name another "
+                "output."
+            )
         write_checked_json(file, now)
         return
     known = read_result(file) or {}

@@ -152,7 +152,9 @@ def _index(settings: BM25, job: Job) -> tuple[Any, list[list[str]]]:
         **options,
     )
     if not documents.vocab:
-        raise FormatError(f"no text of {job.corpus!r} has a word of two letters, so BM25 has nothing to index.")
+        raise FormatError(
+            f"no text of the {job.corpus.name} has a word of two letters, so BM25 has nothing to index. Are they blank?"
+        )
     index = bm25s.BM25(k1=settings.k1, b=settings.b, method="lucene", backend="numpy")
     index.index(documents, show_progress=job.show_progress_bar)
     queries = (prepare(text) for _, texts in job.queries.batches() for text in texts)

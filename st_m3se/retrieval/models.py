@@ -11,6 +11,7 @@ __all__ = [
     "CHUNK",
     "EncoderKind",
     "Kind",
+    "check_device",
     "describe_encoder",
     "detect_kind",
     "embed_documents",
@@ -65,10 +66,30 @@ def load_encoder(
     """
     import sentence_transformers
 
+    check_device(device)
     host = {"sparse encoder": "SparseEncoder", "multi-vector encoder": "MultiVectorEncoder"}
     known = kind or detect_kind(name, revision=revision)
     loader = getattr(sentence_transformers, host.get(known, "SentenceTransformer"))
     return loader(name, device=device, revision=revision, trust_remote_code=trust_remote_code)
+
+
+def check_device(device: str | None) -> None:
+    """Refuse a device that there is not, before anything is loaded for it.
+
+    Raises:
+        ValueError: If nothing can be put there.
+    """
+    import torch
+
+    if device is None:
+        return
+    try:
+        torch.empty(0, device=device)
+    except (RuntimeError, AssertionError) as error:  # the second where PyTorch was built without CUDA
+        why = str(error).partition("\n")[0].rstrip(".")
+        raise ValueError(
+            f"the device {device!r} cannot be used here: {why}. Leave it out (device=...) to take what there is."
+        ) from None
 
 
 def detect_kind(name: str, *, revision: str | None = None) -> EncoderKind:
@@ -85,7 +106,8 @@ def detect_kind(name: str, *, revision: str | None = None) -> EncoderKind:
     classifies = modules is None and any(str(each).endswith("ForSequenceClassification") for each in architectures)
     if declared == "CrossEncoder" or (declared is None and classifies):
         raise ValueError(
-            f"{name} is a cross-encoder: it scores pairs and cannot search. Re-rank with it (ReRanker, --rerank)."
+            f"{name} is a cross-encoder: it scores pairs and cannot search. Re-rank with it (ReRanker, --rerank), or "
+            "teach with it (--teacher); what searches is an encoder of single texts."
         )
     if declared is not None and declared not in KINDS:
         raise ValueError(f"{name} says that it is a {declared!r}, which is none of {', '.join(KINDS)}. Say its kind.")
@@ -110,6 +132,8 @@ def model_configuration(name: str, revision: str | None) -> tuple[Any, dict[str,
 
 
 def _no_model(name: str) -> str:
+    if (Path(name) / "model" / "modules.json").is_file():
+        return f"{name} is no model, and holds one: {Path(name) / 'model'}. Name that."
     return (
         f"{name} is no model: there is no folder of this name with modules.json or config.json in it, and nothing "
         "that can be reached on the Hugging Face Hub. Mind the spelling, and the current directory."

@@ -17,12 +17,12 @@ from tqdm.auto import tqdm
 from st_m3se.core.files import atomic_file, read_checked_json, write_checked_json
 from st_m3se.core.ids import Id
 from st_m3se.core.reading import Reading, parse_object
-from st_m3se.data.collection import open_texts
+from st_m3se.data.collection import open_texts, qrels_files
 from st_m3se.data.qrels import Qrels, read_qrels
 from st_m3se.data.text_files import choose_file
 from st_m3se.data.texts import Texts
 from st_m3se.retrieval.candidates import find_candidates
-from st_m3se.retrieval.models import model_file
+from st_m3se.retrieval.models import check_device, model_file
 from st_m3se.retrieval.scoring import score_candidates
 
 if TYPE_CHECKING:
@@ -285,9 +285,7 @@ def _write_data(output: Path, source: Any, corpus: Texts, queries: dict[str, str
     own = []
     if folder is not None and any(folder.glob("queries*")):
         own = [Texts.open(choose_file(folder, "queries"), "queries", id_type="str", duplicates="last")]
-        for part in split:
-            if (path := folder / "qrels" / f"{part}.tsv").is_file():
-                split[part] = read_qrels(path)
+        split |= {part: read_qrels(path) for part, path in qrels_files(folder).items()}
     for query, relevant in qrels.items():
         # By document: its queries resemble each other, and would give away what was held out.
         share = int(hashlib.sha256(str(next(iter(relevant))).encode()).hexdigest()[:12], 16) / 16**12
@@ -353,6 +351,7 @@ class _LanguageModel:
         import torch
         from transformers import AutoConfig, AutoModelForCausalLM, AutoModelForSeq2SeqLM, AutoTokenizer
 
+        check_device(device)
         if model_file(name, "config.json", None) is None:
             raise ValueError(
                 f"{name} is no model: there is no folder of this name with config.json in it, and nothing that can be "

@@ -28,10 +28,10 @@ from st_m3se.encoding.packing import Packed as PackedRows
 from st_m3se.encoding.packing import first_tokens_only, packable_pairs
 from st_m3se.encoding.positions import check_length, positions
 from st_m3se.retrieval.int8 import QUANTISATION, quantised
-from st_m3se.retrieval.models import model_configuration, model_file
+from st_m3se.retrieval.models import check_device, model_configuration, model_file
 from st_m3se.retrieval.teacher import Backend, Pairs, Precision, Scored, Teacher, settings
 
-__all__ = ["BiEncoderTeacher", "CrossEncoderTeacher", "load", "wrap"]
+__all__ = ["BiEncoderTeacher", "CrossEncoderTeacher", "check_saved", "load", "wrap"]
 
 TEACHERS: tuple[Any, ...] = (CrossEncoder, SentenceTransformer, SparseEncoder, MultiVectorEncoder)
 logger = logging.getLogger(__name__)
@@ -45,6 +45,12 @@ UNBOUNDED = 1_000_000  # tokenizers without a maximum length say 1e30
 SAMPLE = 1_024  # values of each weight tensor in its fingerprint
 FILES = (".onnx", ".onnx_data", ".bin", ".xml")
 HEADS = ("ForSequenceClassification", "ForCausalLM")
+UNPROMPTED = (
+    "the teacher is a language model without a prompt: it scores how likely 'yes' is to follow a query and a document "
+    "that nobody asked about, which gives plausible numbers even from a base model. If it is a reranker, give the "
+    "prompt that it was trained with (prompt=...), or load a CrossEncoder saved with its prompts and tokens; "
+    'prompt="" if it needs none.'
+)
 HEADLESS = ("Model", "ForMaskedLM", "ForPreTraining")
 
 
@@ -65,6 +71,7 @@ def load(
             transformers: OpenVINO runs with optimum-intel 2.2 and transformers 5.5, ONNX waits for an optimum-onnx
             later than 0.1.0, which imports names that transformers 5 no longer has.
     """
+    check_device(device)
     kind = _kind(str(name), revision)
     if kind is CrossEncoder:
         _check_adapter(str(name), revision, trust_remote_code)
@@ -105,6 +112,37 @@ def _kind(name: str, revision: str | None) -> Any:
             "its scores would be random) nor a saved SentenceTransformer. Load it yourself and pass the model."
         )
     return CrossEncoder
+
+
+def check_saved(name: str, *, label: int | None, prompt: str | None, trust_remote_code: bool) -> None:
+    """Refuse by its configuration alone what :func:`load` and :func:`wrap` would refuse, before hours of other work.
+
+    Raises:
+        ValueError: If it is no teacher, has several labels and none is chosen, or is a language model without a prompt.
+    """
+    from transformers import AutoConfig
+
+    if _kind(name, None) is not CrossEncoder:
+        return
+    _check_adapter(name, None, trust_remote_code)
+    modules, _, config = model_configuration(name, None)
+    heads = config.get("architectures") or []
+    if any(head.endswith("ForSequenceClassification") for head in heads):
+        _check_label(AutoConfig.from_pretrained(name, trust_remote_code=trust_remote_code).num_labels, label)
+    elif modules is None and prompt is None:  # a saved CrossEncoder has modules, and may have a prompt
+        raise ValueError(UNPROMPTED)
+
+
+def _check_label(labels: int, label: int | None) -> None:
+    if label is not None and (labels == 1 or not 0 <= label < labels):
+        raise ValueError(
+            f"label={label} chooses one of several scores of a cross-encoder, from 0 on, and this model gives {labels}."
+        )
+    if labels != 1 and label is None:
+        raise ValueError(
+            f"the cross-encoder has {labels} labels, and a teacher gives one score: which of the labels means "
+            "relevance is not written in the model. Say it (label=...), or pass a function that combines them."
+        )
 
 
 def _check_adapter(name: str, revision: str | None, trust_remote_code: bool) -> None:
@@ -155,12 +193,7 @@ def _check_language_model(model: CrossEncoder, prompt: str | None) -> None:
             "its tokenizer has no token for 'yes' or 'no'. Build the CrossEncoder with a LogitScore of its own tokens."
         )
     if prompt is None:
-        raise ValueError(
-            "the teacher is a language model without a prompt: it scores how likely 'yes' is to follow a query and a "
-            "document that nobody asked about, which gives plausible numbers even from a base model. If it is a "
-            "reranker, give the prompt that it was trained with (prompt=...), or load a CrossEncoder saved "
-            'with its prompts and tokens; prompt="" if it needs none.'
-        )
+        raise ValueError(UNPROMPTED)
 
 
 def wrap(
@@ -180,15 +213,7 @@ def wrap(
     if max_length is not None and max_length < 1:
         raise ValueError(f"max_length must be at least 1, got {max_length}.")
     labels = model.num_labels if isinstance(model, CrossEncoder) else 1
-    if label is not None and (labels == 1 or not 0 <= label < labels):
-        raise ValueError(
-            f"label={label} chooses one of several scores of a cross-encoder, from 0 on, and this model gives {labels}."
-        )
-    if labels != 1 and label is None:
-        raise ValueError(
-            f"the cross-encoder has {labels} labels, and a teacher gives one score: which of the labels means "
-            "relevance is not written in the model. Say it (label=...), or pass a function that combines them."
-        )
+    _check_label(labels, label)
     if max_length is not None and isinstance(model, MultiVectorEncoder):
         raise ValueError(
             "a multi-vector encoder has a query_length and a document_length, so max_length does not say which: set "

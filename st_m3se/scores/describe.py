@@ -92,13 +92,13 @@ class ScoreRange:
     def warning(self, manifest: Mapping[str, Any]) -> str | None:
         """What to say where all scores lie in [0, 1] and the manifest does not say why; None where all is well.
 
-        Fused ranks, calibrated ensembles and cosines lie there by nature.
+        Fused ranks, calibrated ensembles and cosines lie there by nature, and raw scores of a weak model by chance.
         """
         source = manifest.get("source")
         by_nature = (
             manifest.get("scale") == "margin"
             or (isinstance(source, Mapping) and "merged_by" in source)
-            or "similarity" in str(manifest.get("activation"))
+            or any(name in str(manifest.get("activation")) for name in ("similarity", "identity"))
         )
         if by_nature or not 0.0 <= self.low < self.high <= 1.0:
             return None

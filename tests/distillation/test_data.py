@@ -9,7 +9,7 @@ import pytest
 from example_fixtures import make_beir
 
 from st_m3se.core.errors import FormatError
-from st_m3se.distillation.data import SPLITS, open_data
+from st_m3se.distillation.data import SPLITS, open_data, split_by_hash
 
 
 def sizes(folder: Path) -> tuple[int, ...]:
@@ -39,6 +39,15 @@ def test_judgements_without_train_or_test_are_split(tmp_path: Path, splits: tupl
     data = open_data(folder)
     assert "split by a hash" in data.notes[-1]
     assert all(data.judged(split) for split in SPLITS)
+
+
+def test_queries_made_of_one_document_stay_together() -> None:
+    """Prevents what is held out from being given away by the other queries of its document."""
+    made = {f"generated-{number}": {f"d{number // 3}": 1} for number in range(300)}
+    parts = split_by_hash({**made, "own": {"d0": 1}}, dev=0.3, test=0.3)
+    documents = [{next(iter(parts[split][q])) for q in parts[split] if q != "own"} for split in SPLITS]
+    assert all(documents)
+    assert sum(map(len, documents)) == 100
 
 
 def test_train_queries_are_held_out_for_dev(tmp_path: Path) -> None:

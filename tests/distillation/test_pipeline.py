@@ -12,11 +12,14 @@ from typing import Any
 
 import pytest
 import torch
-from example_fixtures import other_words, shared_words
+from example_fixtures import make_teacher, other_words, shared_words
 from sentence_transformers import CrossEncoder, SentenceTransformer
 
-from st_m3se.distillation import DistillationConfig, PoorTeacherError
+from st_m3se import APITeacher
+from st_m3se.distillation import DistillationConfig, PoorTeacherError, lists
 from st_m3se.scores import TeacherScores
+
+from .conftest import FAST
 
 Run = Callable[..., dict[str, Any]]
 HERE = Path(__file__).parent
@@ -51,7 +54,7 @@ def test_the_whole_way(run: Run, tmp_path: Path, models: dict[str, str]) -> None
     assert json.loads((out / "dev_curve.json").read_text())["teacher"] == pytest.approx(1.0)
     card = (out / "model" / "README.md").read_text()
     assert "| **student after** |" in card
-    assert f"st-m3se distill --config {out / 'config.toml'}" in card
+    assert f"from_toml({str(out / 'config.toml')!r})" in card
     assert DistillationConfig.from_toml(out / "config.toml").epochs == 4
     assert not torch.equal(parameters(out / "model"), parameters(Path(models["student"])))
     best = out / results["model_from"] / "model"
@@ -72,13 +75,15 @@ def test_a_changed_teacher_makes_its_scores_anew(run: Run, tmp_path: Path, capsy
     results = run(epochs=1, teacher={"other": other_words}, anyway=True, show=True)
     assert results["systems"]["teacher"]["nDCG@10"] < 1.0
     assert len(list((tmp_path / "out").glob("teacher-train-*"))) == 2
-    assert "made anew, with another teacher" in capsys.readouterr().out
+    assert "made anew: not as before are teacher" in capsys.readouterr().out
 
 
 def test_a_teacher_that_is_no_better_is_refused_before_the_training(run: Run, tmp_path: Path) -> None:
-    with pytest.raises(PoorTeacherError, match=r"teacher is no better than the student .* --anyway"):
+    with pytest.raises(PoorTeacherError, match=r"The teacher is no better than the student .* --anyway") as kept:
         run(teacher={"other": other_words}, ensemble=False)
     assert not list((tmp_path / "out").glob("t*-train-*")), "no pair was scored for it"
+    run(teacher={"other": other_words}, ensemble=False, anyway=True, judgements=False, epochs=1)
+    assert kept.tb is not None, "a notebook keeps the error, and with it all that the first call held"
 
 
 def test_a_student_that_became_worse_is_not_handed_out(
@@ -176,6 +181,73 @@ def test_a_loaded_teacher_that_was_trained_since_is_another_one(
         next(iter(model.parameters())).add_(1.0)
     run(teacher=model, epochs=1, anyway=True)
     assert len(list((tmp_path / "out").glob("teacher-train-*"))) == 2
+
+
+def test_a_function_and_an_api_teach_under_their_own_names(run: Run, tmp_path: Path) -> None:
+    """And the report says what makes it again: no command line can name a function."""
+    api = APITeacher(lambda query, documents: shared_words([(query, document) for document in documents]), "my-api")
+    for teacher, name in ((shared_words, "example_fixtures.shared_words"), (api, "my-api")):
+        results = run(teacher=teacher, epochs=1)
+        assert results["config"]["teacher"] == (name,)
+        again = f"st_m3se.distill(teacher={{{name!r}: ...}}, config=DistillationConfig.from_toml("
+        assert results["command"].startswith(again)
+        assert f"```python\n{again}" in (tmp_path / "out" / "model" / "README.md").read_text()
+
+
+def test_a_pool_may_go_beyond_what_the_guide_found(run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Prevents BM25's documents from being without a score of the guide, which a large pool reaches."""
+    monkeypatch.setattr(lists, "BM25_CANDIDATES", 1)
+    monkeypatch.setattr(lists, "DEPTH", 5)
+    results = run(pool=8, epochs=1)
+    assert results["check_on_dev"]["measured"]
+
+
+@pytest.mark.parametrize("file", ["model/precious.txt", "config.toml", "results.json", "notes/todo"])
+def test_a_folder_of_the_user_s_is_left_alone(run: Run, tmp_path: Path, file: str) -> None:
+    mine = tmp_path / "out" / file
+    mine.parent.mkdir(parents=True)
+    mine.write_text("mine")
+    with pytest.raises(ValueError, match=r"files in it that are not ours .* Name another output"):
+        run()
+    assert mine.read_text() == "mine"
+    (tmp_path / "file").write_text("mine")
+    with pytest.raises(ValueError, match=r"file is a file\. Name another output"):
+        run(output=tmp_path / "file")
+
+
+def test_options_written_into_the_output_are_no_other_s_files(run: Run, tmp_path: Path, models: dict[str, str]) -> None:
+    """`--write-config out/config.toml`, then `--config out/config.toml`."""
+    config = DistillationConfig(
+        data=str(tmp_path / "beir"),
+        teacher=("shared words",),
+        student=models["student"],
+        output=str(tmp_path / "out"),
+        **{name: value for name, value in FAST.items() if name != "show"},
+    )
+    (tmp_path / "out").mkdir()
+    (tmp_path / "out" / "config.toml").write_text(config.to_toml())
+    assert run(config=config)["systems"]
+
+
+@pytest.mark.parametrize(
+    ("make", "options", "message"),
+    [
+        (lambda models: models["student"] + "/../trunk", {}, "without a classification head"),
+        (lambda models: make_teacher(Path(models["student"]).parent, 3), {}, "has 3 labels"),
+        (lambda models: make_teacher(Path(models["student"]).parent, 3), {"teacher_label": 9}, "label=9 chooses"),
+        (lambda models: models["teacher"], {"device": "cuda:63"}, "device 'cuda:63' cannot be used here"),
+        (lambda models: models["teacher"], {"student": "teacher"}, "teach with it"),
+    ],
+)
+def test_what_cannot_teach_or_learn_is_refused_first(
+    run: Run, models: dict[str, str], tmp_path: Path, make: Any, options: dict[str, Any], message: str
+) -> None:
+    """Before the whole corpus is searched for candidates."""
+    if "student" in options:
+        options = {"student": models["teacher"]}
+    with pytest.raises(ValueError, match=message):
+        run(teacher=str(make(models)), **options)
+    assert not list((tmp_path / "out").glob("*-*"))
 
 
 def test_a_dry_run_counts_and_writes_nothing(run: Run, tmp_path: Path, models: dict[str, str], capsys: Any) -> None:

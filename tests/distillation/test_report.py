@@ -65,7 +65,7 @@ def test_a_model_that_became_worse_and_agreement_are_told(run: Run, tmp_path: Pa
     assert "Nobody has judged these queries" in text
 
 
-def test_documents_alone_are_enough(run: Run, beir: Path, tmp_path: Path) -> None:
+def test_documents_alone_are_enough(run: Run, beir: Path, tmp_path: Path, capsys: Any) -> None:
     """Queries are made of the documents, kept where the teacher finds them, and split; the page says what they are."""
     shutil.rmtree(beir / "qrels")
     (beir / "queries.jsonl").unlink()
@@ -74,7 +74,10 @@ def test_documents_alone_are_enough(run: Run, beir: Path, tmp_path: Path) -> Non
     planned = run(generate_queries="sentences", epochs=1, dry_run=True)
     assert planned["stages"][0][0] == "queries"
     assert not list((tmp_path / "out").glob("*-*")), "a dry run writes nothing"
-    results = run(generate_queries="sentences", epochs=1)
+    results = run(generate_queries="sentences", epochs=1, show=True)
+    printed = capsys.readouterr().out
+    assert not results["check_on_dev"]["measured"], "these queries were chosen by the teacher"
+    assert "they cannot tell whether it is better than the student" in printed
     assert all(results["queries"].values())
     assert sum(planned["queries"].values()) == pytest.approx(sum(results["queries"].values()), rel=0.5)
     assert results["data"] == "beir"
@@ -86,3 +89,6 @@ def test_documents_alone_are_enough(run: Run, beir: Path, tmp_path: Path) -> Non
     assert "titles and sentences of the documents" in text
     assert "which favours the teacher" in text
     assert run(generate_queries="sentences", epochs=1, teacher={"again": shared_words}, anyway=True)["queries"]
+    with (beir / "corpus.jsonl").open("a") as file:
+        file.write('{"_id": "new", "text": "a pink hen sleeps near the old barn"}\n')
+    assert run(generate_queries="sentences", epochs=1)["documents"] == results["documents"] + 1, "not those before"

@@ -191,14 +191,18 @@ def test_without_a_model_titles_and_sentences_are_queries(tmp_path: Path, as_fil
     assert found["b"] == ["one sentence without an end"]
 
 
-def test_queries_and_judgements_of_the_folder_are_kept(tmp_path: Path) -> None:
+@pytest.mark.parametrize(
+    ("file", "lines"),
+    [("qrels/test.tsv", "query-id\tcorpus-id\tscore\nq1\td3\t2\n"), ("qrels.test.txt", "q1 0 d3 2\n")],
+)
+def test_queries_and_judgements_of_the_folder_are_kept(tmp_path: Path, file: str, lines: str) -> None:
     """Prevents judged queries, the only ones that can tell how good a student is, from being left behind."""
     data = tmp_path / "data"
     (data / "qrels").mkdir(parents=True)
-    lines = [json.dumps({"_id": name, "text": text}) for name, text in CORPUS.items()]
-    (data / "corpus.jsonl").write_text("\n".join(lines))
+    corpus = [json.dumps({"_id": name, "text": text}) for name, text in CORPUS.items()]
+    (data / "corpus.jsonl").write_text("\n".join(corpus))
     (data / "queries.jsonl").write_text(json.dumps({"_id": "q1", "text": "sort"}))
-    (data / "qrels" / "test.tsv").write_text("query-id\tcorpus-id\tscore\nq1\td3\t2\n")
+    (data / file).write_text(lines)
     generate(None, tmp_path / "out", data)
     queries = Texts.open(tmp_path / "out", "queries")
     assert queries["q1"] == "sort"
