@@ -31,7 +31,7 @@ class Histogram:
     def __str__(self) -> str:
         most = max(self.counts, default=0) or 1
         return "\n".join(
-            f"  {low:10.3f} .. {high:10.3f}  {count:>12,}  {'#' * round(BAR * count / most)}"
+            f"  {low:10.4g} .. {high:10.4g}  {count:>12,}  {'#' * round(BAR * count / most)}"
             for low, high, count in zip(self.edges, self.edges[1:], self.counts, strict=False)
         )
 
