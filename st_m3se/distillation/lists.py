@@ -148,7 +148,7 @@ class Candidates:
         guide: Any,
         folder: Path,
         *,
-        pool: int,
+        pool: int = BM25_CANDIDATES,
         listed: Run | None = None,
         exclude_same_id: bool = False,
         show: bool = True,
