@@ -25,9 +25,11 @@ __all__ = [
     "AFTER",
     "BEFORE",
     "BM25_CANDIDATES",
+    "BY_GENERATION",
+    "BY_JUDGEMENTS",
+    "BY_TEACHER",
     "CONTROL",
     "ENSEMBLE",
-    "GENERATED_QUERIES",
     "JUDGES",
     "MEASURES",
     "TEACHER",
@@ -64,7 +66,7 @@ JUDGES = {
 }
 """By what a document is relevant to a test query, and what that means for the figures."""
 
-GENERATED_QUERIES = list(JUDGES)[-1]
+BY_JUDGEMENTS, BY_TEACHER, BY_GENERATION = JUDGES
 MEASURES = ("nDCG@10", "RR@10")
 DEPTH = 100
 BM25_CANDIDATES = 20  # at least so many the guide scores, too

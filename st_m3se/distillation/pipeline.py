@@ -28,9 +28,11 @@ from st_m3se.distillation.lists import (
     AFTER,
     BEFORE,
     BM25_CANDIDATES,
+    BY_GENERATION,
+    BY_JUDGEMENTS,
+    BY_TEACHER,
     CONTROL,
     ENSEMBLE,
-    GENERATED_QUERIES,
     JUDGES,
     MEASURES,
     TEACHER,
@@ -540,10 +542,10 @@ class _Distillation:
 
     def _judge(self, split: str) -> str:
         """By what a split's documents are relevant: one of :data:`JUDGES`."""
-        judged, first_choice, generated = JUDGES
         if not self.data.judged(split):
-            return first_choice
-        return generated if all(query.startswith(GENERATED) for query in self.data.qrels[split]) else judged
+            return BY_TEACHER
+        made = all(query.startswith(GENERATED) for query in self.data.qrels[split])
+        return BY_GENERATION if made else BY_JUDGEMENTS
 
     def _check(self, dev: _Taught | None, same: bool) -> dict[str, Any]:
         """Measure the teacher against the student, both re-ranking the same candidates, and say what follows.
@@ -561,7 +563,7 @@ class _Distillation:
                 "qrels/test.tsv would tell whether that is good."
             )
             return check
-        if self._judge("dev") == GENERATED_QUERIES:
+        if self._judge("dev") == BY_GENERATION:
             self.say(
                 "  The held-out queries were made from documents, and kept where this teacher ranks theirs first: they "
                 "cannot tell whether it is better than the student, and nothing is refused. Some 50 judged queries of "

@@ -177,15 +177,18 @@ def _trainings(results: Mapping[str, Any]) -> pd.DataFrame:
     rows = []
     for name, trainings in results["trainings"].items():
         for training in trainings:
-            dev = {point["step"]: f"{point['value']:.3f}" for point in training["curve"]}
+            before = training["curve"][0]["value"] if training["curve"] else None
             kept = "the start" if training["kept"] == 0 else f"{training['kept']:,}"
-            row = (f"{training['lists']:,}", f"{training['steps']:,}", kept, dev.get(0, NOTHING))
+            row = (f"{training['lists']:,}", f"{training['steps']:,}", kept, _dev(before))
             chosen = " (the model)" if training["folder"] == results["model_from"] else ""
-            value = NOTHING if training["value"] is None else f"{training['value']:.3f}"
-            last = (f"{training['start_weight']:.0%}", value, f"{training['seconds']:,.0f}")
+            last = (f"{training['start_weight']:.0%}", _dev(training["value"]), f"{training['seconds']:,.0f}")
             rows.append((name + chosen, str(training["seed"]), *row, *last))
     columns = ("system", "seed", "lists", "steps", "kept step", "dev before", "start's share", "dev after", "seconds")
     return pd.DataFrame(rows, columns=list(columns))
+
+
+def _dev(value: float | None) -> str:
+    return NOTHING if value is None else f"{value:.3f}"
 
 
 def _curve(results: Mapping[str, Any]) -> Plot | None:

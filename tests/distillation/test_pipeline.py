@@ -230,23 +230,23 @@ def test_options_written_into_the_output_are_no_other_s_files(run: Run, tmp_path
 
 
 @pytest.mark.parametrize(
-    ("make", "options", "message"),
+    ("teacher", "student", "options", "message"),
     [
-        (lambda models: models["student"] + "/../trunk", {}, "without a classification head"),
-        (lambda models: make_teacher(Path(models["student"]).parent, 3), {}, "has 3 labels"),
-        (lambda models: make_teacher(Path(models["student"]).parent, 3), {"teacher_label": 9}, "label=9 chooses"),
-        (lambda models: models["teacher"], {"device": "cuda:63"}, "device 'cuda:63' cannot be used here"),
-        (lambda models: models["teacher"], {"student": "teacher"}, "teach with it"),
+        ("trunk", "student", {}, "without a classification head"),
+        ("teacher3", "student", {}, "has 3 labels"),
+        ("teacher3", "student", {"teacher_label": 9}, "label=9 chooses"),
+        ("teacher1", "student", {"device": "cuda:63"}, "device 'cuda:63' cannot be used here"),
+        ("teacher1", "teacher1", {}, "teach with it"),
     ],
 )
 def test_what_cannot_teach_or_learn_is_refused_first(
-    run: Run, models: dict[str, str], tmp_path: Path, make: Any, options: dict[str, Any], message: str
+    run: Run, models: dict[str, str], tmp_path: Path, teacher: str, student: str, options: dict[str, Any], message: str
 ) -> None:
     """Before the whole corpus is searched for candidates."""
-    if "student" in options:
-        options = {"student": models["teacher"]}
+    folder = Path(models["teacher"]).parent
+    make_teacher(folder, 3)
     with pytest.raises(ValueError, match=message):
-        run(teacher=str(make(models)), **options)
+        run(teacher=str(folder / teacher), student=str(folder / student), **options)
     assert not list((tmp_path / "out").glob("*-*"))
 
 

@@ -42,14 +42,16 @@ def test_every_kind_of_student_trains_and_comes_back(
 
 
 class Scripted:
-    """An evaluator of four queries that finds what it is told to find, one list a measurement."""
+    """An evaluator of four queries that finds what it is told to find, one list a measurement, and keeps the states."""
 
     measures = ("nDCG@10",)
 
     def __init__(self, *values: list[float]) -> None:
         self.values = iter(values)
+        self.states: list[dict[str, torch.Tensor]] = []
 
     def evaluate_queries(self, model: Any) -> dict[str, Any]:
+        self.states.append({name: value.clone() for name, value in model.state_dict().items()})
         return {"nDCG@10": np.array(next(self.values))}
 
 
@@ -84,16 +86,7 @@ def test_what_becomes_the_model(
     ragged_rows: list[dict[str, Any]],
     tmp_path: Path,
 ) -> None:
-    states = []
-
-    class Watching(Scripted):
-        """Also takes down the weights of all that is measured."""
-
-        def evaluate_queries(self, model: Any) -> dict[str, Any]:
-            states.append({name: value.clone() for name, value in model.state_dict().items()})
-            return super().evaluate_queries(model)
-
-    evaluator: Any = Watching(*measured, average)
+    evaluator: Any = Scripted(*measured, average)
     config = replace(FAST, start_weight=0.4, evaluations=2)
     lists = Dataset.from_list(ragged_rows)
     made = train_student(
@@ -109,7 +102,7 @@ def test_what_becomes_the_model(
     )
     assert (made["kept"], made["start_weight"]) == (kept, weight)
     assert made["value"] == pytest.approx(np.mean(average if weight else measured[kept]))
-    start, state = states[0], states[kept]
+    start, state = evaluator.states[0], evaluator.states[kept]
     model = load_student(str(tmp_path / "model"), config).state_dict()
     for name, value in model.items():
         torch.testing.assert_close(value, (1 - weight) * state[name] + weight * start[name])
