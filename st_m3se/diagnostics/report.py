@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pandas as pd
 
-from st_m3se.core.markdown import markdown, markdown_table
+from st_m3se.core.markdown import markdown, markdown_table, text_table
 from st_m3se.diagnostics.diagnosis import Diagnosis, write_csv
 from st_m3se.diagnostics.plots import plot_densities, plot_evolution, plot_margins, save_figure
 from st_m3se.diagnostics.separation import NUMBERS
@@ -104,11 +104,8 @@ def html_section(folder: str | Path) -> tuple[str, str]:
 
 def render_text(diagnosis: Diagnosis) -> str:
     """The numbers as a table for a terminal."""
-    frame = _table(diagnosis)
-    width = max(len("scorer"), *map(len, frame.index))
-    rows = frame.rename(index=lambda name: name.ljust(width)).to_string().splitlines()
-    head = f"{'scorer'.ljust(width)}{rows[0][width:]}"
-    lines = [about(diagnosis), "", head, "-" * len(head), *rows[1:]]
+    head, rows = _table(diagnosis)
+    lines = [about(diagnosis), "", text_table(head, rows, range(1, len(head)))]
     if diagnosis.gap is not None:
         lines += ["", about_gap(diagnosis)]
     lines += [f"left out: {text}" for text in _left_out(diagnosis)]
@@ -118,18 +115,18 @@ def render_text(diagnosis: Diagnosis) -> str:
 
 def render_markdown(diagnosis: Diagnosis) -> str:
     """The numbers as a Markdown table."""
-    frame = _table(diagnosis)
-    rows = [[markdown(str(name)), *numbers] for name, *numbers in frame.itertuples()]
-    return markdown_table(["scorer", *frame.columns], rows, range(1, len(frame.columns) + 1))
+    head, rows = _table(diagnosis)
+    rows = [[markdown(name), *numbers] for name, *numbers in rows]
+    return markdown_table(head, rows, range(1, len(head)))
 
 
-def _table(diagnosis: Diagnosis) -> pd.DataFrame:
+def _table(diagnosis: Diagnosis) -> tuple[list[str], list[list[str]]]:
     """The numbers with their intervals, as texts; a row for each scorer."""
-    rows = {
-        name: {title: str(separation.numbers[number]) for number, title in NUMBERS.items()}
+    rows = [
+        [name, *(str(separation.numbers[number]) for number in NUMBERS)]
         for name, separation in diagnosis.scorers.items()
-    }
-    return pd.DataFrame.from_dict(rows, orient="index")
+    ]
+    return ["scorer", *NUMBERS.values()], rows
 
 
 def _left_out(diagnosis: Diagnosis) -> list[str]:

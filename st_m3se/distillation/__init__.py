@@ -40,12 +40,13 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from st_m3se.distillation.config import DistillationConfig
     from st_m3se.distillation.data import DistillationData, open_data
-    from st_m3se.distillation.pipeline import PoorTeacherError, distill
+    from st_m3se.distillation.pipeline import distill
+    from st_m3se.distillation.teacher_check import PoorTeacherError
 
 MODULES = {
     "DistillationConfig": "config",
     "DistillationData": "data",
-    "PoorTeacherError": "pipeline",
+    "PoorTeacherError": "teacher_check",
     "distill": "pipeline",
     "open_data": "data",
 }

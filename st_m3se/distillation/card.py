@@ -6,8 +6,10 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from st_m3se.core.markdown import markdown
+from st_m3se.core.markdown import markdown, markdown_table
 from st_m3se.diagnostics.model_card import put_section
+from st_m3se.distillation.lists import AFTER
+from st_m3se.distillation.results import P_EXPLAINED, table
 
 __all__ = ["add_to_card"]
 
@@ -22,22 +24,16 @@ def add_to_card(card: Path, results: Mapping[str, Any]) -> None:
         results: What ``results.json`` holds.
     """
     config, queries = results["config"], results["queries"]
-    measures = list(next(iter(results["systems"].values())))
+    head, rows = table(results)
+    rows = [[f"**{name}**" if name == AFTER else name, *cells] for name, *cells in rows]
     lines = [
         START,
         f"## Distilled with st-m3se from {', '.join(markdown(name) for name in config['teacher'])}",
         f"Student: {markdown(str(config['student']))}. Taught by: {results['taught_by']}. {queries['train']:,} "
         f"training queries and {results['documents']:,} documents of {markdown(results['data'])}. Measured on "
         f"{queries['test']:,} test queries that were not trained on; relevant by {results['judged_by']}.",
-        "\n".join(
-            [
-                "| system | " + " | ".join(f"{m} | p" for m in measures) + " |",
-                "|---|" + "---:|---:|" * len(measures),
-                *(_row(name, results, measures) for name in results["systems"]),
-            ]
-        ),
-        "p: paired randomisation test against the student after training. The teacher re-ranks candidates of BM25 and "
-        "the student; the others search the whole corpus.",
+        markdown_table(head, rows, range(2, len(head))),
+        f"{P_EXPLAINED} The teacher re-ranks candidates of BM25 and the student.",
     ]
     if results["kept_start"]:
         lines.append(
@@ -46,13 +42,3 @@ def add_to_card(card: Path, results: Mapping[str, Any]) -> None:
     language = "python" if results["command"].startswith("st_m3se.") else "bash"
     lines += [f"Made with:\n\n```{language}\n{results['command']}\n```", END]
     put_section(card, "\n\n".join(lines), START, END)
-
-
-def _row(name: str, results: Mapping[str, Any], measures: list[str]) -> str:
-    against = results["against_student_after"].get(name)
-    cells = []
-    for m in measures:
-        p = "" if against is None else f"{against[m]['p']:.3f}" if against[m]["p"] >= 0.001 else "< 0.001"
-        cells.append(f"{results['systems'][name][m]:.3f} | {p}")
-    label = f"**{name}**" if against is None else name
-    return f"| {label} | {' | '.join(cells)} |"

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import time
-from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -14,17 +13,10 @@ from st_m3se.retrieval.models import embed_documents
 from st_m3se.retrieval.scoring import as_teacher
 from st_m3se.retrieval.teacher import Pairs
 
-__all__ = ["Estimate", "estimate"]
+__all__ = ["duration", "estimate"]
 
 SAMPLE = 32  # texts, and pairs
 STEP = 3.0  # a training step costs about three times the forward pass
-
-
-@dataclass(frozen=True)
-class Estimate:
-    """The stages of a distillation: name, what is in it, seconds."""
-
-    stages: list[tuple[str, str, float]]
 
 
 def estimate(
@@ -34,8 +26,12 @@ def estimate(
     student: Any,
     pairs: dict[str, int],
     growth: float = 1.0,
-) -> Estimate:
-    """Time a sample, and add up; there are ``growth`` times as many queries as ``data`` has."""
+) -> list[tuple[str, str, float]]:
+    """Time a sample, and add up; there are ``growth`` times as many queries as ``data`` has.
+
+    Returns:
+        The stages of a distillation: name, what is in it, seconds.
+    """
     ids = data.corpus.ids.to_pylist()
     documents = data.corpus.take(ids[:: max(1, len(ids) // SAMPLE)][:SAMPLE])
     asked = [query for split in data.qrels.values() for query in split]
@@ -49,17 +45,15 @@ def estimate(
     lists = round(len(data.qrels["train"]) * growth) * config.epochs
     trainings = len(config.seeds) * (2 if config.control else 1)
     seconds = lists * (1 + config.list_size) * text * STEP
-    return Estimate(
-        [
-            ("candidates", f"{number:,} queries in {corpus:,} documents, BM25 and the student", corpus * text),
-            *(
-                (f"teacher {split}", f"{pairs[split]:,} pairs at {1 / pair:,.0f} a second", pairs[split] * pair)
-                for split in ("dev", "train", "test")
-            ),
-            ("training", f"{trainings} x {lists:,.0f} lists of {config.list_size}", trainings * seconds),
-            ("evaluation", f"{trainings} x {corpus:,} documents searched", trainings * corpus * text),
-        ]
-    )
+    return [
+        ("candidates", f"{number:,} queries in {corpus:,} documents, BM25 and the student", corpus * text),
+        *(
+            (f"teacher {split}", f"{pairs[split]:,} pairs at {1 / pair:,.0f} a second", pairs[split] * pair)
+            for split in ("dev", "train", "test")
+        ),
+        ("training", f"{trainings} x {lists:,.0f} lists of {config.list_size}", trainings * seconds),
+        ("evaluation", f"{trainings} x {corpus:,} documents searched", trainings * corpus * text),
+    ]
 
 
 def _pair_seconds(
@@ -75,3 +69,11 @@ def _pair_seconds(
         list(wrapped.score(wrapped.prepare(asked)))
         seconds.append(time.perf_counter() - start)
     return seconds[-1] / number
+
+
+def duration(seconds: float) -> str:
+    """Seconds as a person says them."""
+    for size, unit in ((86_400, "days"), (3_600, "hours"), (60, "minutes")):
+        if seconds >= 2 * size:
+            return f"{seconds / size:.0f} {unit}"
+    return f"{seconds:.0f} s"

@@ -15,7 +15,6 @@ from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
 
-import numpy as np
 from filelock import FileLock, Timeout
 
 from st_m3se.core.files import digest, whole_folder, write_checked_json
@@ -23,7 +22,7 @@ from st_m3se.data.collection import open_texts
 from st_m3se.distillation.card import add_to_card
 from st_m3se.distillation.config import DistillationConfig
 from st_m3se.distillation.data import SPLITS, DistillationData, Qrels, open_data
-from st_m3se.distillation.estimate import Estimate, estimate
+from st_m3se.distillation.estimate import duration, estimate
 from st_m3se.distillation.lists import (
     AFTER,
     BEFORE,
@@ -33,14 +32,11 @@ from st_m3se.distillation.lists import (
     BY_TEACHER,
     CONTROL,
     ENSEMBLE,
-    JUDGES,
-    MEASURES,
     TEACHER,
     Candidates,
     Run,
     dev_evaluator,
     first_choices,
-    measure,
     run_of,
     search,
     training_epochs,
@@ -48,9 +44,10 @@ from st_m3se.distillation.lists import (
 )
 from st_m3se.distillation.recipe import clean, load_student, train_student
 from st_m3se.distillation.report import write_report
+from st_m3se.distillation.results import compare_runs, render_text
 from st_m3se.distillation.stages import claim, identity, rank, save_model, stage, stage_folder, write_text
+from st_m3se.distillation.teacher_check import UNCHECKED, check_teacher
 from st_m3se.evaluation.provenance import provenance
-from st_m3se.evaluation.significance import compare
 from st_m3se.retrieval.fingerprint import model_fingerprint
 from st_m3se.retrieval.models import check_device, detect_kind, encoder_name
 from st_m3se.retrieval.queries import GENERATED, generate_queries
@@ -59,18 +56,12 @@ from st_m3se.retrieval.teacher_models import check_saved
 from st_m3se.scores.combine import combine
 from st_m3se.scores.teacher_scores import TeacherScores
 
-__all__ = ["PoorTeacherError", "distill"]
+__all__ = ["distill"]
 
-LEAST_CHECKED = 10  # held-out queries, to refuse a teacher by
 SAMPLED_DOCUMENTS = 32  # whose queries a dry run makes
 FEW_KEPT = 0.2  # of the queries that were made: the teacher chose among eleven documents
-LEAST_LEAD = 0.01  # below, a share of it says nothing
 OPTIONS = "config.toml"
 SENTENCES = "sentences"  # instead of a model that writes queries
-
-
-class PoorTeacherError(ValueError):
-    """The teacher is no better than the student on held-out queries, so that there is nothing to distil."""
 
 
 def distill(
@@ -352,8 +343,8 @@ class _Distillation:
         self._introduce()
         self.say("  timing a small batch of the teacher and of the student")
         pairs, student = self._pairs(), self._load()
-        planned: Estimate = estimate(self.config, self.data, self.teachers, student, pairs, self.growth)
-        stages = [*self.sampled, *planned.stages]
+        planned = estimate(self.config, self.data, self.teachers, student, pairs, self.growth)
+        stages = [*self.sampled, *planned]
         self.say("Stages:")
         for name, what, seconds in stages:
             self.say(f"  {name:<13} {what:<62} {duration(seconds):>10}")
@@ -548,28 +539,17 @@ class _Distillation:
         return BY_GENERATION if made else BY_JUDGEMENTS
 
     def _check(self, dev: _Taught | None, same: bool) -> dict[str, Any]:
-        """Measure the teacher against the student, both re-ranking the same candidates, and say what follows.
+        """Measure the teacher against the student on dev queries, where somebody has judged these.
 
         Raises:
             PoorTeacherError: If there is nothing to learn.
         """
         config, qrels = self.config, self.data.qrels["dev"]
-        check: dict[str, Any] = {"queries": len(qrels), "ensemble": config.ensemble is not False, "measured": False}
-        if dev is None or not self.data.judged("dev"):
-            self.say(
-                "  Nobody has judged held-out queries: whether the teacher is better than the student cannot be "
-                "measured. What is measured instead, during and after training, is how far the student agrees with the "
-                "teacher: how high it ranks the document that the teacher likes best. Some 50 judged queries in "
-                "qrels/test.tsv would tell whether that is good."
-            )
-            return check
-        if self._judge("dev") == BY_GENERATION:
-            self.say(
-                "  The held-out queries were made from documents, and kept where this teacher ranks theirs first: they "
-                "cannot tell whether it is better than the student, and nothing is refused. Some 50 judged queries of "
-                "users in qrels/test.tsv and qrels/dev.tsv would tell."
-            )
-            return check
+        check: dict[str, Any] = {"queries": len(qrels)}
+        judge = self._judge("dev") if dev is not None else BY_TEACHER
+        if dev is None or judge in UNCHECKED:
+            self.say(f"  {UNCHECKED[judge]}")
+            return {**check, "measured": False, "ensemble": config.ensemble is not False}
         teachers = run_of(dev.teacher, qrels)
         runs = {
             "BM25": {q: {d: self.candidates.lexical.get(q, {}).get(d, 0.0) for d in t} for q, t in teachers.items()},
@@ -577,41 +557,7 @@ class _Distillation:
             TEACHER: teachers,
             ENSEMBLE: run_of(dev.ensemble, qrels),
         }
-        values = {name: measure(run, qrels)["nDCG@10"] for name, run in runs.items()}
-        means = {name: float(found.mean()) for name, found in values.items()}
-        if len(qrels) < LEAST_CHECKED:
-            self.say(
-                f"  {len(qrels)} held-out queries are too few to tell whether the teacher is better than the student: "
-                "nothing is refused. Judge some more, or give dev more of them."
-            )
-            return check
-        if config.ensemble is None:
-            check["ensemble"] = means[ENSEMBLE] >= means[TEACHER]
-        taught_by = ENSEMBLE if check["ensemble"] else TEACHER
-        test = compare({"student": values["student"], taught_by: values[taught_by]}, "nDCG@10", baseline="student")[0]
-        check |= {"measured": True, "nDCG@10": means, "taught_by": taught_by, "p": test.randomisation_p}
-        check |= {"difference": test.difference, "per_query": {name: found.tolist() for name, found in values.items()}}
-        listed = ", ".join(f"{name} {mean:.3f}" for name, mean in means.items())
-        self.say(f"  {len(qrels)} queries, all re-rank the same candidates, nDCG@10: {listed}")
-        verdict = f"The {taught_by} is {{}} the student ({test.difference:+.3f}, {p_text(test.randomisation_p)})"
-        if test.difference > 0:
-            sure = "" if test.significant else "; so few queries cannot tell that from chance: more judged ones would"
-            self.say(f"  {verdict.format('better than')}{sure}")
-            return check
-        remedies = [
-            None if config.ensemble is not False else "--ensemble, which averages it with the student's scores",
-            "another --teacher, or a second one beside it, whose mean is taught",
-            "training on judgements instead, where there are enough: --loss contrastive --anyway",
-            "--anyway, to distil all the same",
-        ]
-        message = (
-            f"{verdict.format('no better than')} on {len(qrels)} held-out queries: there is nothing to learn from it. "
-            f"What may help: {'; '.join(remedy for remedy in remedies if remedy)}."
-        )
-        if not config.anyway:
-            raise PoorTeacherError(message)
-        self.say(f"  {message} Going on, as asked.")
-        return check
+        return check | check_teacher(runs, qrels, ensemble=config.ensemble, anyway=config.anyway, say=self.say)
 
     def _student_on(self, lists: Run, same: bool) -> Run:
         """The student's scores of the teacher's candidates."""
@@ -723,28 +669,8 @@ class _Distillation:
     def _results(
         self, runs: dict[str, list[Run]], qrels: Qrels, trainings: dict[str, list[dict[str, Any]]], taught_by: str
     ) -> dict[str, Any]:
-        """Means over seeds, significance against the student after training, and the share of the lead closed."""
-        exclude = self.config.exclude_same_id
-        by_seed = {name: [measure(run, qrels, exclude_same_id=exclude) for run in each] for name, each in runs.items()}
-        values = {
-            name: {m: np.mean([each[m] for each in found], axis=0) for m in MEASURES} for name, found in by_seed.items()
-        }
-        against: dict[str, Any] = {name: {} for name in values if name != AFTER}
-        for m in MEASURES:
-            for other in compare({name: each[m] for name, each in values.items()}, m, baseline=AFTER):
-                # Of the student minus the other one: above 0 the student is better.
-                low, high = other.interval
-                against[other.second][m] = {
-                    "difference": -other.difference,
-                    "interval": [-high, -low],
-                    "p": other.randomisation_p,
-                    "holm_p": other.holm_p,
-                }
-        systems = {name: {m: float(each[m].mean()) for m in MEASURES} for name, each in values.items()}
-        closed = {}
-        for m in MEASURES:
-            start, end, goal = (systems[name][m] for name in (BEFORE, AFTER, taught_by))
-            closed[m] = (end - start) / (goal - start) if goal - start >= LEAST_LEAD else None
+        """What the systems reach, and everything that is to be known of how it came about."""
+        found = compare_runs(runs, qrels, taught_by, exclude_same_id=self.config.exclude_same_id)
         best = max(trainings[AFTER], key=lambda training: training["value"] or 0.0)
         return {
             "data": self.data.name,
@@ -753,14 +679,7 @@ class _Distillation:
             "notes": self.data.notes,
             "judged_by": self._judge("test"),
             "taught_by": taught_by,
-            "systems": systems,
-            "seeds": {
-                name: [{m: float(each[m].mean()) for m in MEASURES} for each in found]
-                for name, found in by_seed.items()
-                if len(found) > 1
-            },
-            "against_student_after": against,
-            "lead_closed": closed,
+            **found,
             "trainings": trainings,
             "model_from": best["folder"],
             "kept_start": best["kept"] == 0,
@@ -771,7 +690,6 @@ class _Distillation:
             "seconds": self.seconds,
             "student_queries_per_second": self._speed(),
             "provenance": provenance(),
-            "per_query": {name: {m: each[m].tolist() for m in MEASURES} for name, each in values.items()},
             "query_ids": list(qrels),
             "relevant": qrels,
         }
@@ -799,7 +717,7 @@ class _Distillation:
 
         whole_folder(self.output / "model", finish)
         results["report"] = str(write_report(self.output, self.data))
-        self.say(render(results))
+        self.say(render_text(results))
 
 
 def _asked(folder: Path) -> dict[str, str]:
@@ -821,59 +739,3 @@ def _digest(content: Any) -> str:
 
 def _slug(name: str) -> str:
     return {AFTER: "student", CONTROL: "control"}[name]
-
-
-def duration(seconds: float) -> str:
-    """Seconds as a person says them."""
-    for size, unit in ((86_400, "days"), (3_600, "hours"), (60, "minutes")):
-        if seconds >= 2 * size:
-            return f"{seconds / size:.0f} {unit}"
-    return f"{seconds:.0f} s"
-
-
-def p_text(p: float) -> str:
-    """A p-value as text; a permutation test of 9,999 resamples says no more than this."""
-    return "p < 0.001" if p < 0.001 else f"p = {p:.3f}"
-
-
-def render(results: Mapping[str, Any]) -> str:
-    """The results as a table of plain text, and what it says."""
-    measures = list(MEASURES)
-    head = ["system", "ranks", *(cell for m in measures for cell in (m, "p"))]
-    rows = []
-    for name, means in results["systems"].items():
-        against = results["against_student_after"].get(name)
-        ranks = "candidates" if name in (TEACHER, ENSEMBLE) else "whole corpus"
-        cells = [cell for m in measures for cell in (f"{means[m]:.3f}", _cell(against, m))]
-        rows.append([name, ranks, *cells])
-    widths = [max(len(row[place]) for row in [head, *rows]) for place in range(len(head))]
-    lines = [
-        "  ".join(
-            cell.ljust(width) if place < 2 else cell.rjust(width)
-            for place, (cell, width) in enumerate(zip(row, widths, strict=True))
-        )
-        for row in [head, *rows]
-    ]
-    lines.insert(1, "-" * len(lines[0]))
-    number = results["queries"]["test"]
-    lines.insert(0, f"\n{results['data']}: {number:,} test queries, {results['documents']:,} documents")
-    lines += filter(None, [JUDGES[results["judged_by"]]])
-    lines.append("p: paired randomisation test against the student after training.")
-    share = results["lead_closed"]["nDCG@10"]
-    if share is None:
-        lines.append(f"'{results['taught_by']}' has no lead over the student on these queries that could be closed.")
-    else:
-        lines.append(
-            f"{round(share, 2) + 0:.0%} of the lead of '{results['taught_by']}' over the student was closed (nDCG@10)."
-        )
-    if results["kept_start"]:
-        lines.append("Training made the student worse on dev: the model is the student as it comes.")
-    lines.append(f"Model: {results['model']}" + (f"; report: {results['report']}" if "report" in results else ""))
-    return "\n".join(lines)
-
-
-def _cell(against: Mapping[str, Any] | None, measure: str) -> str:
-    if against is None:
-        return "-"
-    p = against[measure]["p"]
-    return "<0.001" if p < 0.001 else f"{p:.3f}"

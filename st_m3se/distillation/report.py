@@ -18,6 +18,7 @@ from st_m3se.diagnostics.plots import plot_margins
 from st_m3se.diagnostics.separation import NUMBERS, Estimate, measure_separation
 from st_m3se.distillation.data import DistillationData, open_data
 from st_m3se.distillation.lists import AFTER, BEFORE, CONTROL, ENSEMBLE, JUDGES, TEACHER
+from st_m3se.distillation.results import P_EXPLAINED, p_text, ranked_by
 from st_m3se.evaluation.plots import COLOURS, WIDTH, Plot, new_figure, style, tidy
 from st_m3se.evaluation.report import data_uri, write_page
 from st_m3se.evaluation.tables import NOTHING, provenance_rows
@@ -69,6 +70,7 @@ def write_report(output: str | Path, data: DistillationData | None = None) -> Pa
         results=results,
         story=_story(results),
         systems=_systems(results),
+        p_explained=P_EXPLAINED,
         seeds=_seeds(results),
         trainings=_trainings(results),
         curve=_curve(results),
@@ -114,10 +116,6 @@ def _short(name: str) -> str:
     return name.rstrip("/").rsplit("/", 1)[-1]
 
 
-def _p(p: float) -> str:
-    return "< 0.001" if p < 0.001 else f"{p:.3f}"
-
-
 def _signed(value: float) -> str:
     return f"{round(value, 3) + 0:+.3f}"  # never -0.000
 
@@ -136,7 +134,7 @@ def _story(results: Mapping[str, Any]) -> list[str]:
     closed = results["lead_closed"][measure]
     told = [
         f"{measure} on {results['queries']['test']:,} test queries: {before:.3f} before, {after:.3f} after "
-        f"({_signed(test['difference'])}, Holm-corrected p {_p(test['holm_p'])}{sure}). The teacher"
+        f"({_signed(test['difference'])}, Holm-corrected p {p_text(test['holm_p'])}{sure}). The teacher"
         f"{'' if results['taught_by'] == TEACHER else ' averaged with the student'} reaches {teacher:.3f}"
         + (f", of whose lead {percent(closed)} is closed." if closed is not None else ".")
     ]
@@ -148,7 +146,7 @@ def _systems(results: Mapping[str, Any]) -> pd.DataFrame:
     rows = []
     for name, means in results["systems"].items():
         against = results["against_student_after"].get(name)
-        row = [name, "candidates" if name in (TEACHER, ENSEMBLE) else "whole corpus"]
+        row = [name, ranked_by(name)]
         for measure in measures:
             seeds = [seed[measure] for seed in results["seeds"].get(name, [])]
             row.append(f"{means[measure]:.3f}" + (f" ± {np.std(seeds, ddof=1):.3f}" if len(seeds) > 1 else ""))
@@ -157,7 +155,7 @@ def _systems(results: Mapping[str, Any]) -> pd.DataFrame:
             else:
                 low, high = against[measure]["interval"]
                 difference, p = against[measure]["difference"], against[measure]["holm_p"]
-                row += [_signed(difference), f"[{_signed(low)}, {_signed(high)}]", _p(p)]
+                row += [_signed(difference), f"[{_signed(low)}, {_signed(high)}]", p_text(p)]
         rows.append(tuple(row))
     heads = [part for measure in measures for part in (measure, "student after is better by", "interval", "p")]
     return pd.DataFrame(rows, columns=["system", "ranks", *heads])
