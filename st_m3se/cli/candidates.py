@@ -71,6 +71,10 @@ def candidates(
         raise typer.BadParameter("--split names a file of --data; without --data, or for another file, use --qrels.")
     if include_positives and split is None and qrels is None:
         raise typer.BadParameter("--include-positives needs --split or --qrels: they say which documents those are.")
+    if "bm25" not in (source or ["bm25"]) and (stemmer, stopwords, tokens) != ("english", "english", "words"):
+        raise typer.BadParameter(
+            "--stemmer, --stopwords and --tokens are for bm25: add --source bm25, or leave them out."
+        )
 
     from st_m3se.core.findings import report
     from st_m3se.data.collection import Collection

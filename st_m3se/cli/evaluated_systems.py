@@ -56,18 +56,27 @@ class Given:
             raise ValueError(f"--{option} must be a number, got {value!r}.")
         return None if value is None else int(value)
 
-    def check(self, names: Collection[str]) -> None:
-        """Refuse an option for a system that is not there.
+    def check(self, systems: Collection[str], encoders: Collection[str], rerankers: Collection[str]) -> None:
+        """Refuse an option for a system that is not there, or that cannot take it.
 
         Raises:
             ValueError: Naming the first.
         """
+        names = dict.fromkeys([*systems, *rerankers])
         for option, texts in self.options.items():
-            for owner in (split_name(text)[0] for text in texts):
+            for text in texts:
+                owner, _ = split_name(text)
                 if owner is not None and owner not in names:
                     raise ValueError(
                         f"--{option} is for {owner!r}, which is no system here; there are {', '.join(names)}."
                     )
+                takers = [] if option == "label" else [*encoders]
+                # One length for all is the encoders': pairs are longer than texts.
+                if option == "label" or (option == "max-length" and owner is not None):
+                    takers += rerankers
+                if not takers or (owner is not None and owner not in takers):
+                    who = "no system here takes it" if owner is None else f"{owner!r} does not take it"
+                    raise ValueError(f"--{option} {text}: {who}, so that it would change nothing. Leave it out.")
 
 
 def read_systems(given: Given, *, candidates: bool, unscored: bool) -> dict[str, list[Any]]:
@@ -104,8 +113,17 @@ def read_systems(given: Given, *, candidates: bool, unscored: bool) -> dict[str,
                 sources: list[Any] = [GivenRun(file) for file in parts]
             else:
                 sources = [bm25 if model == "bm25" else Encoder(model, **_encoder(given, name)) for model in parts]
-            systems.setdefault(name, []).extend(sources)
-    given.check([*systems, *(split_name(text)[0] or _last_part(text) for text in given.rerank)])
+            seeds = systems.setdefault(name, [])
+            seeds += sources
+            if len(seeds) > 1 and any(seed is bm25 or seed in seeds[:place] for place, seed in enumerate(seeds)):
+                what = "BM25, which has no seeds" if bm25 in seeds else "the same one twice"
+                raise ValueError(
+                    f"{option} {text}: systems of one name are seeds, and {name!r} has {what}. Rename one."
+                )
+    encoders = [name for name, sources in systems.items() if isinstance(sources[0], Encoder)]
+    given.check(list(systems), encoders, [split_name(text)[0] or _last_part(text) for text in given.rerank])
+    if given.tokens != "words" and not any(bm25 in sources for sources in systems.values()):
+        raise ValueError(f"--tokens {given.tokens} is for BM25: add --system bm25, or leave it out.")
     _add_rerankers(systems, given, candidates)
     return systems
 

@@ -26,6 +26,7 @@ __all__ = [
     "write_report",
 ]
 
+FEW_QUERIES = 10
 EXPLAINED = {
     "score_densities": (
         "Scores of relevant and of other documents",
@@ -140,6 +141,7 @@ def about(diagnosis: Diagnosis) -> str:
         f"{data['queries']:,} queries, {data['positives']:,} relevant and {data['negatives']:,} other documents, the "
         f"same for every scorer. In brackets {settings['confidence']:.0%} intervals over {settings['n_resamples']:,} "
         "bootstrap draws of queries."
+        + (" So few queries tell little, and their intervals less." if data["queries"] < FEW_QUERIES else "")
     )
 
 

@@ -9,7 +9,7 @@ The output folder holds
 - ``results.json``: "systems" (system to measure to mean over test queries: "BM25", "student before", "student without a
   teacher" where there is a control, "student after", "teacher", "teacher + student"), "against_student_after" (system
   to measure to "difference", that of the student after training minus it, "interval", "p", "holm_p"), "lead_closed",
-  "taught_by", "judged_by" (see ``lists.JUDGES``), "check_on_dev",
+  "taught_by", "teachers" (who gave the scores that were taught), "judged_by" (see ``lists.JUDGES``), "check_on_dev",
   "trainings" (system to one entry a seed: "curve", "kept" (the step whose state is the model, 0 is the start),
   "start_weight" (the start's share in its weights), "value" (the model's on dev), "steps", "lists"), "kept_start",
   "per_query" (system to measure to values, in the order of "query_ids"), "relevant" (query to grades), "queries",

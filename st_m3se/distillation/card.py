@@ -9,7 +9,7 @@ from typing import Any
 from st_m3se.core.markdown import markdown, markdown_table
 from st_m3se.diagnostics.model_card import put_section
 from st_m3se.distillation.lists import AFTER
-from st_m3se.distillation.results import P_EXPLAINED, table
+from st_m3se.distillation.results import P_EXPLAINED, about_seeds, table
 
 __all__ = ["add_to_card"]
 
@@ -28,13 +28,15 @@ def add_to_card(card: Path, results: Mapping[str, Any]) -> None:
     rows = [[f"**{name}**" if name == AFTER else name, *cells] for name, *cells in rows]
     lines = [
         START,
-        f"## Distilled with st-m3se from {', '.join(markdown(name) for name in config['teacher'])}",
+        f"## Distilled with st-m3se from {', '.join(markdown(name) for name in results['teachers'])}",
         f"Student: {markdown(str(config['student']))}. Taught by: {results['taught_by']}. {queries['train']:,} "
         f"training queries and {results['documents']:,} documents of {markdown(results['data'])}. Measured on "
         f"{queries['test']:,} test queries that were not trained on; relevant by {results['judged_by']}.",
         markdown_table(head, rows, range(2, len(head))),
         f"{P_EXPLAINED} The teacher re-ranks candidates of BM25 and the student.",
     ]
+    if seeds := about_seeds(results):
+        lines.append(seeds)
     if results["kept_start"]:
         lines.append(
             "**Training made the student worse on held-out queries: these are the weights of the student as it comes.**"

@@ -31,6 +31,7 @@ LOSSES: dict[str, tuple[str, dict[str, Any]]] = {
 
 LOSS_NAMES = ("combined", "contrastive", *LOSSES)
 FALSE_NEGATIVES = ("leave-out", "relabel", "keep")
+TOKENS = ("words", "bigrams")
 DTYPES = ("float32", "bfloat16", "float16", "int8")
 
 
@@ -89,6 +90,12 @@ class DistillationConfig:
         False,
         "data",
         "Where some training queries have judgements, also train on those without: the teacher is their only label.",
+    )
+    tokens: str = _option(
+        str,
+        "words",
+        "data",
+        "What BM25 matches: words, or bigrams, for scripts without blanks between words, such as Chinese and Thai.",
     )
     exclude_same_id: bool = _option(
         bool, False, "data", "Leave out the document that has the query's own id, unless it is judged for it."
@@ -203,6 +210,7 @@ class DistillationConfig:
             ("loss", self.loss, LOSS_NAMES),
             ("teacher_dtype", self.teacher_dtype, DTYPES),
             ("false_negatives", self.false_negatives, FALSE_NEGATIVES),
+            ("tokens", self.tokens, TOKENS),
         ):
             if value is not None and value not in known:
                 raise ValueError(f"{name} must be one of {', '.join(known)}, got {value!r}.")

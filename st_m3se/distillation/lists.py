@@ -153,6 +153,7 @@ class Candidates:
         pool: int = BM25_CANDIDATES,
         listed: Run | None = None,
         exclude_same_id: bool = False,
+        tokens: str = "words",
         show: bool = True,
     ) -> None:
         """Make both stores, ``bm25`` and ``guide``, in a folder.
@@ -160,7 +161,7 @@ class Candidates:
         The guide scores what is ``listed`` as well, and all of BM25's that may get into a pool of at most ``pool``.
         """
         asked = [query for split in data.qrels.values() for query in split]
-        bm25 = search(BM25(), data, asked, folder / "bm25", exclude_same_id=exclude_same_id, show=show)
+        bm25 = search(BM25(tokens=tokens), data, asked, folder / "bm25", exclude_same_id=exclude_same_id, show=show)
         # One pass of the guide over the corpus gives its candidates, and its score of everything that needs one.
         wanted: Qrels = {
             query: dict.fromkeys(list(listed)[: max(BM25_CANDIDATES, pool)], 1)
@@ -176,6 +177,11 @@ class Candidates:
     def open(cls, data: DistillationData, folder: Path, judged: bool) -> Candidates:
         """Those that :meth:`find` has found."""
         return cls(data, TeacherScores.open(folder / "bm25"), TeacherScores.open(folder / "guide"), judged)
+
+    def searched(self, query: str) -> set[str]:
+        """The documents that a search found for a query; the guide has scored more than it found."""
+        dense = self.dense.get(query, {})
+        return {*self.lexical.get(query, {}), *sorted(dense, key=dense.__getitem__, reverse=True)[:DEPTH]}
 
     def pools(self, split: str, size: int) -> dict[str, list[str]]:
         """Candidates of a split's queries, BM25's and the guide's in turn; for training the relevant ones first."""

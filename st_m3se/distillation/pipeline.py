@@ -53,8 +53,9 @@ from st_m3se.retrieval.models import check_device, detect_kind, encoder_name
 from st_m3se.retrieval.queries import GENERATED, generate_queries
 from st_m3se.retrieval.scoring import as_teacher, score_candidates
 from st_m3se.retrieval.teacher_models import check_saved
-from st_m3se.scores.combine import combine
+from st_m3se.scores.combine import combine, is_search
 from st_m3se.scores.teacher_scores import TeacherScores
+from st_m3se.scores.writer import MANIFEST_FIELDS
 
 __all__ = ["distill"]
 
@@ -205,10 +206,8 @@ class _Distillation:
         self.seconds: dict[str, float] = {}
         # A slip is found before hours of work.
         check_device(config.device)
-        for named in [] if config.scores else self.teachers.values():  # where all is scored, a name is enough
-            if isinstance(named, (str, Path)):
-                label, prompt, own_code = config.teacher_label, config.teacher_prompt, config.trust_remote_code
-                check_saved(str(named), label=label, prompt=prompt, trust_remote_code=own_code)
+        if not config.scores:
+            self._check_teachers()
         for encoder in [config.guide, student]:
             if isinstance(encoder, (str, Path)):
                 detect_kind(str(encoder))
@@ -227,13 +226,32 @@ class _Distillation:
             )
         sizes = {split: getattr(config, f"{split}_queries") for split in SPLITS}
         self.data.cut({split: size and ceil(size / self.growth) for split, size in sizes.items()})
+        self.given_manifest: dict[str, Any] = {}
         self.ready = self._ready()
+        if config.scores and (held_out := self._lacking()["dev"] + self._lacking()["test"]):
+            try:
+                self._check_teachers()
+            except ValueError as error:
+                raise ValueError(
+                    f"{held_out} held-out queries have no scores in {config.scores}, so that the teacher has to score "
+                    f"them, and it cannot: {error}"
+                ) from None
         self.judged = self.data.judged("train") if config.judgements is None else config.judgements
         if self.judged and not self.data.judged("train"):
             raise ValueError("judgements of the training queries are asked for, and there are none.")
         self.loss = config.loss or ("combined" if self.judged else "softmax-cross-entropy")
         if self.loss in ("combined", "contrastive") and not self.judged and config.loss == "combined":
             raise ValueError("the loss 'combined' needs judgements of training queries. Leave it out.")
+
+    def _check_teachers(self) -> None:
+        for named in self.teachers.values():
+            if isinstance(named, (str, Path)):
+                label, prompt, own_code = (
+                    self.config.teacher_label,
+                    self.config.teacher_prompt,
+                    self.config.trust_remote_code,
+                )
+                check_saved(str(named), label=label, prompt=prompt, trust_remote_code=own_code)
 
     def _command(self, data: Any) -> str:
         """What makes all of this again: a command, or a call in Python, where a name does not say what was given."""
@@ -267,12 +285,14 @@ class _Distillation:
             **{"generator": identity(model), "teacher": _identity(name, teacher)},
             **{"corpus": open_texts(source, "corpus")[0].fingerprint, "queries and judgements": _asked(source)},
             **{key: value for key, value in options.items() if value is not None},
+            "tokens": self.config.tokens,
         }
         generate = partial(
             generate_queries,
             model=None if model == SENTENCES else model,
             teacher=teacher,
             teacher_options=options,
+            tokens=self.config.tokens,
             device=self.config.device,
             trust_remote_code=self.config.trust_remote_code,
             show_progress_bar=self.show,
@@ -317,6 +337,26 @@ class _Distillation:
                 f"scores are one teacher's, and there are {len(self.teachers)}. Combine their scores first."
             )
         store = TeacherScores.open(path)
+        manifest = {name: store.manifest[name] for name in MANIFEST_FIELDS if name in store.manifest}
+        if manifest.get("scale") == "rank":
+            raise ValueError(
+                f"{path} has ranks and no scores, and it is scores that are taught. Make some of them: st-m3se combine "
+                f"{path} OUT --calibration log-rank."
+            )
+        if is_search(store):
+            raise ValueError(
+                f"{path} has the scores of a search for candidates, and not a teacher's. Let one score them: st-m3se "
+                f"score --teacher MODEL --candidates {path} OUT."
+            )
+        self.given_manifest = manifest
+        scorer, name = manifest.get("teacher"), next(iter(self.teachers))
+        if scorer and Path(scorer).name != Path(name).name:
+            data.notes.append(f"{path} has the scores of {scorer}: it teaches, and {name} scores what is lacking there")
+        if (manifest.get("inputs") or {}).get("corpus", data.corpus.fingerprint) != data.corpus.fingerprint:
+            data.notes.append(
+                f"the documents are not all the ones that were scored for {path}: where the text of an id has changed, "
+                "its scores are wrong"
+            )
         if int in store.id_types:
             raise ValueError(f"{path} has ids that are numbers. Make them texts: st-m3se convert IN OUT --ids str.")
         asked = [query for split in data.qrels.values() for query in split if query in store]
@@ -332,10 +372,13 @@ class _Distillation:
 
     # What would be done.
 
+    def _lacking(self) -> dict[str, int]:
+        """The queries of each split that the teacher has to score."""
+        return {split: sum(query not in self.ready for query in self.data.qrels[split]) for split in SPLITS}
+
     def _pairs(self) -> dict[str, int]:
         size = {"train": self.config.scored, "dev": self.config.pool, "test": self.config.pool}
-        documents = len(self.data.corpus)
-        lacking = {split: sum(query not in self.ready for query in self.data.qrels[split]) for split in SPLITS}
+        documents, lacking = len(self.data.corpus), self._lacking()
         return {split: round(lacking[split] * self.growth) * min(size[split], documents) for split in SPLITS}
 
     def plan(self) -> dict[str, Any]:
@@ -394,6 +437,7 @@ class _Distillation:
             "guide": identity(self.guide_name),
             "max_length": config.max_length,
             "exclude_same_id": config.exclude_same_id,
+            "tokens": config.tokens,
             **({"scores": _digest(self.ready)} if self.ready else {}),
             **({"pool": pool} if pool > BM25_CANDIDATES else {}),
         }
@@ -410,6 +454,7 @@ class _Distillation:
                     pool=pool,
                     listed=self.ready,
                     exclude_same_id=config.exclude_same_id,
+                    tokens=config.tokens,
                     show=self.show,
                 )
                 or {}
@@ -469,6 +514,10 @@ class _Distillation:
             "candidates": _digest(pools),
         }
         ready = {query: listed for query, listed in self.ready.items() if query in self.data.qrels[split]}
+        if split != "train":  # what nobody found, such as a relevant document put there by hand, is no candidate
+            found = {query: self.candidates.searched(query) for query in ready}
+            ready = {q: {d: score for d, score in listed.items() if d in found[q]} for q, listed in ready.items()}
+            ready = {query: listed for query, listed in ready.items() if listed}
         pools = {query: pool for query, pool in pools.items() if query not in ready}
         if ready:
             settings["scores"] = _digest(ready)
@@ -492,7 +541,7 @@ class _Distillation:
             if ready and not rank():
                 given = ((query, list(listed), list(listed.values())) for query, listed in ready.items())
                 rows = chain[Any](given, *scored)
-                manifest = {"teacher": next(iter(self.teachers))}
+                manifest = {"teacher": next(iter(self.teachers)), **self.given_manifest}
                 TeacherScores.from_rows(rows, folder / "teacher-1", manifest=manifest, overwrite=True)
             return {"pairs": sum(map(len, pools.values()))}
 
@@ -677,6 +726,7 @@ class _Distillation:
             "documents": len(self.data.corpus),
             "queries": self.data.sizes,
             "notes": self.data.notes,
+            "teachers": [self.given_manifest["teacher"]] if self.given_manifest.get("teacher") else list(self.teachers),
             "judged_by": self._judge("test"),
             "taught_by": taught_by,
             **found,

@@ -92,6 +92,17 @@ def table(results: Mapping[str, Any]) -> tuple[list[str], list[list[str]]]:
     return ["system", "ranks", *(head for m in measures for head in (m, "p"))], rows
 
 
+def about_seeds(results: Mapping[str, Any]) -> str:
+    """Of several trainings: that the table has their means, and what the one that became the model reaches."""
+    folders = [training["folder"] for training in results["trainings"][AFTER]]
+    if len(folders) < 2:
+        return ""
+    place = folders.index(results["model_from"])
+    reached = ", ".join(f"{m} {value:.3f}" for m, value in results["seeds"][AFTER][place].items())
+    seed = results["trainings"][AFTER][place]["seed"]
+    return f"Means over {len(folders)} seeds. The model is that of seed {seed}, the best on dev: {reached}."
+
+
 def _lead(results: Mapping[str, Any]) -> str:
     """How much of the teacher's lead was closed, in a sentence."""
     share, teacher = results["lead_closed"]["nDCG@10"], results["taught_by"]
@@ -109,6 +120,7 @@ def render_text(results: Mapping[str, Any]) -> str:
         *filter(None, [JUDGES[results["judged_by"]]]),
         P_EXPLAINED,
         _lead(results),
+        *filter(None, [about_seeds(results)]),
     ]
     if results["kept_start"]:
         lines.append("Training made the student worse on dev: the model is the student as it comes.")

@@ -6,7 +6,7 @@ import hashlib
 import json
 import random
 import re
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeAlias
@@ -21,9 +21,11 @@ from st_m3se.data.collection import open_texts, qrels_files
 from st_m3se.data.qrels import Qrels, read_qrels
 from st_m3se.data.text_files import choose_file
 from st_m3se.data.texts import Texts
+from st_m3se.retrieval.bm25 import BM25
 from st_m3se.retrieval.candidates import find_candidates
 from st_m3se.retrieval.models import check_device, model_file
 from st_m3se.retrieval.scoring import score_candidates
+from st_m3se.scores.teacher_scores import TeacherScores
 
 if TYPE_CHECKING:
     from st_m3se.retrieval.scoring import TeacherSource, TextSource
@@ -67,15 +69,17 @@ def generate_queries(
     seed: int = 0,
     device: str | None = None,
     trust_remote_code: bool = False,
+    tokens: str = "words",
     teacher_options: Mapping[str, Any] | None = None,
     show_progress_bar: bool = True,
 ) -> dict[str, int]:
     """Write queries for the documents of a corpus, into a folder of data as BEIR has it.
 
     A query's positive is the document that it was written for, or documents, where the same query came of several. With
-    a ``teacher`` only those queries are kept that find their way back: BM25 gives ``depth`` candidates, and among
-    these the teacher must rank the query's own document first, or among its best ``top_k``. This is GPL
-    (arXiv 2112.07577) with the round trip of Promptagator (arXiv 2209.11755), by the teacher instead of a retriever.
+    a ``teacher`` only those queries are kept that find their way back: BM25 gives ``depth`` candidates, filled up with
+    random documents, and among these the teacher must rank the query's own document first, or among its best
+    ``top_k``. This is GPL (arXiv 2112.07577) with the round trip of Promptagator (arXiv 2209.11755), by the teacher
+    instead of a retriever.
 
     Documents that answer a query as well and are not labelled so (false negatives) are the teacher's to find, when the
     training lists are made: ``build_distillation_dataset`` leaves them out with ``absolute_margin``, and relabels them
@@ -112,6 +116,7 @@ def generate_queries(
         seed: For the samples.
         device: Of a model by name. None is a GPU, where there is one.
         trust_remote_code: Let the model run code of its own.
+        tokens: What BM25 matches, see :class:`~st_m3se.retrieval.bm25.BM25`.
         teacher_options: More arguments of :func:`score_candidates`.
         show_progress_bar: Show progress.
 
@@ -141,7 +146,7 @@ def generate_queries(
         "teacher": None if teacher is None else teacher if isinstance(teacher, str) else _name(teacher),
         **{"per_document": per_document, "top_k": top_k, "depth": depth, "max_documents": max_documents},
         **{"prompt": prompt, "max_length": max_length, "max_new_tokens": max_new_tokens, "seed": seed},
-        **{"temperature": temperature, "top_p": top_p, "batch_size": batch_size},
+        **{"temperature": temperature, "top_p": top_p, "batch_size": batch_size, "tokens": tokens},
     }
     output.mkdir(parents=True, exist_ok=True)
     with FileLock(output / ".lock"):
@@ -169,7 +174,7 @@ def generate_queries(
         counts = {"documents": len(rows), "generated": generated, "distinct": len(queries)}
         if teacher is not None and queries:
             options = {"show_progress_bar": show_progress_bar, **(teacher_options or {})}
-            found = _round_trip(teacher, queries, texts, qrels, output / "round-trip", depth, top_k, options)
+            found = _round_trip(teacher, queries, texts, qrels, output / "round-trip", depth, top_k, tokens, options)
             qrels = {query: qrels[query] for query in found}
         counts["kept"] = len(qrels)
         if not qrels:
@@ -255,6 +260,7 @@ def _round_trip(
     folder: Path,
     depth: int,
     top_k: int | None,
+    tokens: str,
     options: dict[str, Any],
 ) -> list[str]:
     """The queries for which the teacher ranks a document of their own among its best; equal scores count as found."""
@@ -262,12 +268,15 @@ def _round_trip(
     candidates = find_candidates(
         queries,
         corpus,
-        ["bm25"],
+        [BM25(tokens=tokens)],
         folder / "candidates",
         depth=depth,
         positives=qrels,
         overwrite=True,
         show_progress_bar=bar,
+    )
+    candidates = TeacherScores.from_rows(
+        _filled(candidates, corpus, depth, qrels), folder / "filled-candidates", overwrite=True
     )
     found = []
     for row in score_candidates(teacher, candidates, queries, corpus, folder / "teacher-scores", **options):
@@ -276,6 +285,22 @@ def _round_trip(
         if top_k is None or sum(score > own for score in row.scores) < top_k:
             found.append(str(row.query_id))
     return found
+
+
+def _filled(
+    candidates: TeacherScores, corpus: Texts, depth: int, qrels: Generated
+) -> Iterator[tuple[Id, list[Id], list[float]]]:
+    """Lists with random documents where BM25 found fewer than ``depth``: alone, any document is the first."""
+    for row in candidates:
+        documents, own = list(row.document_ids), qrels[str(row.query_id)]
+        lacking = depth - sum(document not in own for document in documents)
+        if lacking > 0:
+            drawn = random.Random(str(row.query_id)).sample(
+                range(len(corpus)), min(len(corpus), depth + len(documents))
+            )
+            others = [document for place in drawn if (document := corpus.ids[place].as_py()) not in documents]
+            documents += others[:lacking]
+        yield row.query_id, documents, [0.0] * len(documents)
 
 
 def _write_data(output: Path, source: Any, corpus: Texts, queries: dict[str, str], qrels: Generated) -> None:

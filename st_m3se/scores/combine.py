@@ -21,7 +21,7 @@ from st_m3se.scores.shard import problems
 from st_m3se.scores.teacher_scores import TeacherScores
 from st_m3se.scores.writer import MANIFEST_FIELDS, TeacherScoresWriter
 
-__all__ = ["Aggregation", "Calibration", "Missing", "calibrate", "combine"]
+__all__ = ["Aggregation", "Calibration", "Missing", "calibrate", "combine", "is_search"]
 
 logger = logging.getLogger(__name__)
 
@@ -107,7 +107,7 @@ def combine(
                     f"{name} has margins: only the differences between a query's scores mean anything, and "
                     f"{aggregation} would compare them with other teachers' scores. Calibrate them, or take the mean."
                 )
-    searches = [name for name, store in zip(names, opened, strict=True) if _is_search(store)]
+    searches = [name for name, store in zip(names, opened, strict=True) if is_search(store)]
     if searches:
         logger.warning(
             f"{', '.join(searches)} has the scores of a search for candidates (BM25, a bi-encoder, or ranks that were "
@@ -187,7 +187,8 @@ def _name(store: TeacherScores) -> str:
     return " + ".join((folder.parent if folder.name == "data" else folder).name for folder in folders)
 
 
-def _is_search(store: TeacherScores) -> bool:
+def is_search(store: TeacherScores) -> bool:
+    """Whether a store holds what a search for candidates gave, and no teacher's scores."""
     source = store.manifest.get("source")
     return store.manifest.get("teacher") is None and isinstance(source, dict) and "candidates" in source
 

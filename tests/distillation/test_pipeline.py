@@ -7,6 +7,7 @@ import os
 import subprocess
 import sys
 from collections.abc import Callable
+from itertools import chain
 from pathlib import Path
 from typing import Any
 
@@ -15,7 +16,7 @@ import torch
 from example_fixtures import make_teacher, other_words, shared_words
 from sentence_transformers import CrossEncoder, SentenceTransformer
 
-from st_m3se import APITeacher
+from st_m3se import APITeacher, find_candidates
 from st_m3se.distillation import DistillationConfig, PoorTeacherError, lists
 from st_m3se.scores import TeacherScores
 
@@ -36,6 +37,10 @@ def test_the_whole_way(run: Run, tmp_path: Path, models: dict[str, str]) -> None
     """Trains, measures, saves and says with what; the same call again makes nothing, another option only its part."""
     results = run(control=True, seeds=(1, 2))
     assert set(results["systems"]) == SYSTEMS
+    place = [each["folder"] for each in results["trainings"]["student after"]].index(results["model_from"])
+    own = results["seeds"]["student after"][place]["nDCG@10"]
+    told = f"Means over 2 seeds. The model is that of seed {place + 1}, the best on dev: nDCG@10 {own:.3f}"
+    assert told in (tmp_path / "out" / "model" / "README.md").read_text()
     assert results["systems"]["teacher"]["nDCG@10"] == 1.0
     after, before = (results["systems"][name]["nDCG@10"] for name in ("student after", "student before"))
     assert after > before
@@ -170,6 +175,78 @@ def test_scores_that_are_there_are_taken(run: Run, tmp_path: Path, beir: Path) -
     assert {str(row.query_id): list(row.document_ids) for row in train} == {
         query: ids for query, ids, _ in rows if query in scored["train"]
     }
+
+
+def lists_of(beir: Path, *, every: bool = True) -> list[tuple[str, list[str], list[float]]]:
+    """Each query's relevant document, which no search need find, and the first five of the corpus."""
+    from st_m3se.distillation import open_data
+
+    data = open_data(beir)
+    return [
+        (query, ids, shared_words([(data.queries[query], data.corpus[document]) for document in ids]))
+        for split in (data.qrels if every else ["train"])
+        for query, relevant in data.qrels[split].items()
+        for ids in [list(dict.fromkeys([*relevant, *list(data.corpus)[:5]]))]
+    ]
+
+
+def test_scores_that_are_no_teachers_are_refused(run: Run, tmp_path: Path, beir: Path) -> None:
+    """Prevents ranks and BM25's scores from being taught as a teacher's."""
+    store = tmp_path / "scores"
+    TeacherScores.from_rows(lists_of(beir), store, manifest={"scale": "rank"})
+    with pytest.raises(ValueError, match=r"has ranks and no scores.* --calibration log-rank"):
+        run(scores=store)
+    find_candidates(beir / "queries.jsonl", beir / "corpus.jsonl", ["bm25"], tmp_path / "run", depth=5)
+    with pytest.raises(ValueError, match=r"the scores of a search for candidates.* st-m3se score"):
+        run(scores=tmp_path / "run")
+
+
+def test_scores_keep_their_teacher_and_held_out_lists_have_what_was_found(
+    run: Run, tmp_path: Path, beir: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Prevents one teacher's scores from being published as another's, and relevant documents that --include-positives
+    put into held-out lists from making the teacher look better."""
+    monkeypatch.setattr(lists, "DEPTH", 2)
+    store = tmp_path / "scores"
+    manifest = {"teacher": "hub/judge", "activation": "identity", "inputs": {"corpus": "of other texts"}}
+    TeacherScores.from_rows(lists_of(beir), store, manifest=manifest)
+    results = run(scores=store, epochs=1, anyway=True)
+    assert results["teachers"] == ["hub/judge"]
+    assert any("has the scores of hub/judge: it teaches" in note for note in results["notes"])
+    assert any("where the text of an id has changed" in note for note in results["notes"])
+    out = tmp_path / "out"
+    taught = TeacherScores.open(out / results["stages"]["teacher-train"] / "teacher-1")
+    assert (taught.manifest["teacher"], taught.manifest["activation"]) == ("hub/judge", "identity")
+    assert "from hub/judge" in (out / "model" / "README.md").read_text()
+    assert "Teacher: hub/judge" in (out / "report.html").read_text()
+    runs = [
+        lists.run_of(TeacherScores.open(out / results["stages"]["candidates"] / name), results["query_ids"])
+        for name in ("bm25", "guide")
+    ]
+    test = TeacherScores.open(out / results["stages"]["teacher-test"] / "teacher-1")
+    for row in test:
+        best = [sorted(run[str(row.query_id)], key=run[str(row.query_id)].__getitem__)[-2:] for run in runs]
+        allowed = {*chain.from_iterable(best)}
+        assert {*map(str, row.document_ids)} <= allowed
+    given = TeacherScores.open(store)
+    assert any(len(given[q].document_ids) > len(test[q].document_ids) for q in results["query_ids"])
+
+
+def test_a_teacher_that_is_needed_is_looked_for_first(run: Run, tmp_path: Path, beir: Path) -> None:
+    """Prevents a name that stands for a teacher who cannot be asked from being missed after hours of searching."""
+    store = tmp_path / "scores"
+    TeacherScores.from_rows(lists_of(beir, every=False), store, manifest={"teacher": "a-language-model"})
+    with pytest.raises(ValueError, match=r"32 held-out queries have no scores in .* it cannot: a-language-model is no"):
+        run(scores=store, teacher="a-language-model")
+    assert not list((tmp_path / "out").glob("candidates-*"))
+
+
+def test_bm25_may_match_bigrams(run: Run, beir: Path, tmp_path: Path) -> None:
+    results = run(tokens="bigrams", epochs=1)
+    manifest = TeacherScores.open(tmp_path / "out" / results["stages"]["candidates"] / "bm25").manifest
+    assert "bigrams" in json.dumps(manifest)
+    with pytest.raises(ValueError, match="tokens must be one of words, bigrams"):
+        run(tokens="letters")
 
 
 def test_a_loaded_teacher_that_was_trained_since_is_another_one(

@@ -53,7 +53,8 @@ def test_terminal_and_card_show_the_corrected_p(tmp_path: Path) -> None:
         **compare_runs(RUNS, QRELS, "teacher"),
         **{"data": "toy", "documents": 10, "queries": {"train": 4, "test": 24}, "judged_by": next(iter(JUDGES))},
         **{"kept_start": False, "model": "m", "taught_by": "teacher", "command": "st-m3se distill", "model_from": "x"},
-        "config": {"teacher": ["t"], "student": "s"},
+        **{"teachers": ["t"], "trainings": {AFTER: [{"folder": "x", "seed": 1}, {"folder": "y", "seed": 2}]}},
+        "config": {"student": "s"},
     }
     card = tmp_path / "README.md"
     card.write_text("# Model\n")

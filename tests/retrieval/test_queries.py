@@ -145,6 +145,22 @@ def test_an_interrupted_call_asks_again_only_for_what_was_not_saved(tmp_path: Pa
     assert len(asked) == len(ANSWERS) + 1
 
 
+def test_a_query_of_words_that_no_document_has_must_beat_others_too(tmp_path: Path) -> None:
+    """Prevents the filter from letting everything pass where BM25 finds nothing beside the document itself."""
+    asked: dict[str, set[str]] = {}
+
+    def teacher(pairs: list[tuple[str, str]]) -> list[float]:
+        for query, document in pairs:
+            asked.setdefault(query, set()).add(document)
+        return [float(len(document)) for _, document in pairs]
+
+    counts = generate(
+        lambda documents, n: [[f"zzz{len(d)} qqq"] for d in documents], tmp_path, teacher=teacher, depth=4
+    )
+    assert all(len(documents) >= min(5, len(CORPUS)) for documents in asked.values())
+    assert counts["kept"] < counts["distinct"]
+
+
 @pytest.mark.parametrize("top_k", [1, 3])
 def test_the_teacher_keeps_what_finds_its_document(tmp_path: Path, top_k: int) -> None:
     """The teacher likes long documents: what it keeps can be counted from the lists that it scored."""

@@ -319,6 +319,7 @@ TUPLES = Format(
     _read_tuples,
     _fits_tuples,
     meaning="texts",
-    note="mine_hard_negatives gives a bi-encoder's scores, unless it was given a cross-encoder.",
+    note="mine_hard_negatives gives a bi-encoder's scores, unless it was given a cross-encoder and a margin, "
+    "min_score or max_score.",
 )
 COLBERT = Format("colbert", _read_colbert, _fits_colbert)
