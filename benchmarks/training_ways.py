@@ -27,6 +27,7 @@ from training_lists import Lists, half_repeated, jsonl
 from st_m3se import DistillationCollator, M3SELoss, MarginMSELoss, SpladeLoss
 
 FLOOR_PIECE = 2048
+LAYERS = 6  # of --model random
 Features = dict[str, Any]
 
 
@@ -92,7 +93,7 @@ def _random_model(corpora: Path, student: str, trunk: str) -> Any:
         trunk,
         vocab_size=max(30522, len(vocabulary)),
         hidden_size=384,
-        num_hidden_layers=6,
+        num_hidden_layers=LAYERS,
         pad_token_id=0,
         bos_token_id=2,
         eos_token_id=3,

@@ -17,7 +17,9 @@ MODEL = ["--model", "random", "--device", "cpu", "--skip-memory", "--profile"]
 
 @pytest.fixture
 def benchmark(monkeypatch: pytest.MonkeyPatch) -> Any:
-    return load_benchmark("training_step", monkeypatch)
+    module = load_benchmark("training_step", monkeypatch)
+    monkeypatch.setattr(sys.modules["training_ways"], "LAYERS", 1)
+    return module
 
 
 @pytest.mark.slow
