@@ -73,6 +73,11 @@ def check_teacher(
     }
     listed = ", ".join(f"{name} {mean:.3f}" for name, mean in means.items())
     say(f"  {len(qrels)} queries, all re-rank the same candidates, nDCG@10: {listed}")
+    if means["BM25"] > means[taught_by]:
+        say(
+            "  BM25 alone is better than that here, so that a student may learn as much from its first results: "
+            "--control trains one that does."
+        )
     p = "p < 0.001" if test.randomisation_p < 0.001 else f"p = {test.randomisation_p:.3f}"
     verdict = f"The {taught_by} is {{}} the student ({test.difference:+.3f}, {p})"
     if test.difference > 0:
