@@ -183,6 +183,8 @@ class Texts(Mapping[Id, str]):
                 f" It is {type(first).__name__} and the {self.name} has {short(other)} ({type(other).__name__}): open "
                 f'one of the two with id_type="{type(first).__name__}" or convert the other.'
             )
+        else:
+            message += f" Give the {self.name} that they are from, or leave them out."
         raise FormatError(message)
 
     def take(self, ids: Sequence[Id]) -> list[str]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 import os
 import subprocess
 import sys
@@ -18,7 +19,7 @@ from sentence_transformers import CrossEncoder, SentenceTransformer
 
 from st_m3se import APITeacher, find_candidates
 from st_m3se.distillation import DistillationConfig, PoorTeacherError, lists
-from st_m3se.scores import TeacherScores
+from st_m3se.scores import TeacherScores, combine, convert
 
 from .conftest import FAST
 
@@ -230,6 +231,25 @@ def test_scores_keep_their_teacher_and_held_out_lists_have_what_was_found(
         assert {*map(str, row.document_ids)} <= allowed
     given = TeacherScores.open(store)
     assert any(len(given[q].document_ids) > len(test[q].document_ids) for q in results["query_ids"])
+
+
+def test_published_probabilities_teach_without_their_model(run: Run, tmp_path: Path, beir: Path) -> None:
+    """A file of others' scores, made logits of; its model is a name alone."""
+    pairs = [
+        (query, document, score)
+        for query, ids, scores in lists_of(beir)
+        for document, score in zip(ids, scores, strict=True)
+    ]
+    lines = [f"{query}\t{document}\t{1 / (1 + math.exp(-score)):.7f}" for query, document, score in pairs]
+    (tmp_path / "published.tsv").write_text("\n".join(["query-id\tcorpus-id\tscore", *lines]) + "\n")
+    convert(tmp_path / "published.tsv", tmp_path / "published")
+    combine([tmp_path / "published"], tmp_path / "logits", calibration="logit")
+    results = run(scores=tmp_path / "logits", teacher="a-model-that-is-nowhere", epochs=1, anyway=True)
+    assert results["teachers"] == ["a-model-that-is-nowhere"]
+    taught = TeacherScores.open(tmp_path / "out" / results["stages"]["teacher-train"] / "teacher-1")
+    for query, ids, scores in lists_of(beir, every=False):
+        found = dict(zip(taught[query].document_ids, taught[query].scores, strict=True))
+        assert [found[document] for document in ids] == pytest.approx(scores, abs=0.1)
 
 
 def test_a_teacher_that_is_needed_is_looked_for_first(run: Run, tmp_path: Path, beir: Path) -> None:
