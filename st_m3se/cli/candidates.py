@@ -71,10 +71,6 @@ def candidates(
         raise typer.BadParameter("--split names a file of --data; without --data, or for another file, use --qrels.")
     if include_positives and split is None and qrels is None:
         raise typer.BadParameter("--include-positives needs --split or --qrels: they say which documents those are.")
-    if "bm25" not in (source or ["bm25"]) and (stemmer, stopwords, tokens) != ("english", "english", "words"):
-        raise typer.BadParameter(
-            "--stemmer, --stopwords and --tokens are for bm25: add --source bm25, or leave them out."
-        )
 
     from st_m3se.core.findings import report
     from st_m3se.data.collection import Collection
@@ -82,6 +78,16 @@ def candidates(
     from st_m3se.retrieval.candidates import find_candidates
     from st_m3se.retrieval.exclusions import read_exclusions
 
+    sources = source or ["bm25"]
+    bm25 = BM25(
+        stopwords=None if stopwords == "none" else stopwords,
+        stemmer=None if stemmer == "none" else stemmer,
+        tokens=tokens,
+    )
+    if "bm25" not in sources and bm25 != BM25():
+        raise typer.BadParameter(
+            "--stemmer, --stopwords and --tokens are for bm25: add --source bm25, or leave them out."
+        )
     id_type = None if ids == "keep" else ids
     opened = Collection.open(
         data, split, queries=queries, corpus=corpus, qrels=qrels, id_type=id_type, judged_only=True
@@ -91,15 +97,10 @@ def candidates(
         typer.echo(f"{len(judged):,} queries are judged in {qrels or f'{data}, split {opened.split}'}")
     report("candidates", opened.findings, strict=strict)
     pairs, banned = read_exclusions(exclude or [], asked, documents)
-    bm25 = BM25(
-        stopwords=None if stopwords == "none" else stopwords,
-        stemmer=None if stemmer == "none" else stemmer,
-        tokens=tokens,
-    )
     made = find_candidates(
         asked,
         documents,
-        [bm25 if name == "bm25" else name for name in source or ["bm25"]],
+        [bm25 if name == "bm25" else name for name in sources],
         output,
         depth=depth,
         positives=judged if include_positives else None,

@@ -226,9 +226,9 @@ class _Distillation:
             )
         sizes = {split: getattr(config, f"{split}_queries") for split in SPLITS}
         self.data.cut({split: size and ceil(size / self.growth) for split, size in sizes.items()})
-        self.given_manifest: dict[str, Any] = {}
-        self.ready = self._ready()
-        if config.scores and (held_out := self._lacking()["dev"] + self._lacking()["test"]):
+        self.ready, self.given_manifest = self._ready()
+        lacking = self._lacking()
+        if config.scores and (held_out := lacking["dev"] + lacking["test"]):
             try:
                 self._check_teachers()
             except ValueError as error:
@@ -244,13 +244,10 @@ class _Distillation:
             raise ValueError("the loss 'combined' needs judgements of training queries. Leave it out.")
 
     def _check_teachers(self) -> None:
+        config = self.config
         for named in self.teachers.values():
             if isinstance(named, (str, Path)):
-                label, prompt, own_code = (
-                    self.config.teacher_label,
-                    self.config.teacher_prompt,
-                    self.config.trust_remote_code,
-                )
+                label, prompt, own_code = config.teacher_label, config.teacher_prompt, config.trust_remote_code
                 check_saved(str(named), label=label, prompt=prompt, trust_remote_code=own_code)
 
     def _command(self, data: Any) -> str:
@@ -327,17 +324,18 @@ class _Distillation:
         data.notes.append(f"queries of {made['documents']} documents were made for this estimate")
         return data
 
-    def _ready(self) -> Run:
-        """Scores that are there already, of the queries of this distillation."""
+    def _ready(self) -> tuple[Run, dict[str, Any]]:
+        """Scores that are there already, of the queries of this distillation, and what is known of them."""
         path, data = self.config.scores, self.data
         if path is None:
-            return {}
+            return {}, {}
         if len(self.teachers) > 1:
             raise ValueError(
                 f"scores are one teacher's, and there are {len(self.teachers)}. Combine their scores first."
             )
         store = TeacherScores.open(path)
-        manifest = {name: store.manifest[name] for name in MANIFEST_FIELDS if name in store.manifest}
+        # A combined store may have no teacher's name: the one that was given stands for it.
+        manifest = {name: value for name in MANIFEST_FIELDS if (value := store.manifest.get(name)) is not None}
         if manifest.get("scale") == "rank":
             raise ValueError(
                 f"{path} has ranks and no scores, and it is scores that are taught. Make some of them: st-m3se combine "
@@ -348,11 +346,10 @@ class _Distillation:
                 f"{path} has the scores of a search for candidates, and not a teacher's. Let one score them: st-m3se "
                 f"score --teacher MODEL --candidates {path} OUT."
             )
-        self.given_manifest = manifest
         scorer, name = manifest.get("teacher"), next(iter(self.teachers))
         if scorer and Path(scorer).name != Path(name).name:
             data.notes.append(f"{path} has the scores of {scorer}: it teaches, and {name} scores what is lacking there")
-        if (manifest.get("inputs") or {}).get("corpus", data.corpus.fingerprint) != data.corpus.fingerprint:
+        if manifest.get("inputs", {}).get("corpus", data.corpus.fingerprint) != data.corpus.fingerprint:
             data.notes.append(
                 f"the documents are not all the ones that were scored for {path}: where the text of an id has changed, "
                 "its scores are wrong"
@@ -368,7 +365,7 @@ class _Distillation:
         if left := len(data.qrels["train"]) - len(train):
             data.notes.append(f"{left} training queries have no scores in {path}: left out")
         data.qrels["train"] = train
-        return listed
+        return listed, manifest
 
     # What would be done.
 
@@ -726,7 +723,7 @@ class _Distillation:
             "documents": len(self.data.corpus),
             "queries": self.data.sizes,
             "notes": self.data.notes,
-            "teachers": [self.given_manifest["teacher"]] if self.given_manifest.get("teacher") else list(self.teachers),
+            "teachers": [self.given_manifest["teacher"]] if "teacher" in self.given_manifest else list(self.teachers),
             "judged_by": self._judge("test"),
             "taught_by": taught_by,
             **found,

@@ -13,7 +13,7 @@ from st_m3se.distillation.data import Qrels
 from st_m3se.distillation.lists import AFTER, BEFORE, ENSEMBLE, JUDGES, MEASURES, TEACHER, Run, measure
 from st_m3se.evaluation.significance import compare
 
-__all__ = ["P_EXPLAINED", "compare_runs", "p_text", "ranked_by", "render_text", "table"]
+__all__ = ["P_EXPLAINED", "about_seeds", "compare_runs", "p_text", "ranked_by", "render_text", "table"]
 
 LEAST_LEAD = 0.01  # below, a share of it says nothing
 P_EXPLAINED = (

@@ -7,6 +7,7 @@ from typing import Any
 
 from st_m3se.distillation.data import Qrels
 from st_m3se.distillation.lists import BY_GENERATION, BY_TEACHER, ENSEMBLE, TEACHER, Run, measure
+from st_m3se.distillation.results import p_text
 from st_m3se.evaluation.significance import compare
 
 __all__ = ["UNCHECKED", "PoorTeacherError", "check_teacher"]
@@ -78,8 +79,8 @@ def check_teacher(
             "  BM25 alone is better than that here, so that a student may learn as much from its first results: "
             "--control trains one that does."
         )
-    p = "p < 0.001" if test.randomisation_p < 0.001 else f"p = {test.randomisation_p:.3f}"
-    verdict = f"The {taught_by} is {{}} the student ({test.difference:+.3f}, {p})"
+    p = p_text(test.randomisation_p)
+    verdict = f"The {taught_by} is {{}} the student ({test.difference:+.3f}, p {p if p.startswith('<') else f'= {p}'})"
     if test.difference > 0:
         sure = "" if test.significant else "; so few queries cannot tell that from chance: more judged ones would"
         say(f"  {verdict.format('better than')}{sure}")

@@ -247,6 +247,7 @@ def test_published_probabilities_teach_without_their_model(run: Run, tmp_path: P
     results = run(scores=tmp_path / "logits", teacher="a-model-that-is-nowhere", epochs=1, anyway=True)
     assert results["teachers"] == ["a-model-that-is-nowhere"]
     taught = TeacherScores.open(tmp_path / "out" / results["stages"]["teacher-train"] / "teacher-1")
+    assert taught.manifest["teacher"] == "a-model-that-is-nowhere"
     for query, ids, scores in lists_of(beir, every=False):
         found = dict(zip(taught[query].document_ids, taught[query].scores, strict=True))
         assert [found[document] for document in ids] == pytest.approx(scores, abs=0.1)

@@ -624,6 +624,8 @@ def test_what_is_wrong_is_said_in_a_line(tmp_path: Path, folder: Path) -> None:
         in run(*["--queries", folder, "--corpus", folder, "--split", "x", out], code=2)[1]
     )
     assert "needs --split or --qrels" in run("--data", folder, "--include-positives", out, code=2)[1]
+    other = ["--source", "no-model", "--stemmer", "german"]
+    assert "are for bm25" in run("--data", folder, *other, out, code=2)[1]
     assert "no judgements for the split 'dev'" in run("--data", folder, "--split", "dev", out, code=1)[1]
     assert "there is no such folder" in run("--data", tmp_path / "lost", out, code=1)[1]
     (tmp_path / "bad").write_text("d1\nq1 d2\n")

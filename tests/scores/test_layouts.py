@@ -263,6 +263,7 @@ def test_what_the_hosts_mining_gives(output_format: Any, checkpoint: Path, tmp_p
     )
     mined.save_to_disk(tmp_path / "mined")
     result = convert(tmp_path / "mined", tmp_path / "store")
+    assert "bi-encoder's scores" in result.notes[0]
     assert "unless it was given a cross-encoder and a margin" in result.notes[0]
     store = TeacherScores.open(tmp_path / "store")
     for row in mined:
